@@ -1,0 +1,58 @@
+/* The plain interface of the kernels: pointers, sizes, a way to run jobs.  No torch in it.
+ *
+ * Voxels are [nz][ny][nx] without gaps, rays are float64 [views][6][3] in voxel coordinates
+ * (s0, su, sv, d0, du, dv; see ray.cuh), images are [views][height][width].  Results are float32,
+ * or float64 when the voxels are. */
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { XREG_INT16 = 0, XREG_FLOAT32 = 1, XREG_FLOAT64 = 2 };
+
+typedef struct {
+  const void* voxels; /* not read by a backprojection, which only needs the shape */
+  int32_t dtype;
+  int32_t nx, ny, nz;
+  double scale; /* attenuation = scale * voxel */
+} XregVolume;
+
+typedef struct {
+  const double* rays;
+  int64_t views;
+  int32_t height, width;
+  double metric[6];   /* xx, xy, xz, yy, yz, zz of M^T M, M the 3x3 of the affine (mm from index) */
+  int32_t integrator; /* 0 trilinear, 1 joseph, 2 siddon, 3 exact */
+  int32_t steps;      /* trilinear: samples from source to detector */
+} XregBeam;
+
+typedef struct {
+  const int16_t* data; /* [nz][ny][nx]; a label outside [0, channels) is left out */
+  int32_t channels;
+  int32_t soft; /* 0: label of the voxel nearest to the sample; 1: each voxel's share to its own label */
+} XregLabels;
+
+/* Runs body(i, context) for i in [0, n), on as many threads as the caller likes. */
+typedef void (*XregBody)(int64_t i, void* context);
+typedef void (*XregFor)(int64_t n, XregBody body, void* context);
+
+/* image [views][h][w]; moments null or [views][6][h][w]: dI/ds (3) and dI/dd (3) of each ray.
+ * base, avx2 and avx512 take int16 and float32 volumes below 2^31 voxels; scalar takes all. */
+typedef void XregProject(const XregVolume*, const XregBeam*, void* image, void* moments, XregFor run);
+XregProject xreg_project_base, xreg_project_avx2, xreg_project_avx512, xreg_project_scalar;
+
+/* image [views][channels][h][w]. */
+void xreg_project_labels(const XregVolume*, const XregBeam*, const XregLabels*, void* image, XregFor run);
+/* moments [views][6][h][w] of sum_c cotangent[c] I_c; cotangent [views][channels][h][w]. */
+void xreg_label_moments(const XregVolume*, const XregBeam*, const XregLabels*, const void* cotangent, void* moments,
+                        XregFor run);
+/* volume [nz][ny][nx] += the transpose applied to cotangent [views][h][w] ([views][channels][h][w] with
+ * labels, which may be null). */
+void xreg_backproject(const XregVolume*, const XregBeam*, const XregLabels*, const void* cotangent, void* volume,
+                      XregFor run);
+
+#ifdef __cplusplus
+}
+#endif

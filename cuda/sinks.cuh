@@ -1,0 +1,336 @@
+// What is done with the samples of a march: integrate them, scatter a value back along them, or
+// sort them by label.  A march calls point / cell / plane / voxel; a sink says what each means.
+#pragma once
+#include "grid.cuh"
+
+namespace xreg {
+inline namespace XREG_ISA {
+
+constexpr int kAhead = 12;  // steps between asking for a cache line and using it
+
+// Trilinear sample at (x, y, z): the cell it lies in and the fractions there.
+template <class Real>
+struct Spot {
+  int i, j, k;
+  Real fx, fy, fz;
+};
+
+template <class Real>
+HD int nearest(int i, Real fraction) { return i + (fraction >= Real(0.5) ? 1 : 0); }
+
+template <bool Bounded, class Real, class Grid>
+HD Spot<Real> locate(const Grid& g, Real x, Real y, Real z) {
+  Spot<Real> s;
+  if (Bounded) {  // far outside is as good as just outside: every voxel there is zero
+    x = clamp(x, Real(-2), static_cast<Real>(g.nx + 1));
+    y = clamp(y, Real(-2), static_cast<Real>(g.ny + 1));
+    z = clamp(z, Real(-2), static_cast<Real>(g.nz + 1));
+    s.i = floor_int(x);
+    s.j = floor_int(y);
+    s.k = floor_int(z);
+  } else {  // inside, so positive: truncation is floor
+    s.i = static_cast<int>(x);
+    s.j = static_cast<int>(y);
+    s.k = static_cast<int>(z);
+  }
+  s.fx = x - static_cast<Real>(s.i);
+  s.fy = y - static_cast<Real>(s.j);
+  s.fz = z - static_cast<Real>(s.k);
+  return s;
+}
+
+// The integral of the field and, with Moments, A = sum w grad and B = sum w n grad, where n is the
+// march's own time along the ray.
+template <class Grid_, class Real_, int L_, bool Moments>
+struct Integral {
+  using Grid = Grid_;
+  using Real = Real_;
+  static constexpr int L = L_;
+  static constexpr bool kMoments = Moments;
+  static constexpr bool kIntegral = true;  // steps are summed with weight 1 and scaled when settled
+  Grid grid;
+  Real sum[L];
+  Real a[3][L], b[3][L];
+  Real end_lo[L], end_hi[L];  // Joseph's planes that a ray's end cuts in two
+
+  HD void clear() {
+    XREG_LANES
+    for (int l = 0; l < L; ++l) {
+      sum[l] = end_lo[l] = end_hi[l] = Real(0);
+      for (int q = 0; q < 3; ++q) a[q][l] = b[q][l] = Real(0);
+    }
+  }
+  HD void gather(int l, const Sampled<Real>& f, Real w, Real n) {
+    sum[l] += w * f.value;
+    if (Moments) {
+      const Real gx = w * f.gx, gy = w * f.gy, gz = w * f.gz;
+      a[0][l] += gx;
+      a[1][l] += gy;
+      a[2][l] += gz;
+      b[0][l] += n * gx;
+      b[1][l] += n * gy;
+      b[2][l] += n * gz;
+    }
+  }
+  HD Real gate(const Spot<Real>& s) const {
+    return grid.gate(nearest(s.i, s.fx), nearest(s.j, s.fy), nearest(s.k, s.fz));
+  }
+  template <bool Bounded>
+  HD void point(int l, Real x, Real y, Real z, Real w, Real n) {
+    const Spot<Real> s = locate<Bounded>(grid, x, y, z);
+    const Corners<Real> c = load_cell<Bounded, Real>(grid, s.i, s.j, s.k);
+    gather(l, interpolate(c, s.fx, s.fy, s.fz), w * gate(s), n);
+  }
+  // Two samples of one cell, loaded once.
+  template <bool Bounded>
+  HD void cell(int l, const Spot<Real>& p, const Spot<Real>& q, Real w, Real np, Real nq) {
+    const Corners<Real> c = load_cell<Bounded, Real>(grid, p.i, p.j, p.k);
+    gather(l, interpolate(c, p.fx, p.fy, p.fz), w * gate(p), np);
+    gather(l, interpolate(c, q.fx, q.fy, q.fz), w * gate(q), nq);
+  }
+  // One sample in plane p of Axis; (y, z), (x, z) or (x, y) are the coordinates in the plane.
+  template <int Axis, bool Bounded>
+  HD void plane(int l, int p, Real y, Real z, Real w, Real n, Real cut_lo, Real cut_hi) {
+    constexpr int kY = Axis == 0 ? 1 : 0, kZ = Axis == 2 ? 1 : 2;
+    if (Bounded) {
+      y = clamp(y, Real(-2), static_cast<Real>((kY == 0 ? grid.nx : grid.ny) + 1));
+      z = clamp(z, Real(-2), static_cast<Real>((kZ == 1 ? grid.ny : grid.nz) + 1));
+    }
+    const int iy = Bounded ? floor_int(y) : static_cast<int>(y);
+    const int iz = Bounded ? floor_int(z) : static_cast<int>(z);
+    const Real fy = y - static_cast<Real>(iy), fz = z - static_cast<Real>(iz);
+    Real v00, v10, v01, v11;
+    square<Axis, Bounded>(p, iy, iz, v00, v10, v01, v11);
+    const Real d0 = v10 - v00, d1 = v11 - v01;
+    const Real v0 = v00 + fy * d0, v1 = v01 + fy * d1;
+    const Real dz = v1 - v0, value = v0 + fz * dz;
+    const int ny = nearest(iy, fy), nz = nearest(iz, fz);
+    w *= Axis == 0 ? grid.gate(p, ny, nz) : Axis == 1 ? grid.gate(ny, p, nz) : grid.gate(ny, nz, p);
+    sum[l] += w * value;
+    if (Moments) {
+      const Real gy = w * (d0 + fz * (d1 - d0)), gz = w * dz;
+      a[kY][l] += gy;
+      a[kZ][l] += gz;
+      b[kY][l] += n * gy;
+      b[kZ][l] += n * gz;
+      if (Bounded) {
+        end_lo[l] += cut_lo * value;
+        end_hi[l] += cut_hi * value;
+      }
+    }
+  }
+  template <int Axis, bool Bounded>
+  HD void square(int p, int y, int z, Real& v00, Real& v10, Real& v01, Real& v11) const {
+    if (Bounded) {
+      v00 = in_plane<Axis>(p, y, z);
+      v10 = in_plane<Axis>(p, y + 1, z);
+      v01 = in_plane<Axis>(p, y, z + 1);
+      v11 = in_plane<Axis>(p, y + 1, z + 1);
+      return;
+    }
+    using Index = typename Grid::IndexType;
+    const Index row = grid.nx, slice = static_cast<Index>(grid.nx) * grid.ny;
+    const Index n = Axis == 0 ? grid.offset(p, y, z) : Axis == 1 ? grid.offset(y, p, z) : grid.offset(y, z, p);
+    if (Axis == 0) {  // neighbours along y and z: four single loads
+      v00 = grid.template at<Real>(n);
+      v10 = grid.template at<Real>(n + row);
+      v01 = grid.template at<Real>(n + slice);
+      v11 = grid.template at<Real>(n + slice + row);
+    } else {
+      grid.template pair<Real>(n, v00, v10);
+      grid.template pair<Real>(n + (Axis == 1 ? slice : row), v01, v11);
+    }
+  }
+  template <int Axis>
+  HD Real in_plane(int p, int y, int z) const {
+    return Axis == 0   ? voxel_or_zero<Real>(grid, p, y, z)
+           : Axis == 1 ? voxel_or_zero<Real>(grid, y, p, z)
+                       : voxel_or_zero<Real>(grid, y, z, p);
+  }
+  // A constant voxel crossed over a length w.
+  HD Real voxel(int l, int i, int j, int k, Real w) {
+    const Real v = voxel_or_zero<Real>(grid, i, j, k) * grid.gate(i, j, k);
+    sum[l] += w * v;
+    return v;
+  }
+  HD void jump(int axis, int l, Real g, Real n) {
+    a[axis][l] += g;
+    b[axis][l] += n * g;
+  }
+
+  // The sums ran over steps n of length dt from t0, each worth w.
+  HD void settle(int l, Real w, Real t0, Real dt) {
+    sum[l] *= w;
+    if (Moments) {
+      for (int q = 0; q < 3; ++q) {
+        a[q][l] *= w;
+        b[q][l] = t0 * a[q][l] + dt * w * b[q][l];
+      }
+    }
+  }
+  // Joseph: planes stay where they are, so a shift along the axis moves the ray across them; t of
+  // plane n is t0 + n inv, and (my, mz) is the in-plane shift a plane.
+  template <int Axis>
+  HD void settle_planes(int l, Real t0, Real inv, Real my, Real mz) {
+    constexpr int kY = Axis == 0 ? 1 : 0, kZ = Axis == 2 ? 1 : 2;
+    const Real w = magnitude(inv);
+    settle(l, w, t0, inv);
+    if (Moments) {
+      const Real hi = w * end_hi[l], lo = w * end_lo[l];
+      a[Axis][l] = hi - lo - my * a[kY][l] - mz * a[kZ][l];
+      b[Axis][l] = (inv > Real(0) ? hi : -lo) - my * b[kY][l] - mz * b[kZ][l] - inv * sum[l];
+    }
+  }
+
+  // Ask for the lines that the packet will need kAhead steps from now.
+  template <int Lanes, class Track>
+  HD void look_ahead(const Track& t, int n, int end) const {
+#if !defined(__CUDA_ARCH__)
+    const Real m = static_cast<Real>(lower(n + kAhead, end - 1));
+    for (int l = 0; l < Lanes; ++l) {
+      const int i = static_cast<int>(t.start[0][l] + m * t.step[0][l]);
+      const int j = static_cast<int>(t.start[1][l] + m * t.step[1][l]);
+      const int k = static_cast<int>(t.start[2][l] + m * t.step[2][l]);
+      grid.prefetch(grid.offset(i, j, k));
+    }
+#endif
+  }
+  template <int Axis, int Lanes, class Planes>
+  HD void look_ahead_plane(const Planes& p, int origin, int n, int end) const {
+#if !defined(__CUDA_ARCH__)
+    const int ahead = lower(n + kAhead, end - 1);
+    const Real m = static_cast<Real>(ahead);
+    for (int l = 0; l < Lanes; ++l) {
+      const int y = static_cast<int>(p.y[l] + m * p.dy[l]), z = static_cast<int>(p.z[l] + m * p.dz[l]);
+      const int at = origin + ahead;
+      grid.prefetch(Axis == 0 ? grid.offset(at, y, z) : Axis == 1 ? grid.offset(y, at, z) : grid.offset(y, z, at));
+    }
+#endif
+  }
+  template <int Lanes, class Walk>
+  HD void look_ahead_cell(const Walk&) const {}
+};
+
+// Sinks that handle each voxel a ray touches, with its weight.  Derived::add(i, j, k, weight, at)
+// does it; `at` is the voxel nearest to the sample, whose label decides under hard labels.
+template <class Derived, class Real_>
+struct Deposit {
+  using Real = Real_;
+  static constexpr int L = 1;
+  static constexpr bool kMoments = false;
+  static constexpr bool kIntegral = false;
+  struct Nearest {
+    int i, j, k;
+  };
+  HD Derived& self() { return *static_cast<Derived*>(this); }
+  HD void spread(const Spot<Real>& s, Real w) {
+    const Real one = Real(1), gx = one - s.fx, gy = one - s.fy, gz = one - s.fz;
+    const Nearest at{nearest(s.i, s.fx), nearest(s.j, s.fy), nearest(s.k, s.fz)};
+    self().add(s.i, s.j, s.k, w * gx * gy * gz, at);
+    self().add(s.i + 1, s.j, s.k, w * s.fx * gy * gz, at);
+    self().add(s.i, s.j + 1, s.k, w * gx * s.fy * gz, at);
+    self().add(s.i + 1, s.j + 1, s.k, w * s.fx * s.fy * gz, at);
+    self().add(s.i, s.j, s.k + 1, w * gx * gy * s.fz, at);
+    self().add(s.i + 1, s.j, s.k + 1, w * s.fx * gy * s.fz, at);
+    self().add(s.i, s.j + 1, s.k + 1, w * gx * s.fy * s.fz, at);
+    self().add(s.i + 1, s.j + 1, s.k + 1, w * s.fx * s.fy * s.fz, at);
+  }
+  template <bool Bounded>
+  HD void point(int, Real x, Real y, Real z, Real w, Real) {
+    spread(locate<Bounded>(self().grid, x, y, z), w);
+  }
+  template <bool Bounded>
+  HD void cell(int, const Spot<Real>& p, const Spot<Real>& q, Real w, Real, Real) {
+    if (w == Real(0)) return;
+    spread(p, w);
+    spread(q, w);
+  }
+  template <int Axis, bool Bounded>
+  HD void plane(int, int p, Real y, Real z, Real w, Real, Real, Real) {
+    const int iy = floor_int(clamp(y, Real(-2), Real(1 << 30))), iz = floor_int(clamp(z, Real(-2), Real(1 << 30)));
+    const Real fy = y - static_cast<Real>(iy), fz = z - static_cast<Real>(iz);
+    if (w == Real(0) || fy > Real(1) || fz > Real(1) || fy < Real(0) || fz < Real(0)) return;
+    const int ny = nearest(iy, fy), nz = nearest(iz, fz);
+    const Nearest at = Axis == 0 ? Nearest{p, ny, nz} : Axis == 1 ? Nearest{ny, p, nz} : Nearest{ny, nz, p};
+    for (int q = 0; q < 4; ++q) {
+      const int y1 = iy + (q & 1), z1 = iz + (q >> 1);
+      const Real share = w * ((q & 1) ? fy : Real(1) - fy) * ((q >> 1) ? fz : Real(1) - fz);
+      if (Axis == 0) self().add(p, y1, z1, share, at);
+      if (Axis == 1) self().add(y1, p, z1, share, at);
+      if (Axis == 2) self().add(y1, z1, p, share, at);
+    }
+  }
+  HD Real voxel(int, int i, int j, int k, Real w) {
+    if (w != Real(0)) self().add(i, j, k, w, Nearest{i, j, k});
+    return Real(0);
+  }
+  HD void settle(int, Real, Real, Real) {}
+  HD void jump(int, int, Real, Real) {}
+  template <int Axis>
+  HD void settle_planes(int, Real, Real, Real, Real) {}
+  template <int Lanes, class Track>
+  HD void look_ahead(const Track&, int, int) const {}
+  template <int Axis, int Lanes, class Planes>
+  HD void look_ahead_plane(const Planes&, int, int, int) const {}
+  template <int Lanes, class Walk>
+  HD void look_ahead_cell(const Walk&) const {}
+  template <class Grid>
+  HD static bool inside(const Grid& g, int i, int j, int k) {
+    return i >= 0 && i < g.nx && j >= 0 && j < g.ny && k >= 0 && k < g.nz;
+  }
+};
+
+// Adds value * weight to every voxel of slices [k0, k1): the exact transpose of Integral.  Rays are
+// taken in a fixed order within a slab, so the result does not depend on the number of threads.
+template <class Grid_, class Out, LabelRule Rule>
+struct Scatter : Deposit<Scatter<Grid_, Out, Rule>, Out> {
+  using Grid = Grid_;
+  Grid grid;
+  Out* out;
+  int k0, k1;
+  Out value;            // of this ray, unlabelled
+  const int16_t* label;   // with labels: the value is weight[label]
+  const Out* weight;
+  int channels;
+
+  HD Out of(typename Grid::IndexType n) const {
+    const int c = label[n];
+    return c >= 0 && c < channels ? weight[c] : Out(0);
+  }
+  template <class Nearest>
+  HD void add(int i, int j, int k, Out w, const Nearest& at) {
+    if (k < k0 || k >= k1 || !this->inside(grid, i, j, k)) return;
+    const auto n = grid.offset(i, j, k);
+    Out g = value;
+    if (Rule == kSoft) g = of(n);
+    if (Rule == kHard) g = this->inside(grid, at.i, at.j, at.k) ? of(grid.offset(at.i, at.j, at.k)) : Out(0);
+    out[n] += g * w;
+  }
+};
+
+// Sorts the samples of one ray by label: sum[c] += w mu, for the label of each voxel (soft) or of
+// the voxel nearest to the sample (hard).
+template <class Grid_, class Out, LabelRule Rule>
+struct LabelSum : Deposit<LabelSum<Grid_, Out, Rule>, Out> {
+  using Grid = Grid_;
+  Grid grid;
+  const int16_t* label;
+  Out* sum;
+  int channels;
+
+  template <class Nearest>
+  HD void add(int i, int j, int k, Out w, const Nearest& at) {
+    if (!this->inside(grid, i, j, k)) return;
+    const auto n = grid.offset(i, j, k);
+    auto m = n;
+    if (Rule == kHard) {
+      if (!this->inside(grid, at.i, at.j, at.k)) return;
+      m = grid.offset(at.i, at.j, at.k);
+    }
+    const int c = label[m];
+    if (c >= 0 && c < channels) sum[c] += w * grid.template at<Out>(n);
+  }
+};
+
+}  // namespace XREG_ISA
+}  // namespace xreg

@@ -1,0 +1,117 @@
+"""The operators of xreg: one schema each, whichever library answers.
+
+Schemas and shapes are registered here once.  The compiled library (`xreg/_lib`) provides the kernels;
+where it is missing, the torch reference of `xreg.ops.reference` answers in its place and says so once.
+"""
+
+import ctypes
+import functools
+import warnings
+from pathlib import Path
+
+import torch
+
+BEAM = "Tensor rays, Tensor metric"
+SCHEMAS = {
+    "project": f"(Tensor mu, float scale, {BEAM}, int height, int width, int integrator, int steps, bool moments)"
+    " -> (Tensor, Tensor)",
+    "project_labels": f"(Tensor mu, float scale, Tensor labels, int channels, bool soft, {BEAM}, int height,"
+    " int width, int integrator, int steps) -> Tensor",
+    "label_moments": f"(Tensor cotangent, Tensor mu, float scale, Tensor labels, bool soft, {BEAM}, int integrator,"
+    " int steps) -> Tensor",
+    "backproject": "(Tensor cotangent, float scale, int depth, int rows, int cols, Tensor? labels, bool soft,"
+    f" {BEAM}, int integrator, int steps) -> Tensor",
+}
+LIBRARY = torch.library.Library("xreg", "DEF")
+
+
+def _result(mu):
+    return torch.float64 if mu.dtype == torch.float64 else torch.float32
+
+
+def _fake_project(mu, scale, rays, metric, height, width, integrator, steps, moments):
+    image = mu.new_empty((rays.shape[0], height, width), dtype=_result(mu))
+    return image, image.new_empty((rays.shape[0], 6 if moments else 0, height, width))
+
+
+def _fake_project_labels(mu, scale, labels, channels, soft, rays, metric, height, width, integrator, steps):
+    return mu.new_empty((rays.shape[0], channels, height, width), dtype=_result(mu))
+
+
+def _fake_label_moments(cotangent, mu, scale, labels, soft, rays, metric, integrator, steps):
+    return cotangent.new_empty((rays.shape[0], 6, *cotangent.shape[-2:]))
+
+
+def _fake_backproject(cotangent, scale, depth, rows, cols, labels, soft, rays, metric, integrator, steps):
+    return cotangent.new_empty((depth, rows, cols))
+
+
+FAKES = {
+    "project": _fake_project,
+    "project_labels": _fake_project_labels,
+    "label_moments": _fake_label_moments,
+    "backproject": _fake_backproject,
+}
+
+
+def _register() -> None:
+    for name, schema in SCHEMAS.items():
+        LIBRARY.define(name + schema)
+        torch.library.register_fake(f"xreg::{name}", FAKES[name], lib=LIBRARY)
+
+
+def library_path() -> Path:
+    """Where the compiled host library is, or would be."""
+    folder = Path(__file__).parent.parent / "_lib"
+    return next((p for p in sorted(folder.glob("xreg_cpu.*")) if p.suffix in {".so", ".dylib"}), folder / "xreg_cpu.so")
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library, or None with the reason why it is not used."""
+    from xreg.ops import reference
+
+    path = library_path()
+    for key in ("CUDA", "MPS"):  # no compiled kernels for these devices in this build
+        for name in SCHEMAS:
+            LIBRARY.impl(name, getattr(reference, name), key)
+    if path.exists():
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            reason = f"{path.name} does not load in torch {torch.__version__}: {error}"
+        else:
+            library = ctypes.CDLL(str(path))
+            library.xreg_isa.restype = ctypes.c_char_p
+            return library, ""
+    else:
+        reason = f"{path.name} has not been built"
+    for name in SCHEMAS:
+        LIBRARY.impl(name, getattr(reference, name), "CPU")
+    warnings.warn(
+        f"xreg runs on its slow torch reference, because {reason}. Build the kernels with "
+        "`pip install --no-build-isolation .` where a C++ compiler is installed; `xreg doctor` says more.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None, reason
+
+
+def load() -> bool:
+    """Make the operators ready; True where the compiled host kernels answer."""
+    return _load()[0] is not None
+
+
+def backend() -> str:
+    """Which host kernels answer: 'avx512', 'avx2', 'base', 'scalar' or 'reference'."""
+    library, _ = _load()
+    return "reference" if library is None else library.xreg_isa().decode()
+
+
+def use_backend(name: str) -> bool:
+    """Run the named build of the host kernels from now on; False where this machine cannot."""
+    library, _ = _load()
+    return library is not None and bool(library.xreg_set_isa(name.encode()))
+
+
+_register()
