@@ -39,7 +39,16 @@ struct Voxels {
 };
 
 #if !defined(__CUDA_ARCH__)
-// One 32-bit gather fetches both 16-bit neighbours (little endian).
+// There is no 16-bit gather, so a 32-bit one fetches two neighbours (little endian).
+template <>
+template <>
+HD float Voxels<int16_t, int32_t>::at<float>(int32_t n) const {
+  const bool first = n == 0;  // the voxel before the first is not ours to read
+  int32_t both;
+  std::memcpy(&both, data + (first ? 0 : n - 1), 4);
+  return static_cast<float>(first ? static_cast<int32_t>(static_cast<uint32_t>(both) << 16) >> 16 : both >> 16);
+}
+
 template <>
 template <>
 HD void Voxels<int16_t, int32_t>::pair<float>(int32_t n, float& a, float& b) const {

@@ -187,24 +187,31 @@ struct Integral {
   HD void look_ahead(const Track& t, int n, int end) const {
 #if !defined(__CUDA_ARCH__)
     const Real m = static_cast<Real>(lower(n + kAhead, end - 1));
+    typename Grid::IndexType at[Lanes];
+    XREG_LANES
     for (int l = 0; l < Lanes; ++l) {
       const int i = static_cast<int>(t.start[0][l] + m * t.step[0][l]);
       const int j = static_cast<int>(t.start[1][l] + m * t.step[1][l]);
       const int k = static_cast<int>(t.start[2][l] + m * t.step[2][l]);
-      grid.prefetch(grid.offset(i, j, k));
+      at[l] = grid.offset(i, j, k);
     }
+    for (int l = 0; l < Lanes; ++l) grid.prefetch(at[l]);
 #endif
   }
   template <int Axis, int Lanes, class Planes>
   HD void look_ahead_plane(const Planes& p, int origin, int n, int end) const {
 #if !defined(__CUDA_ARCH__)
-    const int ahead = lower(n + kAhead, end - 1);
+    const int ahead = lower(n + kAhead, end - 1), plane = origin + ahead;
     const Real m = static_cast<Real>(ahead);
+    typename Grid::IndexType at[Lanes];
+    XREG_LANES
     for (int l = 0; l < Lanes; ++l) {
       const int y = static_cast<int>(p.y[l] + m * p.dy[l]), z = static_cast<int>(p.z[l] + m * p.dz[l]);
-      const int at = origin + ahead;
-      grid.prefetch(Axis == 0 ? grid.offset(at, y, z) : Axis == 1 ? grid.offset(y, at, z) : grid.offset(y, z, at));
+      at[l] = Axis == 0   ? grid.offset(plane, y, z)
+              : Axis == 1 ? grid.offset(y, plane, z)
+                          : grid.offset(y, z, plane);
     }
+    for (int l = 0; l < Lanes; ++l) grid.prefetch(at[l]);
 #endif
   }
   template <int Lanes, class Walk>

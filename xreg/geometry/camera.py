@@ -21,6 +21,7 @@ from xreg.geometry._edits import CameraEdits
 from xreg.geometry._numbers import image_size, require_finite, require_positive, tensor64
 
 SCHEMA = "xreg.camera/1"
+_AT_SOURCE = 1e-6  # mm: a depth that rounding can give to the source itself
 _UNITS = {"K": "px", "camera_from_world": "mm", "size": "px (height, width)", "sdd": "mm", "world": "RAS+"}
 
 
@@ -28,12 +29,12 @@ _UNITS = {"K": "px", "camera_from_world": "mm", "size": "px (height, width)", "s
 class Camera(CameraEdits):
     """A pinhole or parallel-beam view; leading dimensions of the tensors are a batch and broadcast.
 
-    ``K`` [..., 3, 3] px is upper triangular and belongs to the pinhole image. ``camera_from_world`` [..., 4,
-    4] is rigid (mm). ``size`` is (height, width). ``sdd`` is the distance from source to detector in mm, a
-    number or [...]; None where it is unknown (a calibration file), and then rays need it given. ``mirrored``
-    says that the stored image has its columns reversed against the pinhole image, u = W − 1 − u_pinhole; the
-    pose itself never holds a reflection. In a ``parallel`` beam u = fx·x + cx with fx in px/mm; rays run
-    from z = 0 to z = sdd.
+    ``K`` [..., 3, 3] (px) is upper triangular and belongs to the pinhole image. ``camera_from_world``
+    [..., 4, 4] is rigid (mm). ``size`` is (height, width). ``sdd`` is the distance from source to detector in
+    mm, a number or [...]; None where it is unknown (a calibration file), and then rays need it given.
+    ``mirrored`` says that the stored image has its columns reversed against the pinhole image,
+    u = W − 1 − u_pinhole; the pose itself never holds a reflection. In a ``parallel`` beam u = fx·x + cx with
+    fx in px/mm, and rays run from z = 0 to z = sdd.
 
     Tensors, arrays and lists are taken and kept as float64 on the device of ``camera_from_world``. Gradients
     flow through K, camera_from_world and sdd. GeometryError if the numbers are no camera.
@@ -67,8 +68,6 @@ class Camera(CameraEdits):
                 f"K, camera_from_world and sdd must broadcast, got shapes {shapes}"
             ) from error
 
-    # ---- builders -------------------------------------------------------------------------------------
-
     @classmethod
     def c_arm(
         cls,
@@ -86,25 +85,21 @@ class Camera(CameraEdits):
     ) -> Camera:
         """Build the view of a C-arm from DICOM's words: patient supine, facing the detector at 0/0.
 
-        ``sdd``, ``sod``: source to detector and to isocentre (mm). ``primary`` (+ LAO), ``secondary`` (+
-        cranial) and in-plane ``roll``: degrees. ``size``: (height, width). ``spacing``: mm at the detector,
-        one number or (row, column) = (vertical, horizontal) as in DICOM. ``isocenter``: world RAS+ mm.
+        ``sdd``, ``sod``: source to detector and to isocentre (mm). ``primary`` (+ is LAO), ``secondary``
+        (+ is cranial) and in-plane ``roll``: degrees. ``size``: (height, width). ``spacing``: mm at the
+        detector, one number or (row, column), vertical first as in DICOM. ``isocenter``: world RAS+ mm.
         ``principal_point``: (u, v) px in the image as stored, by default its middle. Every number may be a
         tensor [...] (points and pairs [..., 3], [..., 2]); they broadcast to a batch and carry gradients.
 
         An ordinary XA display (patient's left on the right of the image, PatientOrientation L\\F) is seen
         from the detector's side: it is the ``mirrored=True`` image of this camera.
         """
-        names = ("primary", "secondary", "roll", "sod", "isocenter")
-        values = (primary, secondary, roll, sod, isocenter)
-        p, s, r, sod, iso = (
-            tensor64(v, n, device=_device_of(values)) for v, n in zip(values, names, strict=True)
-        )
-        for value, name in ((p, "primary"), (s, "secondary"), (r, "roll")):
-            require_finite(value, name)
-        require_positive(sod, "sod", "mm from source to isocentre")
-        pose = pinhole.pose_at(_c_arm.gantry_rotation(p, s, r), iso, sod)
-        sdd = require_positive(tensor64(sdd, "sdd", device=pose.device), "sdd", "mm from source to detector")
+        sdd, sod, angles, isocenter = _words(sdd, sod, (primary, secondary, roll), isocenter)
+        if bool((sod.detach() > sdd.detach()).any()):
+            raise GeometryError(
+                f"sod (to the isocentre) must not exceed sdd (to the detector), got {sod} > {sdd} mm"
+            )
+        pose = pinhole.pose_at(_c_arm.gantry_rotation(*angles), isocenter, sod)
         size = image_size(size)
         k = pinhole.intrinsics(sdd, spacing, principal_point, size, mirrored)
         return cls(k, pose, size, sdd, mirrored)
@@ -132,18 +127,14 @@ class Camera(CameraEdits):
         ``sdd`` by default, so that rays are centred on the isocentre. The rest is as in ``c_arm``; all carry
         gradients.
         """
-        sdd = require_positive(tensor64(sdd, "sdd"), "sdd", "mm, the length of a ray")
-        sod = sdd / 2 if sod is None else tensor64(sod, "sod")
-        iso = tensor64(isocenter, "isocenter")
         if direction is not None:
             axis = require_finite(tensor64(direction, "direction"), "direction")
             if axis.shape[-1:] != (3,) or bool((axis.detach().abs().amax(-1) == 0).any()):
-                raise GeometryError(
-                    f"direction must be a nonzero vector [..., 3] in the world, got {direction}"
-                )
+                raise GeometryError(f"direction must be a nonzero world vector [..., 3], got {direction}")
             primary, secondary = _c_arm.beam_angles(axis)
-        angles = (tensor64(primary, "primary"), tensor64(secondary, "secondary"), tensor64(roll, "roll"))
-        pose = pinhole.pose_at(_c_arm.gantry_rotation(*angles), iso, sod)
+        half = 0.5 * tensor64(sdd, "sdd") if sod is None else sod
+        sdd, sod, angles, isocenter = _words(sdd, half, (primary, secondary, roll), isocenter)
+        pose = pinhole.pose_at(_c_arm.gantry_rotation(*angles), isocenter, sod)
         size = image_size(size)
         k = pinhole.intrinsics(torch.ones_like(sdd), spacing, principal_point, size, mirrored)
         return cls(k, pose, size, sdd, mirrored, True)
@@ -169,8 +160,6 @@ class Camera(CameraEdits):
         size = image_size(size)
         k, pose, mirrored = pinhole.split_matrix(p, tensor64(front, "front", device=p.device), size[1])
         return cls(k, pose, size, sdd, mirrored)
-
-    # ---- what it is -----------------------------------------------------------------------------------
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -230,8 +219,6 @@ class Camera(CameraEdits):
         """(primary, secondary, roll) in degrees, as ``c_arm`` takes them."""
         return _c_arm.gantry_angles(self.world_from_camera[..., :3, :3])
 
-    # ---- where rays run -------------------------------------------------------------------------------
-
     def project(
         self, points: Float[Tensor, "*batch n 3"], *, return_depth: bool = False
     ) -> Float[Tensor, "*batch n 2"] | tuple[Float[Tensor, "*batch n 2"], Float[Tensor, "*batch n"]]:
@@ -245,7 +232,7 @@ class Camera(CameraEdits):
         if self.parallel:
             flat = local[..., :2]
         else:
-            ahead = depth > 0
+            ahead = depth > _AT_SOURCE
             flat = local[..., :2] / torch.where(ahead, depth, 1.0)[..., None]
         pixels = pinhole.affine(self.image_matrix, flat)
         if not self.parallel:
@@ -292,8 +279,6 @@ class Camera(CameraEdits):
                 "or set it with camera.replace(sdd=...)"
             )
         return self.sdd
-
-    # ---- batches ----------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> Camera:
         """Return the camera with its tensors on ``device``, still float64."""
@@ -351,8 +336,6 @@ class Camera(CameraEdits):
             sdd=sdd,
         )
 
-    # ---- as plain data ----------------------------------------------------------------------------------
-
     def to_dict(self) -> dict[str, Any]:
         """Return one camera (no batch) as plain JSON values, schema "xreg.camera/1"; no digit is lost."""
         if self.batch_shape:
@@ -365,7 +348,7 @@ class Camera(CameraEdits):
             "K": self.K.tolist(),
             "camera_from_world": self.camera_from_world.tolist(),
             "size": list(self.size),
-            "sdd": None if self.sdd is None else float(self.sdd),
+            "sdd": None if self.sdd is None else float(self.sdd.detach()),
             "mirrored": self.mirrored,
             "parallel": self.parallel,
         }
@@ -394,5 +377,16 @@ def _points(value: Any, width: int, name: str, device: torch.device) -> Float[Te
     return points
 
 
-def _device_of(values: Sequence[Any]) -> torch.device | None:
-    return next((v.device for v in values if isinstance(v, Tensor)), None)
+def _words(
+    sdd: Any, sod: Any, angles: tuple[Any, Any, Any], isocenter: Any
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Return (sdd, sod, (primary, secondary, roll), isocenter), checked, as float64 on one device."""
+    given = (*angles, isocenter, sod, sdd)
+    device = next((v.device for v in given if isinstance(v, Tensor)), None)
+    names = ("primary", "secondary", "roll", "isocenter", "sod", "sdd")
+    p, s, r, center, near, far = (
+        require_finite(tensor64(v, n, device=device), n) for v, n in zip(given, names, strict=True)
+    )
+    require_positive(near, "sod", "mm from source to isocentre")
+    require_positive(far, "sdd", "mm from source to detector")
+    return far, near, (p, s, r), center

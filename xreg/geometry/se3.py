@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
+from xreg.geometry._numbers import tensor64
 
 # Below θ² = 0.25 the series is used. Eight terms leave an error below 1e-17 there, and at θ = 0.5 the closed
 # forms have lost less than two digits of double precision to cancellation.
@@ -74,7 +75,7 @@ def from_euler(
     import roma  # imported here: it costs a second that most users of this module never need
 
     if not isinstance(angles, Tensor):
-        angles = torch.tensor(angles, dtype=torch.float64)
+        angles = tensor64(angles, "angles")
     if angles.shape[-1:] != (len(order),):
         raise GeometryError(
             f"angles must have shape [..., {len(order)}] for order {order!r}, got {tuple(angles.shape)}"

@@ -126,7 +126,7 @@ def _windowed(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndar
 def _read_npy(file: Path, frame: int) -> ImageFile:
     try:
         array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header ends in whatever its parser met first
         raise FileError(
             f"{file}: cannot be read as NPY ({error}); it may be truncated or hold objects"
         ) from error
@@ -165,7 +165,9 @@ def _read_pillow(file: Path, frame: int) -> ImageFile:
         raise ImageError(f"{file}: is not an image that can be read; expected {_WHAT}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{file}: {error}; no radiograph is that large") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # each format of Pillow fails in its own way
         raise FileError(f"{file}: the image is truncated or damaged ({error}); copy it again") from error
     if mode not in (*_GREY_MODES, "LA", "RGB", "RGBA"):
         raise ImageError(f"{file}: expected a grey image, got mode {mode}; save it as 8-bit or 16-bit grey")

@@ -6,6 +6,7 @@ World coordinates are RAS+ mm, as NIfTI and nibabel have them.  Arrays come as [
 from __future__ import annotations
 
 import gzip
+import math
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -41,9 +42,10 @@ def read_nifti(path: str | PathLike, *, planes: bool = False) -> NiftiGrid:
     """Read a 3D NIfTI-1 or NIfTI-2 file, plain or gzipped; header slope and intercept are applied.
 
     values: integers where the file holds unscaled integers, otherwise float32 (float64 stays).  A fourth and
-    further dimension of length 1 is dropped; with ``planes`` a 2D file becomes one plane, [1, H, W].  The affine is the sform where its code is set, otherwise the
-    qform, otherwise the voxel sizes (with an InputWarning); ``notes`` says which.  Raises FileError (missing,
-    truncated, damaged, not NIfTI) and VolumeError (dimensions, voxel sizes, singular affine).
+    further dimension of length 1 is dropped; with ``planes`` a 2D file becomes one plane, [1, H, W].  The
+    affine is the sform where its code is set, otherwise the qform, otherwise the voxel sizes (with an
+    InputWarning); ``notes`` says which.  Raises FileError (missing, truncated, damaged, not NIfTI) and
+    VolumeError (dimensions, voxel sizes, singular affine).
     """
     file = require_file(path, _WHAT)
     data = _read_bytes(file)
@@ -131,7 +133,14 @@ def _parse(data: bytes, file: Path) -> Any:
         raise FileError(
             f"{file}: the NIfTI header cannot be used ({error}); convert the file again"
         ) from error
-    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if int(image.dataobj.offset) < size or min(image.shape, default=0) < 1:
+        raise FileError(
+            f"{file}: the NIfTI header is damaged: voxels at byte {int(image.dataobj.offset)}, shape "
+            f"{image.shape}; copy it again"
+        )
+    expected = (
+        int(image.dataobj.offset) + math.prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
+    )
     if len(data) < expected:
         raise FileError(
             f"{file}: the file is truncated: its header announces {expected} bytes, {len(data)} are there; "
@@ -154,7 +163,7 @@ def _check_header(raw: Any, file: Path) -> None:
 
 
 def _shape_3d(shape: tuple[int, ...], file: Path) -> tuple[int, int, int]:
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
         raise VolumeError(
             f"{file}: wrong dimension: expected one 3D volume (further dimensions of length 1), "
             f"got shape {shape}; split a time series, and use load_radiograph for a 2D image"
@@ -166,8 +175,11 @@ def _world_affine(header: Any, file: Path) -> tuple[Tensor, dict[str, Any]]:
     try:
         sform, sform_code = header.get_sform(coded=True)
         qform, qform_code = header.get_qform(coded=True)
-    except ValueError as error:
-        raise VolumeError(f"{file}: the orientation in the header cannot be read ({error})") from error
+        unit = header.get_xyzt_units()[0]
+    except (ValueError, KeyError) as error:
+        raise VolumeError(
+            f"{file}: orientation or length unit in the header cannot be read ({error}); repair the header"
+        ) from error
     if sform_code:
         matrix, source = sform, "sform"
     elif qform_code:
@@ -179,7 +191,6 @@ def _world_affine(header: Any, file: Path) -> tuple[Tensor, dict[str, Any]]:
             InputWarning,
             stacklevel=4,
         )
-    unit = header.get_xyzt_units()[0]
     scale = _UNIT_MM[unit]
     affine = np.array(matrix, dtype=np.float64)
     affine[:3] *= scale

@@ -44,26 +44,15 @@ def load_volume(
     from the range; refused where unclear).  rescale: (slope, intercept) that turn its values into CT numbers,
     for 8-bit exports.  series_uid, recursive: for DICOM folders with several series or sub-folders.
     Values that cannot be what ``units`` says are refused; ``provenance`` records every choice.
-
-    Returns a Volume in RAS mm.  Raises FileError and VolumeError.
+    Raises FileError and VolumeError.
     """
     if units not in _UNITS:
         raise VolumeError(f'units must be "hu", "mu" or "auto", got {units!r}')
     if dtype not in (torch.float32, torch.float64):
         raise VolumeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     source = Path(path)
-    if not source.exists():
-        raise FileError(f"{source}: no such file or folder; expected a CT (NIfTI file or DICOM folder)")
-    if source.is_dir() or not source.name.lower().endswith((".nii", ".nii.gz")):
-        if units == "mu":
-            raise VolumeError(f'{source}: a DICOM CT holds CT numbers; units="mu" is for NIfTI files')
-        from .dicom_ct import load_dicom_ct
-
-        values, affine, notes = load_dicom_ct(source, series_uid=series_uid, recursive=recursive)
-        units = "hu"
-    else:
-        grid = read_nifti(source)
-        values, affine, notes = torch.from_numpy(grid.values), grid.affine, grid.notes
+    values, affine, notes = _read(source, units, series_uid, recursive)
+    units = "hu" if notes["format"] == "DICOM CT" else units
     values = values.to(dtype)
     units = _told_units(values, units, rescale, source)
     if rescale is not None:
@@ -83,6 +72,22 @@ def load_volume(
         label_names=names,
         provenance=notes,
     )
+
+
+def _read(
+    source: Path, units: str, series_uid: str | None, recursive: bool
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Stored values [D, H, W], affine and notes, from NIfTI by its name and from DICOM otherwise."""
+    if not source.exists():
+        raise FileError(f"{source}: no such file or folder; expected a CT (NIfTI file or DICOM folder)")
+    if source.is_file() and source.name.lower().endswith((".nii", ".nii.gz")):
+        grid = read_nifti(source)
+        return torch.from_numpy(grid.values), grid.affine, {"format": "NIfTI", **grid.notes}
+    if units == "mu":
+        raise VolumeError(f'{source}: a DICOM CT holds CT numbers; units="mu" is for NIfTI files')
+    from .dicom_ct import load_dicom_ct
+
+    return load_dicom_ct(source, series_uid=series_uid, recursive=recursive)
 
 
 def save_volume(

@@ -59,12 +59,18 @@ def _joseph(s: Tensor, d: Tensor, size: tuple[int, int, int]) -> Iterator[tuple[
         yield rows, torch.stack(x, -1), overlap / da.abs()
 
 
-def _samples(s: Tensor, d: Tensor, size, integrator: int, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _samples(
+    s: Tensor, d: Tensor, size, integrator: int, steps: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(rays, positions, weights in t) of every sample; the sum of weight times field is ∫ mu dt."""
     everyone = torch.arange(len(s), device=s.device)
     if integrator == TRILINEAR:
         t = (torch.arange(steps, dtype=s.dtype, device=s.device) + 0.5) / steps
-        yield everyone, s[:, None] + t[:, None] * d[:, None], torch.full_like(t, 1.0 / steps).expand(len(s), -1)
+        yield (
+            everyone,
+            s[:, None] + t[:, None] * d[:, None],
+            torch.full_like(t, 1.0 / steps).expand(len(s), -1),
+        )
     elif integrator == JOSEPH:
         yield from _joseph(s, d, size)
     else:
@@ -93,7 +99,10 @@ def _corners(x: Tensor, size: tuple[int, int, int], nearest: bool) -> Iterator[t
                 weight = weight * (f if bits[a] else 1 - f)
             inside = inside & (i >= 0) & (i < n)
             index.append(i.clamp(0, n - 1).long())
-        yield (index[2] * ny + index[1]) * nx + index[0], torch.where(inside, weight, torch.zeros_like(weight))
+        yield (
+            (index[2] * ny + index[1]) * nx + index[0],
+            torch.where(inside, weight, torch.zeros_like(weight)),
+        )
 
 
 def _integrate(mu: Tensor, s: Tensor, d: Tensor, integrator: int, steps: int, sort=None) -> Tensor:

@@ -63,7 +63,10 @@ def _register() -> None:
 def library_path() -> Path:
     """Where the compiled host library is, or would be."""
     folder = Path(__file__).parent.parent / "_lib"
-    return next((p for p in sorted(folder.glob("xreg_cpu.*")) if p.suffix in {".so", ".dylib"}), folder / "xreg_cpu.so")
+    return next(
+        (p for p in sorted(folder.glob("xreg_cpu.*")) if p.suffix in {".so", ".dylib"}),
+        folder / "xreg_cpu.so",
+    )
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Cameras of other tools, in and out: ``CONVENTIONS["diffdrr"].to_camera(params)`` and ``.from_camera(camera)``.
+"""Cameras of other tools, in and out: ``CONVENTIONS["diffdrr"].to_camera(params)``, ``.from_camera(camera)``.
 
 A camera made here describes the tool's image array exactly as the tool stores it; where that array is the
 mirror image of a pinhole's, the camera says ``mirrored=True`` and no flip is left to remember.
@@ -72,7 +72,7 @@ CONVENTIONS: dict[str, Convention] = {entry.name: entry for entry in _ENTRIES}
 
 
 def load(name: str, data: Mapping[str, Any]) -> Camera:
-    """Return the camera that the parameters ``data`` (as ``Params.to_dict`` writes them) mean to tool ``name``."""
+    """Return the camera that ``data`` (as ``Params.to_dict`` writes it) means to the tool ``name``."""
     convention = _find(name)
     return convention.to_camera(convention.params.from_dict(data))
 

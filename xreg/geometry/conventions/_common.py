@@ -14,30 +14,39 @@ from xreg.errors import GeometryError
 from xreg.geometry.camera import Camera
 
 Pair = tuple[float, float]
+Positive = float
+PositivePair = Pair
 Counts = tuple[int, int]
 Vector = tuple[float, float, float]
+PositiveVector = Vector
 Matrix3 = tuple[Vector, Vector, Vector]
 Matrix34 = tuple[tuple[float, ...], ...]
 Matrix4 = tuple[tuple[float, ...], ...]
 Array = NDArray[np.float64]
 
-_SHAPES = {
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "int": (),
+    "float": (),
+    "Positive": (),
     "Pair": (2,),
+    "PositivePair": (2,),
+    "PositiveVector": (3,),
     "Counts": (2,),
     "Vector": (3,),
     "Matrix3": (3, 3),
     "Matrix34": (3, 4),
     "Matrix4": (4, 4),
 }
+_WHOLE = ("int", "Counts")
 _CLOSE = 1e-6  # px, mm or rad: a difference below this is rounding
 _P = TypeVar("_P", bound="Params")
 
 
 @dataclass(frozen=True)
 class Params:
-    """A tool's own parameters of one view, in its own words and units; numbers only, so that JSON holds them.
+    """A tool's own parameters of one view, in its own words and units; JSON can hold them.
 
-    Lists, arrays and tensors are taken for tuples. GeometryError if a value has the wrong kind, shape or sign.
+    Lists, arrays and tensors become tuples. GeometryError if a value has the wrong kind, shape or sign.
     """
 
     tool: ClassVar[str] = ""
@@ -48,17 +57,17 @@ class Params:
             object.__setattr__(self, field.name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the parameters as plain JSON values, with the tool's name under "convention"."""
-        return {"convention": self.tool} | {f.name: _listed(getattr(self, f.name)) for f in fields(self)}
+        """Return the parameters as plain JSON values, with the tool's name under "tool"."""
+        return {"tool": self.tool} | {f.name: _listed(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls: type[_P], data: Mapping[str, Any]) -> _P:
-        """Read what ``to_dict`` wrote; "convention" may be left out. GeometryError names what is wrong."""
+        """Read what ``to_dict`` wrote; "tool" may be left out. GeometryError names what is wrong."""
         if not isinstance(data, Mapping):
             raise GeometryError(f"{cls.tool} parameters must be an object, got {type(data).__name__}")
-        given = {k: v for k, v in data.items() if k != "convention"}
-        if data.get("convention", cls.tool) != cls.tool:
-            raise GeometryError(f"expected parameters of {cls.tool!r}, got those of {data['convention']!r}")
+        given = {k: v for k, v in data.items() if k != "tool"}
+        if data.get("tool", cls.tool) != cls.tool:
+            raise GeometryError(f"expected parameters of {cls.tool!r}, got those of {data['tool']!r}")
         needed = {f.name for f in fields(cls) if f.default is MISSING}
         missing, unknown = needed - given.keys(), given.keys() - {f.name for f in fields(cls)}
         if missing or unknown:
@@ -125,7 +134,7 @@ def view_of(camera: Camera, tool: str, *, parallel: bool = False, needs_sdd: boo
         focal=np.array([k[0, 0], k[1, 1]]),
         center=camera.principal_point.detach().cpu().numpy(),
         size=camera.size,
-        sdd=None if camera.sdd is None else float(camera.sdd),
+        sdd=None if camera.sdd is None else float(camera.sdd.detach()),
         parallel=camera.parallel,
     )
 
@@ -171,7 +180,7 @@ def zxy(a: float, b: float, c: float) -> Array:
 
 
 def zxy_angles(r: Array) -> tuple[float, float, float]:
-    """Return (a, b, c) with r = Rz(a)·Rx(b)·Ry(c), b in [−π/2, π/2]; c is zero where only a ± c is defined."""
+    """Return (a, b, c) with r = Rz(a)·Rx(b)·Ry(c), b in [−π/2, π/2]; c is 0 where only a ± c is defined."""
     cosine = math.hypot(r[0, 1], r[1, 1])
     b = math.atan2(r[2, 1], cosine)
     if cosine < 1e-9:
@@ -180,41 +189,34 @@ def zxy_angles(r: Array) -> tuple[float, float, float]:
 
 
 def _parse(value: Any, kind: str, name: str) -> Any:
-    if kind in _SHAPES:
-        return _array(value, kind, name)
-    if value is None and kind.endswith("| None"):
-        return None
-    if kind.startswith("str"):
-        if not isinstance(value, str):
-            raise GeometryError(f"{name} must be a text, got {value!r}")
+    """Return ``value`` as the annotation ``kind`` wants it, or raise GeometryError naming it."""
+    if kind.endswith(" | None"):
+        if value is None:
+            return None
+        kind = kind.removesuffix(" | None")
+    expected = {"str": str, "bool": bool}.get(kind)
+    if expected is not None:
+        if not isinstance(value, expected):
+            raise GeometryError(f"{name} must be a {kind}, got {value!r:.80}")
         return value
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise GeometryError(f"{name} must be true or false, got {value!r}")
-        return value
-    number = _array([value], kind, name)[0]
-    if kind == "int":
-        return _count(number, name)
-    return number
-
-
-def _array(value: Any, kind: str, name: str) -> Any:
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise GeometryError(f"{name} must be numbers, got {value!r:.80}") from error
-    shape = _SHAPES.get(kind, (1,))
+    shape = _SHAPES[kind]
     if array.shape != shape or not np.isfinite(array).all():
         raise GeometryError(f"{name} must be finite numbers of shape {shape}, got {value!r:.80}")
-    if kind == "Counts":
-        return tuple(_count(v, name) for v in array.tolist())
-    return tuple(tuple(row) for row in array.tolist()) if array.ndim == 2 else tuple(array.tolist())
+    if (kind.startswith("Positive") or kind in _WHOLE) and array.min() <= 0:
+        raise GeometryError(f"{name} must be positive, got {value!r:.80}")
+    if kind in _WHOLE:
+        if (array != np.round(array)).any():
+            raise GeometryError(f"{name} must be whole numbers, got {value!r:.80}")
+        array = array.astype(int)
+    return _tupled(array.tolist())
 
 
-def _count(number: float, name: str) -> int:
-    if number != int(number) or number < 1:
-        raise GeometryError(f"{name} must be a positive whole number, got {number:g}")
-    return int(number)
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(v) for v in value) if isinstance(value, list) else value
 
 
 def _listed(value: Any) -> Any:

@@ -19,9 +19,8 @@ from xreg.geometry.conventions._common import (
     Matrix3,
     Matrix4,
     Params,
+    Positive,
     Vector,
-    View,
-    camera_from_view,
     choice,
     require_mirrored,
     rotation_about,
@@ -41,7 +40,7 @@ class DeepDRR(Params):
     camera3d_from_world: Matrix4
     sensor_width: int
     sensor_height: int
-    source_to_detector_distance: float
+    source_to_detector_distance: Positive
     world: str = "RAS"
 
 

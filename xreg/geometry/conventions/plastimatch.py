@@ -1,4 +1,4 @@
-"""plastimatch's projection file: image centre, 3×4 matrix, SAD, SID, normal, extrinsic, intrinsic. World LPS mm.
+"""plastimatch's projection file: centre, 3×4 matrix, SAD, SID, normal, extrinsic, intrinsic. World LPS mm.
 
 Column = P₀·x / P₂·x + centre₀ and row = P₁·x / P₂·x + centre₁, pixel centres at integers, row 0 at the end
 that VUP points to: a pinhole, not mirrored. Intrinsic is diag(1/pitch₀, 1/pitch₁, 1/SID), and the line of
@@ -9,7 +9,7 @@ base/proj_matrix.cxx, and its output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from xreg.geometry.conventions._common import (
     Matrix34,
     Pair,
     Params,
+    Positive,
     Vector,
     require_mirrored,
     view_of,
@@ -39,11 +40,12 @@ class Plastimatch(Params):
     tool: ClassVar[str] = "plastimatch"
     image_center: Pair
     matrix: Matrix34
-    sad: float
-    sid: float
+    sad: Positive
+    sid: Positive
     nrm: Vector
     extrinsic: Matrix4
     intrinsic: Matrix34
+    _: KW_ONLY
     rows: int
     columns: int
 
@@ -59,8 +61,8 @@ def parse(text: str, *, rows: int, columns: int) -> Plastimatch:
             raise ValueError("wrong count of numbers")
     except ValueError as error:
         raise GeometryError(
-            "a plastimatch projection file holds 19 numbers (centre 2, matrix 12, SAD, SID, normal 3), the word "
-            f"Extrinsic and 16, the word Intrinsic and 12; this text does not: {error}"
+            "a plastimatch projection file holds 19 numbers (centre 2, matrix 12, SAD, SID, normal 3), the "
+            f"word Extrinsic and 16, the word Intrinsic and 12; this text does not: {error}"
         ) from error
     head_, extrinsic_, intrinsic_ = numbers
     return Plastimatch(

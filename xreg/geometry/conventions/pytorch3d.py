@@ -18,6 +18,7 @@ from xreg.geometry.conventions._common import (
     Matrix3,
     Pair,
     Params,
+    PositivePair,
     Vector,
     require_mirrored,
     view_of,
@@ -36,7 +37,7 @@ class PyTorch3D(Params):
     tool: ClassVar[str] = "pytorch3d"
     R: Matrix3
     T: Vector
-    focal_length: Pair
+    focal_length: PositivePair
     principal_point: Pair
     image_size: Counts
     sdd: float | None = None

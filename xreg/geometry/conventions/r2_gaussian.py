@@ -8,7 +8,7 @@ integers. Source: r2_gaussian/dataset/dataset_readers.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,9 @@ from xreg.geometry.conventions._common import (
     Counts,
     Pair,
     Params,
+    Positive,
+    PositivePair,
+    PositiveVector,
     Vector,
     View,
     camera_from_view,
@@ -31,15 +34,16 @@ from xreg.geometry.conventions.naf import circle_axes, circle_position
 
 @dataclass(frozen=True)
 class R2Gaussian(Params):
-    """Keys of "scanner" and one angle (rad); ``nDetector``, ``sDetector`` are (v, u); ``sVoxel`` (x, y, z); mm."""
+    """Keys of "scanner" and one angle (rad); detector pairs (v, u), ``sVoxel`` (x, y, z); mm."""
 
     tool: ClassVar[str] = "r2_gaussian"
-    DSD: float
-    DSO: float
+    DSD: Positive
+    DSO: Positive
     nDetector: Counts
-    sDetector: Pair
-    sVoxel: Vector
+    sDetector: PositivePair
+    sVoxel: PositiveVector
     angle: float
+    _: KW_ONLY
     offDetector: Pair = (0.0, 0.0)
     mode: str = "cone"
 
@@ -55,8 +59,8 @@ def to_camera(params: R2Gaussian) -> Camera:
     choice(p.mode, ["cone"], "mode of r2_gaussian (its parallel mode is not converted)")
     if any(p.offDetector):
         raise GeometryError(
-            f"r2_gaussian ignores offDetector, so its view differs from the data's: got {p.offDetector} (v, u) "
-            "mm; crop or pad the projections until the offset is zero"
+            f"r2_gaussian ignores offDetector, so its view differs from the data's: got {p.offDetector} "
+            "(v, u) mm; crop or pad the projections until the offset is zero"
         )
     count = np.array(p.nDetector[::-1], dtype=np.float64)
     return camera_from_view(
@@ -72,7 +76,7 @@ def to_camera(params: R2Gaussian) -> Camera:
 
 
 def from_camera(camera: Camera, *, size_mm: Vector = (256.0, 256.0, 256.0)) -> R2Gaussian:
-    """Return the scanner entries for a view on the circle; ``size_mm`` (x, y, z) is the volume's, for the scale."""
+    """Return the scanner entries for a view on the circle; ``size_mm``, the volume's, sets the scale."""
     view = view_of(camera, "r2_gaussian")
     angle, dso = circle_position(camera, view, "r2_gaussian")
     require_centered(view, "r2_gaussian")

@@ -19,6 +19,7 @@ from xreg.geometry.conventions._common import (
     Matrix3,
     Matrix4,
     Params,
+    Positive,
     View,
     camera_from_view,
     choice,
@@ -40,8 +41,8 @@ class Rg2Camera(Params):
     extrinsic: Matrix4
     num_rows: int
     num_cols: int
-    row_spacing: float
-    col_spacing: float
+    row_spacing: Positive
+    col_spacing: Positive
     cam_coord_frame_type: str = FRAMES[0]
 
 
@@ -54,8 +55,8 @@ def to_camera(params: Rg2Camera) -> Camera:
     focal = z * np.array([k[0, 0], k[1, 1]])
     if focal.min() <= 0 or np.abs([k[0, 1], k[1, 0], *k[2, :2], k[2, 2] - 1]).max() > 0:
         raise GeometryError(
-            f"intrinsic of rg2_xreg must be [[{z:+.0f}f, 0, cx], [0, {z:+.0f}f, cy], [0, 0, 1]] for the frame "
-            f"{p.cam_coord_frame_type!r}, got {k.tolist()}"
+            f"intrinsic of rg2_xreg must be [[{z:+.0f}f, 0, cx], [0, {z:+.0f}f, cy], [0, 0, 1]] for the "
+            f"frame {p.cam_coord_frame_type!r}, got {k.tolist()}"
         )
     pose = camera_from_ras(np.array(p.extrinsic))
     rotation = pose[:3, :3]
@@ -75,7 +76,7 @@ def to_camera(params: Rg2Camera) -> Camera:
 
 
 def from_camera(camera: Camera, *, cam_coord_frame_type: str = "auto") -> Rg2Camera:
-    """Return the parameters of a camera; "auto" takes det-neg-z for a mirrored one and det-pos-z otherwise."""
+    """Return the parameters of a camera; "auto" is det-neg-z for a mirrored one, det-pos-z otherwise."""
     if cam_coord_frame_type == "auto":
         cam_coord_frame_type = FRAMES[0] if camera.mirrored else FRAMES[1]
     choice(cam_coord_frame_type, FRAMES, "cam_coord_frame_type of rg2_xreg")

@@ -9,7 +9,7 @@ circular geometry" page.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +20,8 @@ from xreg.geometry.conventions._common import (
     Counts,
     Pair,
     Params,
+    Positive,
+    PositivePair,
     View,
     camera_from_view,
     choice,
@@ -36,18 +38,19 @@ _WHY = "row 0 of its projections is the lowest row, so the array is the mirror i
 
 @dataclass(frozen=True)
 class RTK(Params):
-    """Arguments of ``AddProjection`` (mm, degrees) and of the projection image: size (u, v), spacing, origin mm.
+    """Arguments of ``AddProjection`` (mm, degrees) and the image's size (u, v), spacing and origin (mm).
 
-    ``patient_position`` "HFS" puts the camera's world in the patient (RAS); null leaves it in the fixed frame.
+    ``patient_position`` "HFS" puts the camera's world in the patient (RAS); null leaves the fixed frame.
     """
 
     tool: ClassVar[str] = "rtk"
-    sid: float
-    sdd: float
+    sid: Positive
+    sdd: Positive
     gantry_angle: float
     size: Counts
-    spacing: Pair
+    spacing: PositivePair
     origin: Pair
+    _: KW_ONLY
     proj_offset_x: float = 0.0
     proj_offset_y: float = 0.0
     out_of_plane_angle: float = 0.0
@@ -58,7 +61,7 @@ class RTK(Params):
 
 
 def to_camera(params: RTK) -> Camera:
-    """Return the camera of the projection array as ITK reads it (row 0 lowest); world by ``patient_position``."""
+    """Return the camera of the array as ITK reads it (row 0 lowest); world by ``patient_position``."""
     p = params
     gantry, tilt, turn = np.radians([p.gantry_angle, p.out_of_plane_angle, p.in_plane_angle])
     m = zxy(-turn, -tilt, -gantry)

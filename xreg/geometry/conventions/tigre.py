@@ -10,7 +10,7 @@ x, y, z along its last, middle and first array axis. Lengths mm. Source: Common/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +21,8 @@ from xreg.geometry.conventions._common import (
     Counts,
     Pair,
     Params,
+    Positive,
+    PositivePair,
     Vector,
     View,
     camera_from_view,
@@ -35,16 +37,17 @@ _WHY = "row 0 of its projections is the lowest row, so the array is the mirror i
 
 @dataclass(frozen=True)
 class TIGRE(Params):
-    """Names of ``tigre.utilities.geometry``; pairs are (v, u), ``offOrigin`` is (z, y, x); ``angles`` α, θ, ψ rad."""
+    """TIGRE's own names; pairs are (v, u), ``offOrigin`` is (z, y, x); ``angles`` α, θ, ψ in rad."""
 
     tool: ClassVar[str] = "tigre"
-    DSD: float
+    DSD: Positive
     DSO: float
     nDetector: Counts
-    dDetector: Pair
+    dDetector: PositivePair
     angles: Vector
     offDetector: Pair = (0.0, 0.0)
     offOrigin: Vector = (0.0, 0.0, 0.0)
+    _: KW_ONLY
     COR: float = 0.0
     mode: str = "cone"
 
@@ -76,7 +79,7 @@ def to_camera(params: TIGRE) -> Camera:
 
 
 def from_camera(camera: Camera) -> TIGRE:
-    """Return TIGRE's parameters for the array that ``camera`` describes, the world's origin at the volume's centre.
+    """Return TIGRE's parameters for the array that ``camera`` describes, the volume centred on the origin.
 
     DSO is the depth of the origin; what the source misses it by sideways goes into ``offOrigin``. The camera
     must be mirrored, as TIGRE's arrays are: flip the rows of an ordinary image and its camera first.

@@ -20,6 +20,8 @@ from xreg.geometry.conventions._common import (
     Counts,
     Pair,
     Params,
+    Positive,
+    PositivePair,
     View,
     camera_from_view,
     require_centered,
@@ -35,24 +37,24 @@ class XGaussian(Params):
     """Keys of the pickle, in scene units, and one angle (rad); ``scene_scale``: scene units per mm."""
 
     tool: ClassVar[str] = "x_gaussian"
-    DSD: float
-    DSO: float
+    DSD: Positive
+    DSO: Positive
     nDetector: Counts
     angle: float
-    dDetector: Pair = (1.0, 1.0)
+    dDetector: PositivePair = (1.0, 1.0)
     offDetector: Pair = (0.0, 0.0)
-    scene_scale: float = 1.0
+    scene_scale: Positive = 1.0
 
 
 def to_camera(params: XGaussian) -> Camera:
-    """Return the camera of one projection; world: the scene in mm. GeometryError where the tool would be wrong."""
+    """Return the camera of one projection; world: the scene in mm. GeometryError where the tool is wrong."""
     p = params
     if p.nDetector[0] != p.nDetector[1]:
         raise GeometryError(f"x_gaussian swaps width and height: the image must be square, got {p.nDetector}")
     if max(abs(d - 1.0) for d in p.dDetector) > _CLOSE or any(p.offDetector):
         raise GeometryError(
-            "x_gaussian takes pixels for one unit and ignores offsets, so its view differs from the data's: got "
-            f"dDetector {p.dDetector}, offDetector {p.offDetector}; scale lengths until a pixel is 1, and center"
+            "x_gaussian takes pixels for one unit and ignores offsets, so its view differs from the data's: "
+            f"got dDetector {p.dDetector}, offDetector {p.offDetector}; scale lengths until a pixel is 1"
         )
     if p.scene_scale <= 0:
         raise GeometryError(f"scene_scale of x_gaussian must be positive (units per mm), got {p.scene_scale}")

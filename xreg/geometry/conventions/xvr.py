@@ -10,7 +10,7 @@ with ``voxel_shift=0``, which puts voxels half a voxel off. Source: xvr/io/xray.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,23 +18,24 @@ import numpy as np
 from xreg.errors import GeometryError
 from xreg.geometry.camera import Camera
 from xreg.geometry.conventions import diffdrr
-from xreg.geometry.conventions._common import Pair, Params, Vector, choice
+from xreg.geometry.conventions._common import Params, Positive, PositivePair, Vector, choice
 
 _CLOSE = 1e-6
 
 
 @dataclass(frozen=True)
 class Xvr(Params):
-    """Angles in degrees, lengths in mm, ``pixel_spacing`` (row, column); ``isocenter``: volume centre, RAS."""
+    """Angles in degrees, lengths in mm, ``pixel_spacing`` (row, column); ``isocenter``: RAS."""
 
     tool: ClassVar[str] = "xvr"
     primary_angle: float
     secondary_angle: float
-    source_to_patient: float
-    source_to_detector: float
+    source_to_patient: Positive
+    source_to_detector: Positive
     rows: int
     columns: int
-    pixel_spacing: Pair
+    pixel_spacing: PositivePair
+    _: KW_ONLY
     x0: float = 0.0
     y0: float = 0.0
     orientation: str = "AP"
@@ -73,8 +74,8 @@ def from_camera(camera: Camera, *, isocenter: Vector = (0.0, 0.0, 0.0), orientat
     if abs(p.rotation[2]) > _CLOSE or max(abs(x), abs(z)) > _CLOSE or distance <= 0:
         raise GeometryError(
             "xvr's header pose has two angles and a distance: the beam axis must pass through the isocenter "
-            f"{tuple(isocenter)} without roll, but roll is {np.degrees(p.rotation[2]):.4g}° and the source lies at "
-            f"({x:.4g}, {y:.4g}, {z:.4g}) mm in the rotated frame; use the diffdrr convention"
+            f"{tuple(isocenter)} without roll, but roll is {np.degrees(p.rotation[2]):.4g}° and the source "
+            f"lies at ({x:.4g}, {y:.4g}, {z:.4g}) mm in the rotated frame; use the diffdrr convention"
         )
     return Xvr(
         primary_angle=np.degrees(p.rotation[0]),
