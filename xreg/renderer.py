@@ -1,0 +1,244 @@
+"""Radiographs from volumes: the renderer that a user holds.
+
+`drr` joins a `Volume` (or plain arrays), cameras and poses to the projector of `xreg.ops`.  It lives in
+`renderer.py`, and not in a module `drr`, because `xreg.drr` is the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.errors import GeometryError, VolumeError
+from xreg.geometry import Camera, Rig, se3
+from xreg.ops.project import INTEGRATORS, metric_of, project, project_labels, push_forward
+from xreg.volume import Volume
+
+DEFAULT_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Beam:
+    """How a view is integrated.
+
+    integrator: 'trilinear' (fixed step), 'joseph', 'siddon' (voxels of constant value) or 'exact' (the
+    trilinear field integrated exactly).  samples: for 'trilinear', how many over the depth that the volume
+    fills between source and detector.  storage: 'int16' reads quantised voxels (a rounding of 2e-5 of the
+    densest voxel, faster), 'float' the volume's own; a volume that requires grad is always read as it is.
+    """
+
+    integrator: str = "trilinear"
+    samples: int = DEFAULT_SAMPLES
+    storage: str = "int16"
+
+    def __post_init__(self) -> None:
+        if self.integrator not in INTEGRATORS:
+            raise GeometryError(
+                f"integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}"
+            )
+        if not isinstance(self.samples, int) or self.samples < 2:
+            raise GeometryError(f"samples must be a whole number of at least 2, got {self.samples!r}")
+        if self.storage not in ("int16", "float"):
+            raise GeometryError(f"storage must be 'int16' or 'float', got {self.storage!r}")
+
+
+def rays_in_volume(
+    volume: Volume, camera: Camera, world_from_body: Float[Tensor, "*batch 4 4"] | None = None
+) -> Float[Tensor, "*batch 6 3"]:
+    """The camera's rays in voxel coordinates of a volume: (s0, su, sv, d0, du, dv), float64.
+
+    Cameras without a source-to-detector distance get one that ends behind the volume.  Gradients flow to
+    the camera and the pose.
+    """
+    pose = _pose(world_from_body, camera)
+    basis = camera.ray_basis(None if camera.sdd is not None else _depth_behind(volume, camera, pose))
+    index_from_world = volume.index_from_world.to(basis.device) @ se3.inverse(pose)
+    linear = index_from_world[..., :3, :3]
+    rays = basis @ linear.transpose(-1, -2)
+    origin = torch.zeros(6, 1, dtype=rays.dtype, device=rays.device)
+    origin[0] = 1.0
+    return rays + origin * index_from_world[..., None, :3, 3]
+
+
+def drr(
+    volume: Volume | tuple[Any, Any],
+    camera: Camera | Rig | Sequence[Camera],
+    world_from_body: Any = None,
+    *,
+    integrator: str = "trilinear",
+    samples: int = DEFAULT_SAMPLES,
+    storage: str = "int16",
+    labels: str | None = None,
+    energy_kev: float | None = None,
+) -> Tensor | np.ndarray | list:
+    """Render digitally reconstructed radiographs: line integrals of attenuation, no unit.
+
+    volume: a `Volume`, or (mu [D, H, W] in 1/mm, affine [4, 4]) as arrays or tensors.  camera: one view or
+    a batch [...]; or several of different sizes (a `Rig` or a list), which gives a list of images.
+    world_from_body [..., 4, 4]: where the volume is (default: where its affine says), broadcast with the
+    camera's batch.  Result: [..., H, W] float32 (float64 for a float64 volume read with storage='float').
+
+    labels: None, or 'hard'/'soft' for one channel a label, [..., C, H, W], C = highest label + 1; channel
+    0 is what has no label, and the channels add up to the image.  energy_kev: render at another photon
+    energy than the volume's own.  integrator, samples, storage: see `Beam`.
+
+    Gradients flow to the volume's mu, the camera and the pose.  Numpy arrays in (as the volume or the
+    pose) give a numpy array out.  GeometryError if the volume lies outside every view.
+    """
+    beam = Beam(integrator, samples, storage)
+    as_numpy = isinstance(world_from_body, np.ndarray)
+    if not isinstance(volume, Volume):
+        as_numpy = as_numpy or isinstance(volume[0], np.ndarray)
+        volume = Volume(mu=volume[0], affine=volume[1])
+    if energy_kev is not None:
+        volume = volume.at_energy(energy_kev)
+    if isinstance(camera, Camera):
+        image = _render(volume, camera, world_from_body, beam, labels)
+        return image.detach().cpu().numpy() if as_numpy else image
+    images = [_render(volume, one, world_from_body, beam, labels) for one in camera]
+    return [i.detach().cpu().numpy() for i in images] if as_numpy else images
+
+
+def drr_with_jacobian(
+    volume: Volume,
+    camera: Camera,
+    world_from_body: Float[Tensor, "*batch 4 4"],
+    *,
+    center: Float[Tensor, "3"] | None = None,
+    beam: Beam = Beam(),
+) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6 H W"]]:
+    """Image and its derivative along the six directions of a pose step, from one march.
+
+    The step is ξ = (ω rad, v mm) of `se3.retract(world_from_body, ξ, center)`; center: a world point (mm),
+    by default where the pose puts the volume's middle.  Nothing carries gradients here.
+    """
+    with torch.no_grad():
+        pose = _pose(world_from_body, camera)
+        if center is None:
+            center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
+        rays = rays_in_volume(volume, camera, pose)
+        rays_dot = _rays_dot(volume, camera, pose, center)
+        batch = rays.shape[:-2]
+        mu, scale = _voxels(volume, beam)
+        flat = rays.reshape(-1, 6, 3).to(mu.device)
+        image, moments = project(
+            mu, flat, metric_of(volume.affine[:3, :3]), camera.size, scale=scale,
+            integrator=beam.integrator, steps=_steps(volume, rays, beam), moments=True,
+        )  # fmt: skip
+        jacobian = push_forward(moments, rays_dot.expand(*batch, 6, 6, 3).reshape(-1, 6, 6, 3))
+    return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, 6, *camera.size)
+
+
+def _rays_dot(volume: Volume, camera: Camera, pose: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
+    """d rays / d ξ: moving the body by ξ moves the rays by -ξ, seen from the body."""
+    basis = camera.ray_basis(None if camera.sdd is not None else _depth_behind(volume, camera, pose))
+    linear = (volume.index_from_world.to(basis.device) @ se3.inverse(pose))[..., :3, :3]
+    arm = basis.clone()
+    arm[..., 0, :] = arm[..., 0, :] - center
+    eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
+    turn = torch.linalg.cross(arm[..., None, :, :], eye[:, None, :].expand(3, 6, 3))  # -(ω × x) = x × ω
+    shift = torch.zeros(3, 6, 3, dtype=basis.dtype, device=basis.device)
+    shift[:, 0] = -eye
+    dot = torch.cat([turn, shift.expand_as(turn)], -3)
+    return dot @ linear[..., None, :, :].transpose(-1, -2)
+
+
+def _pose(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]:
+    if world_from_body is None:
+        return torch.eye(4, dtype=torch.float64, device=camera.device)
+    pose = torch.as_tensor(world_from_body)
+    if pose.dtype != torch.float64:
+        pose = pose.to(torch.float64)
+    pose = pose.to(camera.device)
+    se3.require_rigid(pose, "world_from_body")
+    return pose
+
+
+def _depth_behind(volume: Volume, camera: Camera, pose: Tensor) -> Tensor:
+    """A source-to-detector distance (mm) that ends behind the whole volume."""
+    corners = se3.apply(camera.camera_from_world @ pose, volume.box_corners.to(pose))
+    return corners[..., 2].amax(-1).clamp_min(1.0).detach()
+
+
+def _voxels(volume: Volume, beam: Beam) -> tuple[Tensor, float]:
+    mu = volume.mu
+    if beam.storage == "int16" and not mu.requires_grad:
+        return volume.quantised()
+    return mu.contiguous(), 1.0
+
+
+def _depth_range(volume: Volume, rays: Float[Tensor, "*batch 6 3"]) -> tuple[Tensor, Tensor]:
+    """The t in [0, 1] between which the volume lies, a view; empty where near >= far.
+
+    Planes of constant t are parallel to the detector, so t is affine in the position.
+    """
+    rays = rays.detach()
+    size = torch.tensor(volume.size, dtype=rays.dtype, device=rays.device)
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=rays.dtype, device=rays.device)] * 3)
+    corners = bits * (size + 1) - 1  # where the trilinear field has fallen to zero
+    s0, su, sv, d0, du, dv = rays.unbind(-2)
+    across = torch.stack([torch.where(du.abs() > 0, du, su), torch.where(dv.abs() > 0, dv, sv)])
+    normal = torch.linalg.cross(across[0], across[1])
+    t = ((corners - s0[..., None, :]) * normal[..., None, :]).sum(-1) / (d0 * normal).sum(-1, keepdim=True)
+    return t.amin(-1).clamp(0.0, 1.0), t.amax(-1).clamp(0.0, 1.0)
+
+
+def _steps(volume: Volume, rays: Tensor, beam: Beam) -> int:
+    if beam.integrator != "trilinear":
+        return 1
+    near, far = _depth_range(volume, rays)
+    depth = float((far - near).max())
+    return max(2, int(np.ceil(beam.samples / max(depth, 1e-3))))
+
+
+def _require_in_beam(volume: Volume, camera: Camera, pose: Tensor, rays: Tensor) -> None:
+    near, far = _depth_range(volume, rays)
+    hit = near < far
+    pixels = camera.project(se3.apply(pose, volume.box_corners.to(pose))).detach()
+    height, width = camera.size
+    limit = torch.tensor([width - 0.5, height - 0.5], dtype=pixels.dtype, device=pixels.device)
+    known = ~pixels.isnan().any(-1, keepdim=True)  # corners behind the source have no pixel
+    low = torch.where(known, pixels, torch.inf).amin(-2)
+    high = torch.where(known, pixels, -torch.inf).amax(-2)
+    seen = ((low <= limit) & (high >= -0.5)).all(-1) | ~known.all(-1).all(-1)[..., None].squeeze(-1)
+    if not bool((hit & seen).any()):
+        raise GeometryError(
+            f"the volume lies outside the beam of every view: its corners project to u {_range(low, high, 0)}, "
+            f"v {_range(low, high, 1)} px on an image of {width} x {height} (W x H) and it fills t "
+            f"{float(near.min()):.2f} to {float(far.max()):.2f} of the way from source to detector. Check the pose, "
+            "the isocentre (volume.center is a good one) and the source and detector distances"
+        )
+
+
+def _range(low: Tensor, high: Tensor, axis: int) -> str:
+    return f"{float(low[..., axis].min()):.0f} to {float(high[..., axis].max()):.0f}"
+
+
+def _render(volume: Volume, camera: Camera, world_from_body: Any, beam: Beam, labels: str | None) -> Tensor:
+    pose = _pose(world_from_body, camera)
+    rays = rays_in_volume(volume, camera, pose)
+    _require_in_beam(volume, camera, pose, rays)
+    batch, steps = rays.shape[:-2], _steps(volume, rays, beam)
+    mu, scale = _voxels(volume, beam)
+    flat = rays.reshape(-1, 6, 3).to(mu.device)
+    known = {"scale": scale, "integrator": beam.integrator, "steps": steps}
+    metric = metric_of(volume.affine[:3, :3])
+    if labels is None:
+        image, _ = project(mu, flat, metric, camera.size, **known)
+        return image.reshape(*batch, *camera.size)
+    if labels not in ("hard", "soft"):
+        raise VolumeError(f"labels must be None, 'hard' or 'soft', got {labels!r}")
+    if volume.labels is None:
+        raise VolumeError(f"labels={labels!r} needs a volume with labels; load it with mask=...")
+    channels = int(volume.labels.max()) + 1
+    image = project_labels(
+        mu, volume.labels.to(torch.int16).contiguous(), flat, metric, camera.size,
+        channels=channels, soft=labels == "soft", **known,
+    )  # fmt: skip
+    return image.reshape(*batch, channels, *camera.size)
