@@ -197,7 +197,10 @@ def _steps(volume: Volume, rays: Tensor, beam: Beam) -> int:
     return max(2, int(np.ceil(beam.samples / max(depth, 1e-3))))
 
 
-def _require_in_beam(volume: Volume, camera: Camera, pose: Tensor, rays: Tensor) -> None:
+def require_in_beam(volume: Volume, camera: Camera, world_from_body: Any = None) -> None:
+    """GeometryError unless some view sees the volume: its box on the image, and in front of the detector."""
+    pose = _pose(world_from_body, camera)
+    rays = rays_in_volume(volume, camera, pose)
     near, far = _depth_range(volume, rays)
     hit = near < far
     pixels = camera.project(se3.apply(pose, volume.box_corners.to(pose))).detach()
@@ -223,7 +226,7 @@ def _range(low: Tensor, high: Tensor, axis: int) -> str:
 def _render(volume: Volume, camera: Camera, world_from_body: Any, beam: Beam, labels: str | None) -> Tensor:
     pose = _pose(world_from_body, camera)
     rays = rays_in_volume(volume, camera, pose)
-    _require_in_beam(volume, camera, pose, rays)
+    require_in_beam(volume, camera, pose)
     batch, steps = rays.shape[:-2], _steps(volume, rays, beam)
     mu, scale = _voxels(volume, beam)
     flat = rays.reshape(-1, 6, 3).to(mu.device)

@@ -1,0 +1,56 @@
+"""What a registration may be told."""
+
+from dataclasses import dataclass, field
+
+from xreg.errors import RegistrationError
+from xreg.renderer import Beam
+from xreg.similarity import Term
+
+COARSE = (Term("image", None, 0.5), Term("gradient", None, 0.5))
+FINE = (Term("image", 13, 0.5), Term("gradient", 11, 0.5))
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the search.
+
+    pixels: the film is binned until its longer side is at most this; None: as it is.  terms: the similarity.
+    iterations: renders that may be spent at most.  tolerance: stop when a step moves the anatomy's edge by
+    less than this part of a pixel.
+    """
+
+    pixels: int | None
+    terms: tuple[Term, ...] = FINE
+    iterations: int = 12
+    tolerance: float = 0.02
+    samples: int = 250
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `register` can be told beyond its data.
+
+    levels: coarse to fine.  beam: how renders are integrated (samples is set by the level).  length_scale
+    (mm) balances rotation against translation: how far from the centre the anatomy that matters reaches.
+    step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a result is
+    not accepted.
+    """
+
+    levels: tuple[Level, ...] = field(
+        default_factory=lambda: (
+            Level(32, COARSE, 20, 0.05, 125),
+            Level(64, FINE, 12, 0.03, 250),
+            Level(128, FINE, 10, 0.03, 250),
+            Level(256, FINE, 6, 0.03, 500),
+        )
+    )
+    beam: Beam = Beam()
+    length_scale: float = 100.0
+    step_limit: tuple[float, float] = (8.0, 30.0)
+    accept_score: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise RegistrationError("levels must hold at least one Level")
+        if not self.length_scale > 0:
+            raise RegistrationError(f"length_scale must be positive (mm), got {self.length_scale}")

@@ -1,0 +1,161 @@
+"""How alike two radiographs are, as least squares.
+
+With both images normalised patch by patch to zero mean and unit norm, NCC = 1 - ½‖r‖², r the
+difference of the two; the same holds after a linear filter.  So the normal equations of a patch follow
+from sums of products of the image, the film and the Jacobian images alone: one Gram matrix a patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from xreg.errors import RegistrationError
+
+FILTERS = ("image", "gradient")
+FLAT = 1e-3  # a patch whose contrast is below this part of the typical one says nothing
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a similarity: NCC of the images or of their Sobel gradients.
+
+    window: side of the patches in px, half overlapping; None takes the whole image as one patch.
+    weight: its share in a sum of terms.
+    """
+
+    filter: str = "image"
+    window: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.filter not in FILTERS:
+            raise RegistrationError(f"filter must be one of {', '.join(FILTERS)}, got {self.filter!r}")
+        if self.window is not None and self.window < 3:
+            raise RegistrationError(f"window must be at least 3 px or None, got {self.window}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a set of terms says at one pose.
+
+    score: weighted mean NCC, -1 to 1.  cost: robust sum that is minimised.  gradient [6] and hessian
+    [6, 6] (Gauss-Newton) of the cost; scatter [6, 6]: covariance of the gradient under the residuals seen,
+    for the sandwich covariance.  terms: NCC of each term.
+    """
+
+    score: float
+    cost: float
+    gradient: Float[Tensor, "6"]
+    hessian: Float[Tensor, "6 6"]
+    scatter: Float[Tensor, "6 6"]
+    terms: tuple[float, ...]
+
+
+def sobel(images: Float[Tensor, "C H W"]) -> tuple[Float[Tensor, "C H W"], Float[Tensor, "C H W"]]:
+    """Derivatives along u and v by the 3×3 Sobel kernel, borders repeated."""
+    smooth = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    slope = torch.tensor([-0.5, 0.0, 0.5], dtype=images.dtype, device=images.device)
+    padded = F.pad(images[:, None], (1, 1, 1, 1), mode="replicate")
+    along_u = F.conv2d(F.conv2d(padded, slope.view(1, 1, 1, 3)), smooth.view(1, 1, 3, 1))
+    along_v = F.conv2d(F.conv2d(padded, smooth.view(1, 1, 1, 3)), slope.view(1, 1, 3, 1))
+    return along_u[:, 0], along_v[:, 0]
+
+
+def shrink(mask: Bool[Tensor, "H W"], pixels: int = 1) -> Bool[Tensor, "H W"]:
+    """The mask without the pixels that a filter of this reach would spoil, image border included."""
+    outside = F.pad((~mask).float()[None], (pixels,) * 4, value=1.0)
+    return F.max_pool2d(outside, 2 * pixels + 1, stride=1)[0] < 0.5
+
+
+def _grams(stack: Float[Tensor, "C H W"], mask: Float[Tensor, "H W"], window: int | None) -> Float[Tensor, "P C C"]:
+    """Sums of products over each patch of (1, channels), counting only valid pixels."""
+    z = torch.cat([mask[None], stack * mask], 0)
+    channels, height, width = z.shape
+    if window is None or window > min(height, width):
+        flat = z.reshape(1, channels, -1)
+    else:
+        columns = F.unfold(z[None], window, stride=max(1, window // 2))
+        flat = columns.reshape(channels, window * window, -1).permute(2, 0, 1)
+    return flat @ flat.transpose(1, 2)
+
+
+def _patch_equations(gram: Float[Tensor, "P C C"]):
+    """NCC, gradient and Gauss-Newton matrix of ½‖r‖² for each patch, from its Gram matrix."""
+    count = gram[:, 0, 0].clamp_min(1.0)
+    mean = gram[:, 0, 1:] / count[:, None]
+    c = gram[:, 1:, 1:] - count[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    norm_i, norm_f = c[:, 0, 0].clamp_min(0).sqrt(), c[:, 1, 1].clamp_min(0).sqrt()
+    safe_i, safe_f = norm_i.clamp_min(1e-12), norm_f.clamp_min(1e-12)
+    ncc = (c[:, 0, 1] / (safe_i * safe_f)).clamp(-1, 1)
+    with_image, with_film = c[:, 0, 2:] / safe_i[:, None], c[:, 1, 2:] / safe_f[:, None]
+    gradient = -(with_film - ncc[:, None] * with_image) / safe_i[:, None]
+    hessian = (c[:, 2:, 2:] - with_image[:, :, None] * with_image[:, None, :]) / safe_i[:, None, None] ** 2
+    return ncc, gradient, hessian, norm_i, norm_f, count
+
+
+def evaluate(
+    image: Float[Tensor, "H W"],
+    jacobian: Float[Tensor, "6 H W"],
+    film: Float[Tensor, "H W"],
+    mask: Bool[Tensor, "H W"],
+    terms: tuple[Term, ...],
+    *,
+    robust: float = 0.5,
+) -> Evidence:
+    """Score a rendered image against a film and build the normal equations of its pose.
+
+    jacobian: derivative of the image along six pose directions.  mask: pixels that count.  robust: scale
+    of the Cauchy weight on a patch's squared residual 2(1 - NCC); large turns it off.  RegistrationError
+    if no patch has both contrast and enough valid pixels.
+    """
+    stack = torch.cat([image[None], film[None], jacobian]).float()
+    total = sum(t.weight for t in terms)
+    score = cost = 0.0
+    gradient, hessian = torch.zeros(6, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+    scatter = torch.zeros(6, 6, dtype=torch.float64)
+    each = []
+    for term in terms:
+        filtered = sobel(stack) if term.filter == "gradient" else (stack,)
+        valid = (shrink(mask) if term.filter == "gradient" else mask).to(stack)
+        values = []
+        for part in filtered:
+            one = _evaluate_part(part, valid, term.window, robust)
+            share = term.weight / total / len(filtered)
+            values.append(one[0])
+            score += share * one[0]
+            cost += share * one[1]
+            gradient += share * one[2]
+            hessian += share * one[3]
+            scatter += share * share * one[4]
+        each.append(sum(values) / len(values))
+    return Evidence(score, cost, gradient, hessian, scatter, tuple(each))
+
+
+def _evaluate_part(stack: Tensor, valid: Tensor, window: int | None, robust: float):
+    gram = _grams(stack, valid, window)
+    ncc, gradient, hessian, norm_i, norm_f, count = _patch_equations(gram)
+    needed = 0.5 * (window * window if window else valid.sum())
+    usable = (count >= needed) & (norm_i > 0)
+    if not bool(usable.any()):
+        raise RegistrationError(
+            "no part of the film can be compared: its valid pixels are too few, or the volume does not "
+            "reach them. Check the mask, the camera and the starting pose"
+        )
+    typical = norm_f[usable].square().mean()
+    weight = usable * norm_f.square() / (norm_f.square() + FLAT * typical + 1e-20)
+    weight = weight / weight.sum().clamp_min(1e-12)
+    residual = 2 * (1 - ncc)
+    pull = weight / (1 + residual / robust)  # derivative of the Cauchy loss
+    cost = 0.5 * robust * (weight * torch.log1p(residual / robust)).sum()
+    overlap = 1.0 if window is None else (window / max(1, window // 2)) ** 2
+    spread = pull.square() * residual / count * overlap
+    return (
+        float((weight * ncc).sum()),
+        float(cost),
+        (pull[:, None] * gradient).sum(0).double().cpu(),
+        (pull[:, None, None] * hessian).sum(0).double().cpu(),
+        (spread[:, None, None] * hessian).sum(0).double().cpu(),
+    )
