@@ -30,6 +30,10 @@ struct Voxels {
 #endif
   }
 
+  // As `at`, for an n known not to be 0.
+  template <class Real>
+  HD Real single(Index n) const { return at<Real>(n); }
+
   // Two x-neighbours at once.
   template <class Real>
   HD void pair(Index n, Real& a, Real& b) const {
@@ -47,6 +51,14 @@ HD float Voxels<int16_t, int32_t>::at<float>(int32_t n) const {
   int32_t both;
   std::memcpy(&both, data + (first ? 0 : n - 1), 4);
   return static_cast<float>(first ? static_cast<int32_t>(static_cast<uint32_t>(both) << 16) >> 16 : both >> 16);
+}
+
+template <>
+template <>
+HD float Voxels<int16_t, int32_t>::single<float>(int32_t n) const {
+  int32_t both;
+  std::memcpy(&both, data + (n - 1), 4);
+  return static_cast<float>(both >> 16);
 }
 
 template <>
@@ -89,6 +101,8 @@ struct Weighted {
     const bool inside = i >= 0 && i < nx && j >= 0 && j < ny && k >= 0 && k < nz;
     return inside ? of(offset(i, j, k)) : Real_(0);
   }
+  template <class Real>
+  HD Real single(IndexType n) const { return at<Real>(n); }
   template <class Real>
   HD void pair(IndexType n, Real& a, Real& b) const {
     a = at<Real>(n);

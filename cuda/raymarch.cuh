@@ -141,7 +141,7 @@ HD void joseph_along(Sink& sink, const Rays<L>& r, const Region& region, const D
     const bool some = mine & (inner.t0[l] < inner.t1[l]);
     const double p = s + inner.t0[l] * d, q = s + inner.t1[l] * d;
     const double lo = upper(lower(s, s + d) + 0.5 + kMargin, lower(p, q)), hi = lower(upper(s, s + d) - 0.5 - kMargin, upper(p, q));
-    safe = upper(safe, some & (lo < hi) ? static_cast<int>(ceil(lo)) : ceil_plane);
+    safe = upper(safe, some & (lo < hi) ? upper(static_cast<int>(ceil(lo)), 1) : ceil_plane);
     last_safe = lower(last_safe, some & (lo < hi) ? static_cast<int>(floor(hi)) + 1 : floor_plane);
   }
   begin = upper(begin, floor_plane);

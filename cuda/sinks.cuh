@@ -132,10 +132,10 @@ struct Integral {
     const Index row = grid.nx, slice = static_cast<Index>(grid.nx) * grid.ny;
     const Index n = Axis == 0 ? grid.offset(p, y, z) : Axis == 1 ? grid.offset(y, p, z) : grid.offset(y, z, p);
     if (Axis == 0) {  // neighbours along y and z: four single loads
-      v00 = grid.template at<Real>(n);
-      v10 = grid.template at<Real>(n + row);
-      v01 = grid.template at<Real>(n + slice);
-      v11 = grid.template at<Real>(n + slice + row);
+      v00 = grid.template single<Real>(n);
+      v10 = grid.template single<Real>(n + row);
+      v01 = grid.template single<Real>(n + slice);
+      v11 = grid.template single<Real>(n + slice + row);
     } else {
       grid.template pair<Real>(n, v00, v10);
       grid.template pair<Real>(n + (Axis == 1 ? slice : row), v01, v11);

@@ -105,6 +105,10 @@ def load() -> bool:
     return _load()[0] is not None
 
 
+# As torch.compiler.assume_constant_result, whose import costs a second: torch.compile calls it while tracing.
+load._dynamo_marked_constant = True
+
+
 def backend() -> str:
     """Which host kernels answer: 'avx512', 'avx2', 'base', 'scalar' or 'reference'."""
     library, _ = _load()

@@ -1,0 +1,4 @@
+import click
+@click.command("convert")
+def command():
+    """Not yet."""

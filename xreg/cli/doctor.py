@@ -1,0 +1,189 @@
+"""`xreg doctor`: what is installed, which kernels run here and why, and whether they are right."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import click
+
+from xreg.cli.terminal import Fact, Terminal
+from xreg.cli.verb import verb
+
+TOLERANCE = 2e-5  # of the largest value: float32 kernels against float64 torch
+_ISA = {
+    "avx512": "the widest instructions that this CPU has",
+    "avx2": "this CPU has no AVX-512",
+    "base": "this CPU has neither AVX-512 nor AVX2, or is no x86",
+    "scalar": "asked for",
+}
+
+
+@verb("doctor")
+@click.option("--quick", is_flag=True, help="Leave out the self-test.")
+def command(terminal: Terminal, quick: bool) -> dict[str, Any]:
+    """Say what is installed, which backend runs and why, and test it.
+
+    The test renders a small volume with each integrator, image and derivatives, by the kernels and by the
+    reference in plain torch, and prints how far they differ. Exit code 1 if that is too far.
+    """
+    with terminal.working("looking at this machine"):
+        groups = {
+            "system": _system(),
+            "python packages": _packages(),
+            "compilers": _compilers(),
+            "kernels": _kernels(),
+        }
+    for title, facts in groups.items():
+        terminal.facts(title, facts)
+        terminal.say()
+    result = {title: {f.name: f.to_json() for f in facts} for title, facts in groups.items()}
+    if quick:
+        return result
+    with terminal.working("testing the kernels"):
+        facts, worst = _self_test()
+    terminal.facts("self-test", facts)
+    passed = worst <= TOLERANCE
+    verdict = "passed" if passed else "FAILED: the kernels are wrong on this machine; rebuild them, and report it"
+    terminal.say(f"\nself-test {verdict} (largest difference {worst:.1e}, at most {TOLERANCE:.0e} of the largest value)")
+    test = {f.name: f.to_json() for f in facts}
+    return {**result, "self-test": test, "passed": passed, "status": "done" if passed else "failed"}
+
+
+def _system() -> list[Fact]:
+    import torch
+
+    from xreg import __version__
+
+    facts = [
+        Fact("xreg", __version__, note=os.path.dirname(os.path.dirname(os.path.dirname(__file__)))),
+        Fact("python", platform.python_version(), note=sys.executable),
+        Fact("system", f"{platform.system()} {platform.release()}", note=platform.machine()),
+        Fact("CPU cores", os.cpu_count(), note=f"{_usable_cores()} usable by this process"),
+        Fact("torch threads", torch.get_num_threads(), note=f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; the kernels use as many"),
+        Fact("torch", torch.__version__, note=f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"),
+    ]
+    if torch.cuda.is_available():
+        for n in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(n)
+            facts.append(Fact(f"GPU {n}", about.name, note=f"{about.total_memory / 2**30:.0f} GiB, sm_{about.major}{about.minor}"))
+    else:
+        why = "this torch is built for the CPU" if torch.version.cuda is None else "torch finds no CUDA device"
+        facts.append(Fact("GPU", None, note=why, text="none"))
+    return facts
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _packages() -> list[Fact]:
+    """What xreg requires, and the extras, from its own metadata."""
+    facts, seen = [], set()
+    for requirement in metadata.requires("xreg") or []:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement).group(0)
+        extra = re.search(r"extra == ['\"]([^'\"]+)", requirement)
+        wanted = requirement.split(";")[0].strip().removeprefix(name) or "any version"
+        if name in seen:
+            continue
+        seen.add(name)
+        use = f"for [{extra.group(1)}]" if extra else "required"
+        try:
+            facts.append(Fact(name, metadata.version(name), origin=use, note=wanted))
+        except metadata.PackageNotFoundError:
+            facts.append(Fact(name, None, origin=use, note=wanted, text="not installed"))
+    return facts
+
+
+def _compilers() -> list[Fact]:
+    compiler = os.environ.get("CXX", "c++")
+    return [
+        Fact("C++", *_version_of(compiler), text="" if shutil.which(compiler) else "none"),
+        Fact("nvcc", *_version_of("nvcc"), text="" if shutil.which("nvcc") else "none"),
+    ]
+
+
+def _version_of(program: str) -> tuple[str | None, str, str, str]:
+    """The line of `program --version` that has a version in it, and where the program is."""
+    path = shutil.which(program)
+    if path is None:
+        return None, "", "", f"{program} is not on the path; needed only to build"
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, "", "", f"{path} does not run: {error}"
+    lines = [line.strip() for line in done.stdout.splitlines() if re.search(r"\d+\.\d+", line)]
+    best = next((line for line in lines if "release" in line), lines[0] if lines else "")
+    return best or None, "", "", path
+
+
+def _kernels() -> list[Fact]:
+    from xreg.ops.registry import backend, library_path
+
+    name, path = backend(), library_path()
+    asked = os.environ.get("XREG_ISA")
+    if name == "reference":
+        why = f"{path.name} does not load in this torch" if path.exists() else f"{path.name} has not been built"
+        why += "; `pip install --no-build-isolation .` builds it, where a C++ compiler is"
+    else:
+        why = _ISA.get(name, "")
+        if asked:
+            why = f"XREG_ISA={asked} asks for it" if asked == name else f"{why}; XREG_ISA={asked} cannot run here"
+    return [
+        Fact("library", str(path) if path.exists() else None, text="" if path.exists() else "not built"),
+        Fact("backend on the CPU", name, note=why),
+        Fact("backend on the GPU", "reference", note="this build has no CUDA kernels; CUDA tensors run on plain torch"),
+    ]
+
+
+def _self_test() -> tuple[list[Fact], float]:
+    """Kernels (float32) against the torch reference (float64), image and moments, of each integrator."""
+    import time
+
+    import torch
+
+    from xreg.ops import reference, registry
+    from xreg.ops.project import INTEGRATORS, metric_of
+
+    registry.load()
+    mu, rays = _small_scene()
+    metric = metric_of(torch.diag(torch.tensor([0.9, 1.1, 1.7])))
+    facts, worst = [], 0.0
+    for name, number in INTEGRATORS.items():
+        known = (rays, metric, 24, 32, number, 80, True)
+        start = time.perf_counter()
+        image, moments = torch.ops.xreg.project(mu.float(), 1.0, *known)
+        seconds = time.perf_counter() - start
+        true_image, true_moments = reference.project(mu.double(), 1.0, *known)
+        errors = [_relative(image, true_image)]
+        if name not in ("siddon", "joseph"):  # their derivatives jump where a ray meets a border between voxels
+            errors.append(_relative(moments, true_moments))
+        worst = max(worst, *errors)
+        said = {"image": errors[0], "derivatives": errors[1] if len(errors) > 1 else None}
+        text = ", ".join(f"{what} {value:.1e}" for what, value in said.items() if value is not None)
+        facts.append(Fact(name, said, origin="computed", note=f"{1000 * seconds:.1f} ms", text=text))
+    return facts, worst
+
+
+def _small_scene() -> tuple[Any, Any]:
+    """A smooth volume [10, 14, 12] and two views through it, in voxel coordinates."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.rand(10, 14, 12, generator=generator, dtype=torch.float64) * 0.05
+    sources = torch.tensor([[5.3, -60.2, 4.1], [-58.7, 6.4, 5.2]], dtype=torch.float64)
+    corners = torch.tensor([[-6.1, 80.3, -4.2], [83.4, -7.7, -4.9]], dtype=torch.float64)
+    across = torch.tensor([[0.71, 0.02, 0.01], [0.03, 0.83, 0.02]], dtype=torch.float64)
+    down = torch.tensor([[0.01, 0.03, 0.77], [0.02, 0.01, 0.81]], dtype=torch.float64)
+    still = torch.zeros_like(sources)
+    return mu, torch.stack([sources, still, still, corners - sources, across, down], 1)
+
+
+def _relative(found: Any, true: Any) -> float:
+    return float((found.double() - true).abs().max() / true.abs().max())

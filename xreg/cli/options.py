@@ -1,0 +1,209 @@
+"""Options that several verbs share, and what they stand for: a CT, a camera, a pose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xreg.geometry import Camera
+    from xreg.volume import Volume
+
+INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
+C_ARM_WORDS = ("sdd", "sod", "primary", "secondary", "roll", "size", "spacing", "principal_point", "mirrored")
+PATH = click.Path(path_type=Path)
+
+_CT = (
+    click.option("--mask", type=PATH, help="Label map (NIfTI) on the grid of the CT."),
+    click.option("--label-names", type=PATH, help="Names of the labels (CSV or JSON)."),
+    click.option("--energy", type=float, default=70.0, show_default=True, help="Effective energy of the beam, keV."),
+    click.option("--ct-energy", type=float, default=70.0, show_default=True, help="Effective energy of the CT, keV."),
+    click.option(
+        "--units",
+        type=click.Choice(["hu", "mu", "auto"]),
+        default="hu",
+        show_default=True,
+        help="What a NIfTI CT holds: CT numbers, attenuation in 1/mm, or told from the range.",
+    ),
+    click.option(
+        "--rescale",
+        type=float,
+        nargs=2,
+        metavar="SLOPE INTERCEPT",
+        help="Turn stored values into CT numbers, for 8-bit exports.",
+    ),
+    click.option("--series", help="SeriesInstanceUID, where a DICOM folder holds several."),
+)
+_C_ARM = (
+    click.option("--camera", type=PATH, help="Camera: JSON of xreg, or of another tool (see convert)."),
+    click.option("--sdd", type=float, metavar="MM", help="Source to detector."),
+    click.option("--sod", type=float, metavar="MM", help="Source to isocentre."),
+    click.option("--primary", type=float, metavar="DEG", help="C-arm angle, + is LAO.  [default: 0]"),
+    click.option("--secondary", type=float, metavar="DEG", help="C-arm angle, + is cranial.  [default: 0]"),
+    click.option("--roll", type=float, metavar="DEG", help="Turn in the image plane.  [default: 0]"),
+    click.option("--size", type=int, nargs=2, metavar="H W", help="Rows and columns of the image."),
+    click.option("--spacing", type=float, nargs=2, metavar="ROW COL", help="Pixel spacing at the detector, mm."),
+    click.option(
+        "--isocenter",
+        type=float,
+        nargs=3,
+        metavar="X Y Z",
+        help="World point, RAS mm.  [default: the middle of the CT]",
+    ),
+    click.option(
+        "--principal-point", type=float, nargs=2, metavar="U V", help="Pixel.  [default: the middle of the image]"
+    ),
+    click.option(
+        "--mirrored/--not-mirrored",
+        default=None,
+        help="The image is seen from the detector's side.  [default: not mirrored; a DICOM film says]",
+    ),
+)
+
+
+def ct_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how a CT is read."""
+    for option in reversed(_CT):
+        function = option(function)
+    return function
+
+
+def c_arm_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that give a view: a camera file, or a C-arm in DICOM's words."""
+    for option in reversed(_C_ARM):
+        function = option(function)
+    return function
+
+
+def split(known: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options by these names that were given, and the rest."""
+    mine = {n: known[n] for n in names if known.get(n) is not None}
+    return mine, {n: v for n, v in known.items() if n not in names}
+
+
+CT_NAMES = ("mask", "label_names", "energy", "ct_energy", "units", "rescale", "series")
+
+
+def load_ct(path: Path, ct: Mapping[str, Any]) -> Volume:
+    """The CT at ``path``, read as the options of ``ct_options`` say."""
+    from xreg.volume import Volume
+
+    return Volume.load(
+        path,
+        mask=ct.get("mask"),
+        label_names=ct.get("label_names"),
+        energy_kev=ct.get("energy", 70.0),
+        ct_energy_kev=ct.get("ct_energy", 70.0),
+        units=ct.get("units", "hu"),
+        rescale=ct.get("rescale"),
+        series_uid=ct.get("series"),
+    )
+
+
+def check_view(view: Mapping[str, Any]) -> None:
+    """UsageError where the options of ``c_arm_options`` give no view, or two."""
+    given = [name for name in (*C_ARM_WORDS, "isocenter") if view.get(name) is not None]
+    if view.get("camera") is not None:
+        if given:
+            raise click.UsageError(f"--camera says all about the view; leave out {_flags(given)}.")
+    elif missing := [n for n in ("sdd", "sod", "size", "spacing") if n not in given]:
+        raise click.UsageError(f"The view is not known: give --camera, or {_flags(missing)} as well.")
+
+
+def make_camera(view: Mapping[str, Any], isocenter: Any) -> Camera:
+    """The camera that the options of ``c_arm_options`` describe, by default about ``isocenter`` (RAS mm)."""
+    from xreg.geometry import Camera
+
+    check_view(view)
+    if view.get("camera") is not None:
+        return read_camera(view["camera"])
+    words = {name: view[name] for name in C_ARM_WORDS if view.get(name) is not None}
+    return Camera.c_arm(isocenter=view.get("isocenter") or isocenter, **words)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def read_camera(path: Path) -> Camera:
+    """A camera from JSON: xreg's own, the one inside a pose, or the parameters of another tool."""
+    from xreg.errors import FileError
+    from xreg.geometry.conventions import load
+    from xreg.io import load_camera, load_pose, read_json
+
+    data = read_json(path, "a camera (JSON)")
+    if isinstance(data, dict) and "tool" in data:
+        return load(str(data["tool"]), data)
+    if isinstance(data, dict) and str(data.get("schema", "")).startswith("xreg.pose/"):
+        camera = load_pose(path).camera
+        if camera is None:
+            raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
+        return camera
+    return load_camera(path)
+
+
+def read_pose(path: Path) -> Tensor:
+    """world_from_body [4, 4] (RAS mm) from xreg's JSON or an ITK text transform."""
+    from xreg.io import load_pose, load_tfm
+
+    if path.suffix.lower() in (".tfm", ".txt"):
+        return load_tfm(path)
+    return load_pose(path).world_from_body
+
+
+def view_text(camera: Camera) -> str:
+    """A camera in the words of a C-arm, on one line."""
+    height, width = camera.size
+    primary, secondary, roll = (float(a) for a in camera.angles)
+    parts = [f"primary {primary:.4g}°, secondary {secondary:.4g}°"]
+    if abs(roll) > 0.05:
+        parts.append(f"roll {roll:.4g}°")
+    if camera.sdd is not None:
+        row, column = camera.spacing.tolist()
+        parts.append(f"sdd {float(camera.sdd):.5g} mm")
+        parts.append(f"{height}×{width} px of {row:.4g}×{column:.4g} mm")
+    else:
+        parts.append(f"{height}×{width} px")
+    if camera.mirrored:
+        parts.append("mirrored")
+    if camera.parallel:
+        parts.append("parallel")
+    return ", ".join(parts)
+
+
+def ct_text(volume: Volume, path: Path | str) -> str:
+    """A CT on one line."""
+    size = "×".join(str(n) for n in volume.size)
+    spacing = "×".join(f"{s:.4g}" for s in volume.spacing)
+    energy = f", µ at {volume.energy_kev:g} keV" if volume.energy_kev is not None else ""
+    return f"{path}: {size} voxels of {spacing} mm, {volume.axis_codes}{energy}"
+
+
+def check_file(path: Path) -> None:
+    """Raise FileError, before any work, where the file ``path`` cannot be written."""
+    from xreg.errors import FileError
+
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder; give the name of a file")
+    check_folder(path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """Raise FileError, before any work, where a result cannot be put into the folder ``path``."""
+    from xreg.errors import FileError
+
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise FileError(f"{path}: cannot be a folder, since {existing} is a file; choose another name")
+    if not os.access(existing, os.W_OK):
+        raise FileError(f"{path}: the folder {existing} is not writable; choose another place")

@@ -1,0 +1,103 @@
+"""One verb of the command line: its options in common, its result, and what happens when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from xreg import __version__
+from xreg.cli.terminal import Terminal, print_json
+from xreg.errors import InputWarning, XregError
+
+EXIT_CODES = {"done": 0, "failed": 1, "rejected": 3}
+
+
+class Verb(click.Command):
+    """A command whose function takes a Terminal first and returns its result as a mapping.
+
+    The result's "status" ("done" unless stated) decides the exit code.  With ``--json`` the result is
+    printed as the one object on stdout; a failure is such an object too.
+    """
+
+    def __init__(self, *args: Any, **known: Any) -> None:
+        known.setdefault("params", [])
+        known["params"] += [
+            click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout."),
+            click.Option(["--debug"], is_flag=True, help="Show the whole traceback of an error."),
+        ]
+        super().__init__(*args, **known)
+
+    def invoke(self, ctx: click.Context) -> None:
+        terminal = Terminal(ctx.params.pop("as_json"), ctx.params.pop("debug"))
+        ctx.obj = terminal
+        try:
+            with _warnings_as_lines(terminal):
+                result = super().invoke(ctx) or {}
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if terminal.debug:
+                raise
+            self._fail(terminal, error)
+            ctx.exit(EXIT_CODES["failed"])
+        result = {"xreg": __version__, "verb": self.name, "status": "done", **result}
+        if terminal.as_json:
+            print_json(result)
+        if code := EXIT_CODES[result["status"]]:
+            ctx.exit(code)
+
+    def _fail(self, terminal: Terminal, error: Exception) -> None:
+        message = _explain(error)
+        terminal.note(f"error: {message}")
+        if terminal.as_json:
+            known = {"type": type(error).__name__, "message": message}
+            print_json({"xreg": __version__, "verb": self.name, "status": "failed", "error": known})
+
+
+def verb(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function ``f(terminal, **options)``; its docstring is the help."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, cls=Verb)(click.pass_obj(function))
+
+    return decorate
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, XregError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); take a smaller image or a coarser CT"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unexpected {type(error).__name__}: {error} (line {place.lineno} of {place.filename}); this is a "
+        "mistake in xreg: --debug shows all of it"
+    )
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(terminal: Terminal) -> Iterator[None]:
+    """Print warnings about inputs and backends as plain lines, once each."""
+    seen: set[str] = set()
+
+    def show(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = f"warning: {message}"
+        if text not in seen:
+            seen.add(text)
+            terminal.note(text)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        for category in (InputWarning, RuntimeWarning):
+            warnings.simplefilter("always", category)
+        warnings.showwarning = show
+        yield
