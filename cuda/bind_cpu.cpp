@@ -1,20 +1,13 @@
 // The host kernels as torch operators, through LibTorch's stable ABI: one build loads in every
 // torch from 2.10 on.  Schemas, fake kernels and autograd are registered in xreg/ops/registry.py.
+#include "bind.h"
 #include "select_cpu.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <atomic>
-#include <optional>
-#include <tuple>
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace xreg_bind;
 
 // Jobs are handed out one at a time, because rays that miss the volume cost nothing.
 void run_jobs(int64_t n, XregBody body, void* context) {
@@ -24,41 +17,6 @@ void run_jobs(int64_t n, XregBody body, void* context) {
     for (int64_t w = begin; w < end; ++w)
       for (int64_t i = next++; i < n; i = next++) body(i, context);
   });
-}
-
-int32_t dtype_code(const Tensor& t) {
-  const ScalarType s = t.scalar_type();
-  STD_TORCH_CHECK(s == ScalarType::Short || s == ScalarType::Float || s == ScalarType::Double,
-                  "xreg: voxels must be int16, float32 or float64");
-  return s == ScalarType::Short ? XREG_INT16 : s == ScalarType::Float ? XREG_FLOAT32 : XREG_FLOAT64;
-}
-
-ScalarType result_type(int32_t code) { return code == XREG_FLOAT64 ? ScalarType::Double : ScalarType::Float; }
-
-XregVolume volume_of(const Tensor& mu, double scale) {
-  STD_TORCH_CHECK(mu.dim() == 3 && mu.is_contiguous(), "xreg: voxels must be a contiguous [D, H, W] tensor");
-  return {mu.data_ptr(), dtype_code(mu), int32_t(mu.size(2)), int32_t(mu.size(1)), int32_t(mu.size(0)), scale};
-}
-
-XregBeam beam_of(const Tensor& rays, const Tensor& metric, int64_t height, int64_t width, int64_t integrator,
-                 int64_t steps) {
-  STD_TORCH_CHECK(rays.dim() == 3 && rays.size(1) == 6 && rays.size(2) == 3 && rays.is_contiguous() &&
-                      rays.scalar_type() == ScalarType::Double,
-                  "xreg: rays must be a contiguous float64 [V, 6, 3] tensor");
-  STD_TORCH_CHECK(metric.numel() == 6 && metric.is_contiguous() && metric.scalar_type() == ScalarType::Double,
-                  "xreg: metric must be six float64 numbers");
-  XregBeam b{static_cast<const double*>(rays.data_ptr()), rays.size(0), int32_t(height), int32_t(width), {},
-             int32_t(integrator), int32_t(steps)};
-  const double* m = static_cast<const double*>(metric.data_ptr());
-  for (int i = 0; i < 6; ++i) b.metric[i] = m[i];
-  return b;
-}
-
-XregLabels labels_of(const Tensor& labels, const XregVolume& vol, int64_t channels, bool soft) {
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Short && labels.is_contiguous() && labels.dim() == 3 &&
-                      labels.size(0) == vol.nz && labels.size(1) == vol.ny && labels.size(2) == vol.nx,
-                  "xreg: labels must be a contiguous int16 tensor of the volume's shape");
-  return {static_cast<const int16_t*>(labels.data_ptr()), int32_t(channels), int32_t(soft)};
 }
 
 std::tuple<Tensor, Tensor> project(Tensor mu, double scale, Tensor rays, Tensor metric, int64_t height, int64_t width,
@@ -79,15 +37,9 @@ Tensor project_labels(Tensor mu, double scale, Tensor labels, int64_t channels, 
   const XregVolume vol = volume_of(mu, scale);
   const XregBeam beam = beam_of(rays, metric, height, width, integrator, steps);
   const XregLabels lab = labels_of(labels, vol, channels, soft);
-  Tensor image = torch::stable::new_empty(mu, {beam.views, channels, height, width}, result_type(vol.dtype));
+  Tensor image = torch::stable::new_zeros(mu, {beam.views, channels, height, width}, result_type(vol.dtype));
   xreg_project_labels(&vol, &beam, &lab, image.data_ptr(), run_jobs);
   return image;
-}
-
-void check_cotangent(const Tensor& g, const XregBeam& beam, int32_t dtype) {
-  STD_TORCH_CHECK(g.is_contiguous() && g.scalar_type() == result_type(dtype) && g.size(-1) == beam.width &&
-                      g.size(-2) == beam.height && g.size(0) == beam.views,
-                  "xreg: the cotangent must be contiguous and have the image's shape and dtype");
 }
 
 Tensor label_moments(Tensor cotangent, Tensor mu, double scale, Tensor labels, bool soft, Tensor rays, Tensor metric,

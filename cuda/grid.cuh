@@ -82,7 +82,8 @@ struct Weighted {
   using IndexType = typename Base::IndexType;
   Base base;
   const int16_t* label;
-  const Real_* weight;
+  const Real_* weight;  // of label c: weight[c * stride]
+  int64_t stride;
   int channels;
   int nx, ny, nz;
 
@@ -90,7 +91,7 @@ struct Weighted {
   HD void prefetch(IndexType) const {}
   HD Real_ of(IndexType n) const {
     const int c = label[n];
-    return c >= 0 && c < channels ? weight[c] : Real_(0);
+    return c >= 0 && c < channels ? weight[c * stride] : Real_(0);
   }
   template <class Real>
   HD Real at(IndexType n) const {

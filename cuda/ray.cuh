@@ -53,9 +53,10 @@ HD Span<L> clip(const Rays<L>& r, const Box& box) {
       const bool flat = magnitude(d) < 1e-12;
       const double inv = flat ? 0.0 : 1.0 / (flat ? 1.0 : d);
       const double ta = (box.lo[a] - s) * inv, tb = (box.hi[a] - s) * inv;
-      const bool outside = flat & ((s < box.lo[a]) | (s > box.hi[a]));
-      const double near = flat ? (outside ? 2.0 : 0.0) : lower(ta, tb);
-      const double far = flat ? (outside ? -1.0 : 1.0) : upper(ta, tb);
+      const bool empty = box.lo[a] > box.hi[a];
+      const bool outside = empty | (flat & ((s < box.lo[a]) | (s > box.hi[a])));
+      const double near = outside ? 2.0 : flat ? 0.0 : lower(ta, tb);
+      const double far = outside ? -1.0 : flat ? 1.0 : upper(ta, tb);
       t0 = upper(t0, near);
       t1 = lower(t1, far);
     }

@@ -127,14 +127,24 @@ template <int Axis, int L, class Sink>
 HD void joseph_along(Sink& sink, const Rays<L>& r, const Region& region, const Dominant<L>& dominant) {
   using Real = typename Sink::Real;
   constexpr int kY = Axis == 0 ? 1 : 0, kZ = Axis == 2 ? 1 : 2;
-  const Span<L> outer = clip(r, region.outer), inner = clip(r, region.inner);
+  // A plane reaches half a voxel past the ray's ends, so planes are sought along a ray that is that much longer.
+  Rays<L> longer;
+  for (int l = 0; l < L; ++l) {
+    const double extra = 0.5 / upper(magnitude(r.d[Axis][l]), 1e-12);
+    for (int a = 0; a < 3; ++a) {
+      longer.s[a][l] = r.s[a][l] - extra * r.d[a][l];
+      longer.d[a][l] = r.d[a][l] * (1.0 + 2.0 * extra);
+    }
+  }
+  const Span<L> outer = clip(longer, region.outer), inner = clip(r, region.inner);
   const int floor_plane = static_cast<int>(region.outer.lo[Axis]) + 1, ceil_plane = static_cast<int>(region.outer.hi[Axis]);
   int begin = ceil_plane, end = floor_plane, safe = floor_plane, last_safe = ceil_plane;
   for (int l = 0; l < L; ++l) {
     const bool mine = dominant.axis[l] == Axis;
     const double s = r.s[Axis][l], d = r.d[Axis][l];
     if (mine & (outer.t0[l] < outer.t1[l])) {
-      const double p = s + outer.t0[l] * d, q = s + outer.t1[l] * d;
+      const double p = longer.s[Axis][l] + outer.t0[l] * longer.d[Axis][l];
+      const double q = longer.s[Axis][l] + outer.t1[l] * longer.d[Axis][l];
       begin = lower(begin, static_cast<int>(floor(lower(p, q))));
       end = upper(end, static_cast<int>(ceil(upper(p, q))) + 1);
     }

@@ -105,7 +105,8 @@ struct Integral {
     const Real v0 = v00 + fy * d0, v1 = v01 + fy * d1;
     const Real dz = v1 - v0, value = v0 + fz * dz;
     const int ny = nearest(iy, fy), nz = nearest(iz, fz);
-    w *= Axis == 0 ? grid.gate(p, ny, nz) : Axis == 1 ? grid.gate(ny, p, nz) : grid.gate(ny, nz, p);
+    const Real open = Axis == 0 ? grid.gate(p, ny, nz) : Axis == 1 ? grid.gate(ny, p, nz) : grid.gate(ny, nz, p);
+    w *= open;
     sum[l] += w * value;
     if (Moments) {
       const Real gy = w * (d0 + fz * (d1 - d0)), gz = w * dz;
@@ -114,8 +115,8 @@ struct Integral {
       b[kY][l] += n * gy;
       b[kZ][l] += n * gz;
       if (Bounded) {
-        end_lo[l] += cut_lo * value;
-        end_hi[l] += cut_hi * value;
+        end_lo[l] += cut_lo * open * value;
+        end_hi[l] += cut_hi * open * value;
       }
     }
   }
@@ -287,42 +288,50 @@ struct Deposit {
   }
 };
 
-// Adds value * weight to every voxel of slices [k0, k1): the exact transpose of Integral.  Rays are
-// taken in a fixed order within a slab, so the result does not depend on the number of threads.
+// Adds factor * cotangent * weight to every voxel of slices [k0, k1): the exact transpose of Integral.
+// With labels the cotangent is that of the label's channel.  On the host a slab has one writer that
+// takes the rays in order, so the result does not depend on the number of threads.
 template <class Grid_, class Out, LabelRule Rule>
 struct Scatter : Deposit<Scatter<Grid_, Out, Rule>, Out> {
   using Grid = Grid_;
   Grid grid;
   Out* out;
   int k0, k1;
-  Out value;            // of this ray, unlabelled
-  const int16_t* label;   // with labels: the value is weight[label]
-  const Out* weight;
+  Out factor;
+  const int16_t* label;
+  const Out* cotangent;  // of label c: cotangent[c * stride]
+  int64_t stride;
   int channels;
 
   HD Out of(typename Grid::IndexType n) const {
     const int c = label[n];
-    return c >= 0 && c < channels ? weight[c] : Out(0);
+    return c >= 0 && c < channels ? cotangent[c * stride] : Out(0);
   }
   template <class Nearest>
   HD void add(int i, int j, int k, Out w, const Nearest& at) {
     if (k < k0 || k >= k1 || !this->inside(grid, i, j, k)) return;
     const auto n = grid.offset(i, j, k);
-    Out g = value;
+    Out g = Rule == kUnlabelled ? *cotangent : Out(0);
     if (Rule == kSoft) g = of(n);
-    if (Rule == kHard) g = this->inside(grid, at.i, at.j, at.k) ? of(grid.offset(at.i, at.j, at.k)) : Out(0);
-    out[n] += g * w;
+    if (Rule == kHard && this->inside(grid, at.i, at.j, at.k)) g = of(grid.offset(at.i, at.j, at.k));
+#if defined(__CUDA_ARCH__)
+    atomicAdd(out + n, factor * g * w);
+#else
+    out[n] += factor * g * w;
+#endif
   }
 };
 
-// Sorts the samples of one ray by label: sum[c] += w mu, for the label of each voxel (soft) or of
-// the voxel nearest to the sample (hard).
+// Sorts the samples of one ray by label: sum[c * stride] += factor * w * mu, for the label of each
+// voxel (soft) or of the voxel nearest to the sample (hard).
 template <class Grid_, class Out, LabelRule Rule>
 struct LabelSum : Deposit<LabelSum<Grid_, Out, Rule>, Out> {
   using Grid = Grid_;
   Grid grid;
   const int16_t* label;
   Out* sum;
+  int64_t stride;
+  Out factor;
   int channels;
 
   template <class Nearest>
@@ -335,7 +344,7 @@ struct LabelSum : Deposit<LabelSum<Grid_, Out, Rule>, Out> {
       m = grid.offset(at.i, at.j, at.k);
     }
     const int c = label[m];
-    if (c >= 0 && c < channels) sum[c] += w * grid.template at<Out>(n);
+    if (c >= 0 && c < channels) sum[c * stride] += factor * w * grid.template at<Out>(n);
   }
 };
 

@@ -19,7 +19,16 @@ from xreg.errors import VolumeError
 from xreg.volume import Volume
 
 EXTENT_MM = (360.0, 260.0, 320.0)
-LABELS = {1: "body", 2: "lungs", 3: "heart", 4: "liver", 5: "spine", 6: "ribs", 7: "sternum", 8: "shoulder girdle"}
+LABELS = {
+    1: "body",
+    2: "lungs",
+    3: "heart",
+    4: "liver",
+    5: "spine",
+    6: "ribs",
+    7: "sternum",
+    8: "shoulder girdle",
+}
 AIR, LUNG, FAT, BLOOD, LIVER, DISC, SPONGY, CORTICAL = -1000.0, -820.0, -90.0, 45.0, 60.0, 80.0, 260.0, 700.0
 SPINE_BEND = (9.0, 22.0)  # mm: how far the spine leaves a straight line, sideways and in depth
 RIBS = 10
@@ -85,7 +94,7 @@ class _Canvas:
         return tuple(reversed(parts)), [x[None, None, :], y[None, :, None], z[:, None, None]]
 
     def paint(self, part: tuple[slice, ...], inside_mm: np.ndarray, hu: float, label: int) -> None:
-        """Put a CT number where ``inside_mm``, the depth below the surface, is positive; a voxel-wide ramp."""
+        """Put a CT number where ``inside_mm``, the depth below the surface, is positive; with a soft edge."""
         share = np.clip(inside_mm / self.spacing + 0.5, 0.0, 1.0).astype(np.float32)
         self.hu[part] += share * (np.float32(hu) - self.hu[part])
         self.labels[part][share > 0.5] = label
@@ -112,7 +121,9 @@ class _Canvas:
             if 0 in self.hu[part].shape:
                 continue
             along = end - start
-            t = ((x - start[0]) * along[0] + (y - start[1]) * along[1] + (z - start[2]) * along[2]) / (along @ along)
+            t = ((x - start[0]) * along[0] + (y - start[1]) * along[1] + (z - start[2]) * along[2]) / (
+                along @ along
+            )
             t = np.clip(t, 0.0, 1.0)
             away = np.sqrt(sum((p - a - t * d) ** 2 for p, a, d in zip((x, y, z), start, along, strict=True)))
             self.paint(part, bone.radius - away, hu, label)
@@ -124,7 +135,9 @@ def _axis(extent: float, spacing: float) -> np.ndarray:
 
 
 def _paint_soft_parts(canvas: _Canvas) -> None:
-    x, y, z = (a.reshape(shape) for a, shape in zip(canvas.axes, [(1, 1, -1), (1, -1, 1), (-1, 1, 1)], strict=True))
+    x, y, z = (
+        a.reshape(shape) for a, shape in zip(canvas.axes, [(1, 1, -1), (1, -1, 1), (-1, 1, 1)], strict=True)
+    )
     everything = (slice(None),) * 3
     width = 158.0 - 26.0 / (1.0 + np.exp(-(z - 105.0) / 14.0))  # narrower at the neck, sloping shoulders
     depth = 100.0 + 8.0 * np.cos((z + 40.0) / 90.0)
@@ -133,13 +146,17 @@ def _paint_soft_parts(canvas: _Canvas) -> None:
         canvas.paint(everything, (1.0 - radius) * 90.0 * np.ones_like(z), hu, 1)
     canvas.blob(_Blob((66.0, 6.0, -14.0), (56.0, 76.0, 150.0), 3.0), LUNG, 2, above=-112.0)
     canvas.blob(_Blob((-68.0, 4.0, -20.0), (52.0, 74.0, 150.0), -3.0), LUNG, 2, above=-122.0)
-    canvas.blob(_Blob((58.0, 10.0, -110.0), (84.0, 82.0, 62.0), 6.0), LIVER, 4)  # the right dome stands higher
+    canvas.blob(
+        _Blob((58.0, 10.0, -110.0), (84.0, 82.0, 62.0), 6.0), LIVER, 4
+    )  # the right dome stands higher
     canvas.blob(_Blob((-70.0, 6.0, -122.0), (76.0, 86.0, 48.0), -4.0), BLOOD, 1)
     canvas.blob(_Blob((-74.0, 30.0, -112.0), (30.0, 26.0, 24.0)), LUNG, 1)  # air in the stomach
     canvas.blob(_Blob((-26.0, 34.0, -46.0), (62.0, 44.0, 54.0), -32.0), BLOOD, 3)
     canvas.blob(_Blob((8.0, 26.0, 20.0), (26.0, 24.0, 62.0), 6.0), BLOOD, 3)
     canvas.blob(_Blob((0.0, 8.0, 120.0), (9.0, 9.0, 60.0)), LUNG, 1)  # windpipe
-    for n, (cx, cy, cz) in enumerate(((44.0, 12.0, 4.0), (-46.0, 6.0, -4.0), (62.0, -20.0, -34.0), (-70.0, -14.0, 40.0))):
+    for n, (cx, cy, cz) in enumerate(
+        ((44.0, 12.0, 4.0), (-46.0, 6.0, -4.0), (62.0, -20.0, -34.0), (-70.0, -14.0, 40.0))
+    ):
         canvas.blob(_Blob((cx, cy, cz), (5.0 + n, 5.0, 17.0), 20.0 * (n - 1.5)), BLOOD, 2)  # large vessels
 
 
@@ -151,7 +168,9 @@ def _paint_bones(canvas: _Canvas) -> None:
         canvas.blob(_Blob((cx, cy, z), (size + 2, size, 14.5)), CORTICAL, 5)
         canvas.blob(_Blob((cx, cy, z), (size - 1, size - 3, 12.0)), SPONGY, 5)
         for side in (-1.0, 1.0):
-            canvas.blob(_Blob((cx + side * 22.0, cy - 20.0, z + 3.0), (15.0, 5.0, 4.5), -side * 16.0), CORTICAL, 5)
+            canvas.blob(
+                _Blob((cx + side * 22.0, cy - 20.0, z + 3.0), (15.0, 5.0, 4.5), -side * 16.0), CORTICAL, 5
+            )
         canvas.blob(_Blob((cx, cy - 34.0, z - 6.0), (4.0, 15.0, 9.0)), CORTICAL, 5)
     for bone in _ribs():
         canvas.tube(bone, CORTICAL, 6)
@@ -178,7 +197,10 @@ def _ribs() -> Iterator[_Tube]:
                 [
                     side * (4.0 + wide * np.cos(angle)) + _spine_at(z)[0] * 0.4,
                     deep * np.sin(angle) - 2.0,
-                    z - 34.0 * (np.sin(angle) + 0.94) / 1.8 - (4.0 if side < 0 else 0.0) + 6.0 * np.cos(angle),
+                    z
+                    - 34.0 * (np.sin(angle) + 0.94) / 1.8
+                    - (4.0 if side < 0 else 0.0)
+                    + 6.0 * np.cos(angle),
                 ],
                 1,
             )

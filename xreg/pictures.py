@@ -60,7 +60,9 @@ def edges(
         return weak
     strong = weak & (strength > np.median(strength[weak]))
     parts, _ = ndimage.label(weak, structure=np.ones((3, 3)))
-    keep = (np.bincount(parts[strong], minlength=parts.max() + 1) > 0) & (np.bincount(parts.ravel()) >= shortest)
+    keep = (np.bincount(parts[strong], minlength=parts.max() + 1) > 0) & (
+        np.bincount(parts.ravel()) >= shortest
+    )
     keep[0] = False
     return keep[parts]
 
@@ -213,7 +215,13 @@ def save_gif(
     times = milliseconds if isinstance(milliseconds, int) else list(milliseconds)
     with atomic_write(path) as temporary:
         drawn[0].save(
-            temporary, format="GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=False
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=drawn[1:],
+            duration=times,
+            loop=0,
+            optimize=False,
         )
 
 

@@ -95,7 +95,7 @@ def drr(
     as_numpy = isinstance(world_from_body, np.ndarray)
     if not isinstance(volume, Volume):
         as_numpy = as_numpy or isinstance(volume[0], np.ndarray)
-        volume = Volume(mu=volume[0], affine=volume[1])
+        volume = Volume(mu=torch.as_tensor(volume[0]), affine=volume[1])
     if energy_kev is not None:
         volume = volume.at_energy(energy_kev)
     if isinstance(camera, Camera):
@@ -139,10 +139,11 @@ def _rays_dot(volume: Volume, camera: Camera, pose: Tensor, center: Tensor) -> F
     """d rays / d ξ: moving the body by ξ moves the rays by -ξ, seen from the body."""
     basis = camera.ray_basis(None if camera.sdd is not None else _depth_behind(volume, camera, pose))
     linear = (volume.index_from_world.to(basis.device) @ se3.inverse(pose))[..., :3, :3]
-    arm = basis.clone()
-    arm[..., 0, :] = arm[..., 0, :] - center
+    origin = torch.zeros(6, 1, dtype=basis.dtype, device=basis.device)
+    origin[0] = 1.0
+    arm = basis - origin * center[..., None, :]
     eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
-    turn = torch.linalg.cross(arm[..., None, :, :], eye[:, None, :].expand(3, 6, 3))  # -(ω × x) = x × ω
+    turn = torch.linalg.cross(*torch.broadcast_tensors(arm[..., None, :, :], eye[:, None]))  # -(ω × x) = x × ω
     shift = torch.zeros(3, 6, 3, dtype=basis.dtype, device=basis.device)
     shift[:, 0] = -eye
     dot = torch.cat([turn, shift.expand_as(turn)], -3)

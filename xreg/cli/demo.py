@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, ct_text
-from xreg.cli.terminal import Clock, Terminal
+from xreg.cli.options import PATH, check_folder, ct_text, view_text
+from xreg.cli.register import run, save_result_pose
+from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
-    import torch
     from jaxtyping import Float
     from torch import Tensor
 
@@ -27,7 +27,19 @@ FILES = ("film.tif", "camera.json", "pose.json", "pose.tfm", "truth.json", "over
 SHIFT_MM, TURN_DEG = (15.0, 20.0), (5.0, 8.0)  # how far the hidden pose is from the start
 SDD, SOD = 1020.0, 850.0
 BONE_HU = 250.0
-_BONES = ("rib", "vertebra", "spine", "sternum", "clavic", "scapul", "hip", "sacrum", "femur", "humerus", "shoulder")
+_BONES = (
+    "rib",
+    "vertebra",
+    "spine",
+    "sternum",
+    "clavic",
+    "scapul",
+    "hip",
+    "sacrum",
+    "femur",
+    "humerus",
+    "shoulder",
+)
 _TARGETS = 1000
 
 
@@ -42,6 +54,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Case:
+    """What is registered: CT, view and film, and what is known of the truth."""
+
+    source: Source
+    ct_path: Path
+    camera: Camera
+    film: Radiograph
+    truth: Float[Tensor, "4 4"]
+    targets: Float[Tensor, "n 3"]
+
+    def error(self, pose: Float[Tensor, "4 4"]) -> Error:
+        """How far a pose is from the truth."""
+        return error_of(pose, self.truth, self.targets, self.source.volume.center)
+
+
+@dataclass(frozen=True)
 class Error:
     """How far a pose is from the truth: mTRE over the target points, of the centre, and as an angle."""
 
@@ -53,10 +81,24 @@ class Error:
         return f"mTRE {self.mtre_mm:.2f} mm, the centre {self.center_mm:.2f} mm and {self.degrees:.2f}° off"
 
 
-@verb("demo")
-@click.option("-o", "--output", type=PATH, default=Path("demo-out"), show_default=True, help="Folder for the results.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the hidden pose and the noise.")
-@click.option("--size", type=click.IntRange(32, 2048), default=256, show_default=True, help="Rows and columns of the film.")
+@verb("demo", "Register a real chest CT, and make pictures of it.")
+@click.option(
+    "-o", "--output", type=PATH, default=Path("demo-out"), show_default=True, help="Folder for the results."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the hidden pose and the noise.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(32, 2048),
+    default=256,
+    show_default=True,
+    help="Rows and columns of the film.",
+)
 @click.option("--ct", type=PATH, help="Another CT: NIfTI, or a folder of DICOM slices.")
 @click.option("--phantom", is_flag=True, help="Use the built-in phantom; nothing is fetched.")
 def command(
@@ -75,20 +117,16 @@ def command(
     check_folder(output)
     clock = Clock()
     source = _source(terminal, clock, ct, phantom)
-    camera = _camera(source.volume, size)
-    truth = hidden_pose(source.volume.center, seed)
     output.mkdir(parents=True, exist_ok=True)
     with terminal.working("taking the film"), clock.part("film"):
-        film, ct_path = _write_inputs(source, camera, truth, output, seed)
+        case = _make_case(source, size, seed, output)
     with terminal.working("registering") as tell, clock.part("register"):
-        found = _register(source.volume, film, camera, tell)
-    points = target_points(source.volume)
-    errors = [error_of(pose, truth, points, source.volume.center) for pose in (_start(), found.world_from_body)]
+        found = run(source.volume, case.film, _start(), tell)
     with terminal.working("drawing") as tell, clock.part("pictures"):
-        _write_pictures(source.volume, film, camera, found, truth, points, output, tell)
-    _write_poses(output, found, camera, truth, ct_path, seed)
-    result = _result(source, ct_path, output, found, errors, film, clock, seed)
-    _report(terminal, result, source, camera, found, errors, film)
+        _write_pictures(case, found, output, tell)
+    _write_poses(case, found, output, seed)
+    result = _result(case, found, output, clock, seed)
+    _report(terminal, case, found, result)
     return result
 
 
@@ -107,7 +145,9 @@ def _source(terminal: Terminal, clock: Clock, ct: Path | None, phantom: bool) ->
                 files = chest_files()
         except NotFetched as error:
             why = str(error)
-            terminal.note(f"warning: the chest CT could not be had ({why}); the built-in phantom serves instead")
+            terminal.note(
+                f"warning: the chest CT could not be had ({why}); the built-in phantom serves instead"
+            )
         else:
             with terminal.working(f"reading {files.ct}"), clock.part("read"):
                 volume = Volume.load(files.ct, mask=files.mask, label_names=files.names)
@@ -117,7 +157,7 @@ def _source(terminal: Terminal, clock: Clock, ct: Path | None, phantom: bool) ->
 
 
 def _camera(volume: Volume, size: int) -> Camera:
-    """A C-arm about the middle of the CT, its detector as large as the CT's shadow; patient's left at the right."""
+    """A C-arm about the middle of the CT, as wide as its shadow; the patient's left is at the right."""
     from xreg.geometry import Camera
 
     low, high = volume.box_corners.amin(0), volume.box_corners.amax(0)
@@ -128,7 +168,7 @@ def _camera(volume: Volume, size: int) -> Camera:
     )
 
 
-def hidden_pose(center: Float[Tensor, "3"], seed: int) -> Float[Tensor, "4 4"]:
+def hidden_pose(center: Float[Tensor, " 3"], seed: int) -> Float[Tensor, "4 4"]:
     """A random pose: turned about ``center`` by 5 to 8 degrees and moved by 15 to 20 mm."""
     import numpy as np
     import torch
@@ -147,34 +187,25 @@ def _start() -> Float[Tensor, "4 4"]:
     return torch.eye(4, dtype=torch.float64)
 
 
-def _write_inputs(
-    source: Source, camera: Camera, truth: Tensor, output: Path, seed: int
-) -> tuple[Radiograph, Path]:
+def _make_case(source: Source, size: int, seed: int, output: Path) -> Case:
     """Write film and camera (and the phantom as a CT), and read the film as `xreg register` would."""
     from xreg.cli.film import take_film
     from xreg.io import load_radiograph, save_camera, save_image
 
-    pixels = take_film(source.volume, camera, truth, seed=seed)
-    save_image(output / "film.tif", pixels)
+    volume = source.volume
+    camera, truth = _camera(volume, size), hidden_pose(volume.center, seed)
+    save_image(output / "film.tif", take_film(volume, camera, truth, seed=seed))
     save_camera(output / "camera.json", camera)
     ct_path = source.path
     if ct_path is None:
         ct_path = output / "ct.nii.gz"
-        source.volume.save(ct_path, units="hu", labels=output / "mask.nii.gz")
-    return load_radiograph(output / "film.tif", camera=camera), ct_path
-
-
-def _register(volume: Volume, film: Radiograph, camera: Camera, tell: Any) -> RegistrationResult:
-    from xreg.registration import register
-
-    def on_step(step: Any) -> None:
-        tell(f"binned {step.bin}×, {step.renders} renders, score {step.score:.3f}", key=step.level)
-
-    return register(volume, film, camera, _start(), on_step=on_step)
+        volume.save(ct_path, units="hu", labels=output / "mask.nii.gz")
+    film = load_radiograph(output / "film.tif", camera=camera)
+    return Case(source, ct_path, camera, film, truth, target_points(volume))
 
 
 def target_points(volume: Volume) -> Float[Tensor, "n 3"]:
-    """Up to a thousand points in bone, RAS mm, drawn evenly from its voxels: by label where there are names."""
+    """Up to a thousand points in bone, RAS mm, evenly from its voxels; by label where there are names."""
     import torch
 
     numbers = [n for n, name in volume.label_names.items() if any(bone in name for bone in _BONES)]
@@ -201,45 +232,48 @@ def error_of(pose: Tensor, truth: Tensor, points: Tensor, center: Tensor) -> Err
     return Error(float(apart.norm(dim=-1).mean()), float(middle.norm()), math.degrees(float(angle)))
 
 
-def _write_pictures(volume, film, camera, found, truth, points, output, tell) -> None:
+def _write_pictures(case: Case, found: RegistrationResult, output: Path, tell: Tell) -> None:
     from xreg.cli.sheets import Sheet
     from xreg.pictures import save_gif, save_picture
 
-    sheet = Sheet(volume, camera, film.line_integrals, film.mask)
+    sheet = Sheet(case.source.volume, case.camera, case.film.line_integrals, case.film.mask)
 
-    def mtre(pose: torch.Tensor) -> str:
-        return f"mTRE {error_of(pose, truth, points, volume.center).mtre_mm:.2f} mm"
+    def mtre(pose: Tensor) -> str:
+        return f"mTRE {case.error(pose).mtre_mm:.2f} mm"
 
     title = "xreg demo: a CT registered to one radiograph"
-    foot = "Lines: edges of the CT rendered at the pose, over the film. mTRE: mean error in 3D over points in bone."
-    start = found.trajectory[0].world_from_body
-    final = found.world_from_body
-    save_picture(output / "overlay.png", sheet.before_after(start, final, mtre(start), mtre(final), title, foot))
+    foot = (
+        "Lines: edges of the CT rendered at the pose, over the film. mTRE: mean 3D error of points in bone."
+    )
+    ends = found.trajectory[0].world_from_body, found.world_from_body
+    save_picture(output / "overlay.png", sheet.before_after(*ends, *map(mtre, ends), title, foot))
     frames, times = sheet.convergence(found.trajectory, mtre, tell)
     save_gif(output / "convergence.gif", frames, milliseconds=times)
 
 
-def _write_poses(output: Path, found: Any, camera: Camera, truth: Tensor, ct: Path, seed: int) -> None:
-    from xreg.cli.register import save_result_pose
+def _write_poses(case: Case, found: RegistrationResult, output: Path, seed: int) -> None:
     from xreg.io import save_pose
 
-    made = {"method": "xreg demo", "ct": str(ct), "film": "film.tif", "seed": seed}
-    save_result_pose(output, found, camera, made)
-    save_pose(output / "truth.json", truth, camera=camera, provenance={"note": "the hidden pose", "seed": seed})
+    made = {"method": "xreg demo", "ct": str(case.ct_path), "film": "film.tif", "seed": seed}
+    save_result_pose(output, found, case.camera, made)
+    hidden = {"note": "the hidden pose of the film", "seed": seed}
+    save_pose(output / "truth.json", case.truth, camera=case.camera, provenance=hidden)
 
 
-def _result(source, ct_path, output, found, errors, film, clock, seed) -> dict[str, Any]:
+def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, seed: int) -> dict[str, Any]:
     from xreg.cli.film import FilmRecipe
     from xreg.ops.registry import backend
 
+    source, film = case.source, case.film
     names = [*FILES, *(["ct.nii.gz", "mask.nii.gz"] if source.path is None else [])]
+    valid = float(film.mask.float().mean())
     return {
         "status": "done" if found.accepted else "rejected",
-        "ct": {"name": source.name, "path": str(ct_path), "why": source.note or None},
+        "ct": {"name": source.name, "path": str(case.ct_path), "why": source.note or None},
         "seed": seed,
-        "film": {"size": list(film.size), "valid": float(film.mask.float().mean()), **FilmRecipe().to_dict()},
-        "start": vars(errors[0]),
-        "result": vars(errors[1]),
+        "film": {"size": list(film.size), "valid": valid, **FilmRecipe().to_dict()},
+        "start": vars(case.error(_start())),
+        "result": vars(case.error(found.world_from_body)),
         "score": found.score,
         "accepted": found.accepted,
         "reason": found.reason,
@@ -250,28 +284,29 @@ def _result(source, ct_path, output, found, errors, film, clock, seed) -> dict[s
     }
 
 
-def _report(terminal: Terminal, result, source, camera, found, errors, film) -> None:
+def _report(terminal: Terminal, case: Case, found: RegistrationResult, result: dict[str, Any]) -> None:
     from xreg.cli.film import FilmRecipe
-    from xreg.cli.options import view_text
 
-    recipe = FilmRecipe()
-    seconds = result["seconds"]
-    about = (
-        f"hidden pose; siddon in float at {recipe.finer}× the resolution, {recipe.energy_kev:g} keV,\n"
-        f"scatter, noise, gamma {recipe.gamma:g}, collimated ({100 * result['film']['valid']:.0f} % in the beam)"
-    )
+    source, recipe, seconds = case.source, FilmRecipe(), result["seconds"]
     output = Path(result["files"][0]).parent
-    again = f"xreg register {result['ct']['path']} {output / 'film.tif'} --camera {output / 'camera.json'} -o {output / 'again'}"
+    beam = f"{100 * result['film']['valid']:.0f} %"
+    film = (
+        f"from a hidden pose: siddon in float at {recipe.finer}× the resolution, {recipe.energy_kev:g} keV,\n"
+        f"scatter, noise, gamma {recipe.gamma:g}, collimated to {beam} of the image"
+    )
+    verdict = f"{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"
+    time = f"registration {seconds['register']:.2f} s for {found.renders} renders ({result['backend']})"
+    again = f"xreg register {case.ct_path} {output / 'film.tif'} --camera {output / 'camera.json'}"
     terminal.say()
     terminal.lines(
         [
             ("CT", ct_text(source.volume, source.name) + (f"\n({source.note})" if source.note else "")),
-            ("view", view_text(camera)),
-            ("film", about),
-            ("start", str(errors[0])),
-            ("result", f"{errors[1]}\n{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"),
-            ("time", f"registration {seconds['register']:.2f} s for {found.renders} renders ({result['backend']}); all {seconds['all']:.1f} s"),
+            ("view", view_text(case.camera)),
+            ("film", film),
+            ("start", str(case.error(_start()))),
+            ("result", f"{case.error(found.world_from_body)}\n{verdict}"),
+            ("time", f"{time}; all {seconds['all']:.1f} s"),
             ("files", f"in {output}: {', '.join(Path(f).name for f in result['files'])}"),
-            ("again", again),
+            ("again", f"{again} -o {output / 'again'}"),
         ]
     )

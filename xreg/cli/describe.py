@@ -27,6 +27,18 @@ _MEANING = {
     "mirrored": "seen from the detector's side",
 }
 _SHOWN_LABELS = 200
+_TOLD = (
+    "file",
+    "format",
+    "affine_from",
+    "sform_code",
+    "qform_code",
+    "units",
+    "rescale",
+    "ct_energy_kev",
+    "mask",
+)
+_TOLD += ("shape_ijk", "steps")
 
 
 def volume_facts(volume: Volume) -> list[Fact]:
@@ -34,36 +46,93 @@ def volume_facts(volume: Volume) -> list[Fact]:
     notes = volume.provenance
     header = "header"
     facts = [
-        Fact("format", notes.get("format", ""), origin="computed", note="told from the name and the first bytes"),
-        Fact("voxels", list(volume.size), origin=header, note="along i, j, k", text="×".join(map(str, volume.size))),
-        Fact("spacing", list(volume.spacing), "mm", header, "along i, j, k", "×".join(f"{s:.5g}" for s in volume.spacing) + " mm"),
-        Fact("extent", list(volume.extent), "mm", "computed", "outer faces of the voxels", "×".join(f"{e:.1f}" for e in volume.extent) + " mm"),
-        Fact("orientation", volume.axis_codes, origin="computed", note="which way i, j, k grow: " + _ways(volume.axis_codes)),
-        Fact("affine", volume.affine.tolist(), origin=_affine_origin(notes), note="index (i, j, k) to world RAS mm"),
+        Fact(
+            "format",
+            notes.get("format", ""),
+            origin="computed",
+            note="told from the name and the first bytes",
+        ),
+        Fact(
+            "voxels",
+            list(volume.size),
+            origin=header,
+            note="along i, j, k",
+            text="×".join(map(str, volume.size)),
+        ),
+        Fact(
+            "spacing",
+            list(volume.spacing),
+            "mm",
+            header,
+            "along i, j, k",
+            "×".join(f"{s:.5g}" for s in volume.spacing) + " mm",
+        ),
+        Fact(
+            "extent",
+            list(volume.extent),
+            "mm",
+            "computed",
+            "outer faces of the voxels",
+            "×".join(f"{e:.1f}" for e in volume.extent) + " mm",
+        ),
+        Fact(
+            "orientation",
+            volume.axis_codes,
+            origin="computed",
+            note="which way i, j, k grow: " + _ways(volume.axis_codes),
+        ),
+        Fact(
+            "affine",
+            volume.affine.tolist(),
+            origin=_affine_origin(notes),
+            note="index (i, j, k) to world RAS mm",
+        ),
         Fact("centre", volume.center.tolist(), "mm", "computed", "world RAS; the default isocentre"),
     ]
     facts += _value_facts(volume)
     if volume.labels is not None:
-        facts += label_facts(volume.labels, volume.label_names, math.prod(volume.spacing), str(notes.get("mask")))
-    known = ("format", "affine_from", "units", "rescale", "ct_energy_kev", "mask", "shape_ijk", "steps")
-    facts += [Fact(name, value, origin=header) for name, value in notes.items() if name not in known and value is not None]
-    return facts
+        facts += label_facts(
+            volume.labels, volume.label_names, math.prod(volume.spacing), str(notes.get("mask"))
+        )
+    said = {
+        name: value for name, value in notes.items() if name not in _TOLD and value not in (None, "", {}, ())
+    }
+    return facts + [Fact(name, value, origin=header) for name, value in said.items()]
 
 
 def _value_facts(volume: Volume) -> list[Fact]:
     notes = volume.provenance
     low, high = (float(v) for v in volume.mu.aminmax())
     said = "argument" if notes.get("rescale") or notes.get("units") == "mu" else "default"
-    facts = [Fact("stored values", notes.get("units", ""), origin=said, note="hu: CT numbers, mu: attenuation in 1/mm")]
+    facts = [
+        Fact(
+            "stored values",
+            notes.get("units", ""),
+            origin=said,
+            note="hu: CT numbers, mu: attenuation in 1/mm",
+        )
+    ]
     if notes.get("rescale"):
-        facts.append(Fact("rescale", list(notes["rescale"]), origin="argument", note="slope, intercept to CT numbers"))
+        facts.append(
+            Fact("rescale", list(notes["rescale"]), origin="argument", note="slope, intercept to CT numbers")
+        )
     if notes.get("units") == "hu":
         hu = volume.hu
-        facts.append(Fact("CT numbers", [float(hu.min()), float(hu.max())], "HU", "computed", "least is cut at air, −1000"))
-    energy = f"at {volume.energy_kev:g} keV, from a CT at {volume.ct_energy_kev:g} keV effective (options, by default 70)"
+        facts.append(
+            Fact(
+                "CT numbers",
+                [float(hu.min()), float(hu.max())],
+                "HU",
+                "computed",
+                "least is cut at air, −1000",
+            )
+        )
+    energy = f"at {volume.energy_kev:g} keV; of the CT {volume.ct_energy_kev:g} keV (--energy, --ct-energy)"
     facts.append(Fact("attenuation", [low, high], "1/mm", "computed", energy))
     air = float((volume.mu <= volume.mu.new_tensor(0.002)).float().mean())
-    facts.append(Fact("air", air, origin="computed", note="share of voxels below 0.002 /mm", text=f"{100 * air:.0f} %"))
+    facts.append(
+        Fact("air", air, origin="computed", note="share of voxels below 0.002 /mm", text=f"{100 * air:.0f} %")
+    )
     return facts
 
 
@@ -75,7 +144,12 @@ def label_facts(labels: Any, names: Any, voxel_mm3: float, source: str) -> list[
     present = [(n, int(c)) for n, c in enumerate(counts.tolist()) if c and n]
     facts = [Fact("structures", len(present), origin=source, note=f"{len(names)} names known")]
     for number, count in present[:_SHOWN_LABELS]:
-        about = {"number": number, "name": names.get(number), "voxels": count, "ml": count * voxel_mm3 / 1000.0}
+        about = {
+            "number": number,
+            "name": names.get(number),
+            "voxels": count,
+            "ml": count * voxel_mm3 / 1000.0,
+        }
         text = f"{names.get(number, 'without name')}, {about['ml']:.1f} ml"
         facts.append(Fact(f"label {number}", about, text=text))
     return facts
@@ -86,9 +160,22 @@ def label_map_facts(label_map: LabelMap) -> list[Fact]:
     spacing = label_map.affine[:3, :3].norm(dim=0).tolist()
     depth, height, width = label_map.labels.shape
     facts = [
-        Fact("voxels", [width, height, depth], origin="header", note="along i, j, k", text=f"{width}×{height}×{depth}"),
-        Fact("spacing", spacing, "mm", "header", "along i, j, k", "×".join(f"{s:.5g}" for s in spacing) + " mm"),
-        Fact("affine", label_map.affine.tolist(), origin=_affine_origin(label_map.notes), note="index (i, j, k) to world RAS mm"),
+        Fact(
+            "voxels",
+            [width, height, depth],
+            origin="header",
+            note="along i, j, k",
+            text=f"{width}×{height}×{depth}",
+        ),
+        Fact(
+            "spacing", spacing, "mm", "header", "along i, j, k", "×".join(f"{s:.5g}" for s in spacing) + " mm"
+        ),
+        Fact(
+            "affine",
+            label_map.affine.tolist(),
+            origin=_affine_origin(label_map.notes),
+            note="index (i, j, k) to world RAS mm",
+        ),
     ]
     return facts + label_facts(label_map.labels, label_map.names, math.prod(spacing), "voxels")
 
@@ -102,20 +189,38 @@ def radiograph_facts(film: Radiograph) -> list[Fact]:
     facts = [
         Fact("size", [height, width], "px", "header", "height, width", f"{height}×{width} px"),
         Fact("stored values", [low, high], origin="computed", note="least, greatest"),
-        Fact("valid", valid, origin=found["mask"].source if "mask" in found else "", note="share of pixels in the beam", text=f"{100 * valid:.1f} %"),
+        Fact(
+            "valid",
+            valid,
+            origin=found["mask"].source if "mask" in found else "",
+            note="share of pixels in the beam",
+            text=f"{100 * valid:.1f} %",
+        ),
     ]
     for name, known in found.items():
         if name == "mask":
             continue
         note = "; ".join(part for part in (_MEANING.get(name, ""), known.note) if part)
         origin = f"{known.source} {known.tag}".strip()
-        facts.append(Fact(name, known.value, _UNITS.get(name, "") if known.value is not None else "", origin, note))
+        facts.append(
+            Fact(name, known.value, _UNITS.get(name, "") if known.value is not None else "", origin, note)
+        )
     p = film.line_integrals[film.mask]
     ends = [float(p.min()), float(p.max())]
-    facts.append(Fact("line integrals", ends, origin="computed", note="−ln(I/I0), I0 from the brightest pixels"))
+    facts.append(
+        Fact("line integrals", ends, origin="computed", note="−ln(I/I0), I0 from the brightest pixels")
+    )
     if film.camera is None:
         missing = [n for n in ("spacing", "sdd", "sod") if getattr(film, n) is None]
-        facts.append(Fact("camera", None, origin="default", note=f"needs {', '.join(missing)}: pass --camera, or these", text="not known"))
+        facts.append(
+            Fact(
+                "camera",
+                None,
+                origin="default",
+                note=f"needs {', '.join(missing)}: pass --camera, or these",
+                text="not known",
+            )
+        )
     else:
         facts += camera_facts(film.camera)
     return facts
@@ -129,18 +234,51 @@ def camera_facts(camera: Camera, origin: str = "computed") -> list[Fact]:
     facts = [
         Fact("beam", kind, origin=origin),
         Fact("image", [height, width], "px", origin, "height, width", f"{height}×{width} px"),
-        Fact("K", camera.K.tolist(), "px", origin, "intrinsics of the pinhole image; pixel centres at integers"),
-        Fact("principal point", camera.principal_point.tolist(), "px", "computed", f"u, v in the stored image; its middle is {(width - 1) / 2:g}, {(height - 1) / 2:g}"),
-        Fact("camera_from_world", camera.camera_from_world.tolist(), origin=origin, note="OpenCV camera from RAS mm"),
+        Fact(
+            "K", camera.K.tolist(), "px", origin, "intrinsics of the pinhole image; pixel centres at integers"
+        ),
+        Fact(
+            "principal point",
+            camera.principal_point.tolist(),
+            "px",
+            "computed",
+            f"u, v in the stored image; its middle is {(width - 1) / 2:g}, {(height - 1) / 2:g}",
+        ),
+        Fact(
+            "camera_from_world",
+            camera.camera_from_world.tolist(),
+            origin=origin,
+            note="OpenCV camera from RAS mm",
+        ),
         Fact("source", camera.source.tolist(), "mm", "computed", "world RAS"),
-        Fact("angles", [primary, secondary, roll], "°", "computed", "primary (+ LAO), secondary (+ cranial), roll"),
-        Fact("mirrored image", camera.mirrored, origin=origin, note="columns reversed against the pinhole image"),
+        Fact(
+            "angles",
+            [primary, secondary, roll],
+            "°",
+            "computed",
+            "primary (+ LAO), secondary (+ cranial), roll",
+        ),
+        Fact(
+            "mirrored image",
+            camera.mirrored,
+            origin=origin,
+            note="columns reversed against the pinhole image",
+        ),
     ]
     if camera.sdd is None:
-        facts.append(Fact("source to detector", None, origin="default", note="a calibration without it; rays end behind the CT"))
+        facts.append(
+            Fact(
+                "source to detector",
+                None,
+                origin="default",
+                note="a calibration without it; rays end behind the CT",
+            )
+        )
         return facts
     facts.append(Fact("source to detector", float(camera.sdd), "mm", origin))
-    facts.append(Fact("pixel spacing", camera.spacing.tolist(), "mm", "computed", "row, column; at the detector"))
+    facts.append(
+        Fact("pixel spacing", camera.spacing.tolist(), "mm", "computed", "row, column; at the detector")
+    )
     return facts
 
 
@@ -149,7 +287,9 @@ def rig_facts(rig: Rig) -> list[Fact]:
     facts = [Fact("views", len(rig), origin="file")]
     for n, camera in enumerate(rig):
         for fact in camera_facts(camera, "file"):
-            facts.append(Fact(f"view {n} {fact.name}", fact.value, fact.unit, fact.origin, fact.note, fact.text))
+            facts.append(
+                Fact(f"view {n} {fact.name}", fact.value, fact.unit, fact.origin, fact.note, fact.text)
+            )
     return facts
 
 
@@ -163,7 +303,13 @@ def pose_facts(record: PoseRecord, origin: str = "file") -> list[Fact]:
     eye = torch.eye(4, dtype=torch.float64)
     turn = math.degrees(float(se3.geodesic_distance(eye, pose)[0]))
     facts = [
-        Fact("frames", [record.body, record.world], origin=origin, note="RAS mm both", text=f"{record.world} from {record.body}"),
+        Fact(
+            "frames",
+            [record.body, record.world],
+            origin=origin,
+            note="RAS mm both",
+            text=f"{record.world} from {record.body}",
+        ),
         Fact("matrix", pose.tolist(), origin=origin, note="world_from_body, column vectors, mm"),
         Fact("rotation", turn, "°", "computed", "angle of the whole turn"),
         Fact("translation", pose[:3, 3].tolist(), "mm", origin, "of the body's origin"),
@@ -171,12 +317,26 @@ def pose_facts(record: PoseRecord, origin: str = "file") -> list[Fact]:
     ]
     if record.center is not None:
         moved = (se3.apply(pose, record.center[None])[0] - record.center).norm()
-        facts.append(Fact("centre", record.center.tolist(), "mm", origin, "world RAS; the tangent turns about it"))
+        facts.append(
+            Fact("centre", record.center.tolist(), "mm", origin, "world RAS; the tangent turns about it")
+        )
         facts.append(Fact("moves the centre by", float(moved), "mm", "computed"))
     if record.covariance is not None:
         deviation = record.covariance.diagonal().sqrt()
-        facts.append(Fact("± rotation", torch.rad2deg(deviation[:3]).tolist(), "°", origin, "one standard deviation about x, y, z"))
-        facts.append(Fact("± translation", deviation[3:].tolist(), "mm", origin, "one standard deviation along x, y, z"))
+        facts.append(
+            Fact(
+                "± rotation",
+                torch.rad2deg(deviation[:3]).tolist(),
+                "°",
+                origin,
+                "one standard deviation about x, y, z",
+            )
+        )
+        facts.append(
+            Fact(
+                "± translation", deviation[3:].tolist(), "mm", origin, "one standard deviation along x, y, z"
+            )
+        )
     for name in ("score", "accepted", "reason"):
         if getattr(record, name) is not None:
             facts.append(Fact(name, getattr(record, name), origin=origin))

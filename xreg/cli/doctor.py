@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ _ISA = {
 }
 
 
-@verb("doctor")
+@verb("doctor", "What is installed, which kernels run, and are they right?")
 @click.option("--quick", is_flag=True, help="Leave out the self-test.")
 def command(terminal: Terminal, quick: bool) -> dict[str, Any]:
     """Say what is installed, which backend runs and why, and test it.
@@ -50,8 +51,12 @@ def command(terminal: Terminal, quick: bool) -> dict[str, Any]:
         facts, worst = _self_test()
     terminal.facts("self-test", facts)
     passed = worst <= TOLERANCE
-    verdict = "passed" if passed else "FAILED: the kernels are wrong on this machine; rebuild them, and report it"
-    terminal.say(f"\nself-test {verdict} (largest difference {worst:.1e}, at most {TOLERANCE:.0e} of the largest value)")
+    verdict = (
+        "passed" if passed else "FAILED: the kernels are wrong on this machine; rebuild them, and report it"
+    )
+    terminal.say(
+        f"\nself-test {verdict} (off by {worst:.1e} of the largest value; {TOLERANCE:.0e} is allowed)"
+    )
     test = {f.name: f.to_json() for f in facts}
     return {**result, "self-test": test, "passed": passed, "status": "done" if passed else "failed"}
 
@@ -66,15 +71,31 @@ def _system() -> list[Fact]:
         Fact("python", platform.python_version(), note=sys.executable),
         Fact("system", f"{platform.system()} {platform.release()}", note=platform.machine()),
         Fact("CPU cores", os.cpu_count(), note=f"{_usable_cores()} usable by this process"),
-        Fact("torch threads", torch.get_num_threads(), note=f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; the kernels use as many"),
-        Fact("torch", torch.__version__, note=f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"),
+        Fact(
+            "torch threads",
+            torch.get_num_threads(),
+            note=f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}; the kernels use as many",
+        ),
+        Fact(
+            "torch",
+            torch.__version__,
+            note=f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU",
+        ),
     ]
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(n)
-            facts.append(Fact(f"GPU {n}", about.name, note=f"{about.total_memory / 2**30:.0f} GiB, sm_{about.major}{about.minor}"))
+            facts.append(
+                Fact(
+                    f"GPU {n}",
+                    about.name,
+                    note=f"{about.total_memory / 2**30:.0f} GiB, sm_{about.major}{about.minor}",
+                )
+            )
     else:
-        why = "this torch is built for the CPU" if torch.version.cuda is None else "torch finds no CUDA device"
+        why = (
+            "this torch is built for the CPU" if torch.version.cuda is None else "torch finds no CUDA device"
+        )
         facts.append(Fact("GPU", None, note=why, text="none"))
     return facts
 
@@ -129,17 +150,35 @@ def _kernels() -> list[Fact]:
     name, path = backend(), library_path()
     asked = os.environ.get("XREG_ISA")
     if name == "reference":
-        why = f"{path.name} does not load in this torch" if path.exists() else f"{path.name} has not been built"
+        why = (
+            f"{path.name} does not load in this torch" if path.exists() else f"{path.name} has not been built"
+        )
         why += "; `pip install --no-build-isolation .` builds it, where a C++ compiler is"
     else:
         why = _ISA.get(name, "")
         if asked:
-            why = f"XREG_ISA={asked} asks for it" if asked == name else f"{why}; XREG_ISA={asked} cannot run here"
+            why = (
+                f"XREG_ISA={asked} asks for it"
+                if asked == name
+                else f"{why}; XREG_ISA={asked} cannot run here"
+            )
     return [
         Fact("library", str(path) if path.exists() else None, text="" if path.exists() else "not built"),
         Fact("backend on the CPU", name, note=why),
-        Fact("backend on the GPU", "reference", note="this build has no CUDA kernels; CUDA tensors run on plain torch"),
+        _cuda_backend(path.parent),
     ]
+
+
+def _cuda_backend(folder: Path) -> Fact:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Fact("backend on the GPU", None, note="no GPU that torch can use", text="none")
+    built = sorted(folder.glob("xreg_cuda.*"))
+    if built:
+        return Fact("backend on the GPU", "cuda", note=str(built[0]))
+    note = "no CUDA kernels in this build: CUDA tensors run on plain torch, slowly"
+    return Fact("backend on the GPU", "reference", note=note)
 
 
 def _self_test() -> tuple[list[Fact], float]:
@@ -162,7 +201,10 @@ def _self_test() -> tuple[list[Fact], float]:
         seconds = time.perf_counter() - start
         true_image, true_moments = reference.project(mu.double(), 1.0, *known)
         errors = [_relative(image, true_image)]
-        if name not in ("siddon", "joseph"):  # their derivatives jump where a ray meets a border between voxels
+        if name not in (
+            "siddon",
+            "joseph",
+        ):  # their derivatives jump where a ray meets a border between voxels
             errors.append(_relative(moments, true_moments))
         worst = max(worst, *errors)
         said = {"image": errors[0], "derivatives": errors[1] if len(errors) > 1 else None}

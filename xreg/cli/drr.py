@@ -35,7 +35,7 @@ IMAGES = (".png", ".tif", ".tiff", ".npy", ".nii", ".nii.gz")
 STACKS = (".npy", ".nii", ".nii.gz")
 
 
-@verb("drr")
+@verb("drr", "Render a radiograph of a CT.")
 @click.argument("ct", type=PATH)
 @click.option(
     "-o",
@@ -45,7 +45,9 @@ STACKS = (".npy", ".nii", ".nii.gz")
     help="Image to write: .png (16 bit, windowed), .tif, .npy or .nii.gz (float32, as they are).",
 )
 @c_arm_options
-@click.option("--pose", type=PATH, help="Pose of the CT in the world (JSON or .tfm).  [default: as its header says]")
+@click.option(
+    "--pose", type=PATH, help="Pose of the CT in the world (JSON or .tfm).  [default: as its header says]"
+)
 @click.option("--integrator", type=click.Choice(INTEGRATORS), default="trilinear", show_default=True)
 @click.option("--samples", type=int, default=500, show_default=True, help="Samples a ray, for trilinear.")
 @click.option(
@@ -53,9 +55,13 @@ STACKS = (".npy", ".nii", ".nii.gz")
     type=click.Choice(["hard", "soft"]),
     help="One channel a label of --mask, as .npy [C, H, W] or .nii.gz (channels along k).",
 )
-@click.option("--window", type=float, nargs=2, metavar="LOW HIGH", help="Values that are black and white in a .png.")
+@click.option(
+    "--window", type=float, nargs=2, metavar="LOW HIGH", help="Values that are black and white in a .png."
+)
 @click.option("--save-camera", type=PATH, metavar="JSON", help="Write the camera, for register and convert.")
-@click.option("--sidecar", is_flag=True, help="Write what was rendered, and the window, as JSON beside the image.")
+@click.option(
+    "--sidecar", is_flag=True, help="Write what was rendered, and the window, as JSON beside the image."
+)
 @ct_options
 def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Render a radiograph of CT: a NIfTI file or a folder of DICOM slices.
@@ -91,7 +97,9 @@ def _check_names(output: Path, options: dict[str, Any], ct: dict[str, Any]) -> s
     if suffix is None:
         raise click.BadParameter(f"{output} must end in one of {', '.join(IMAGES)}.", param_hint="'-o'")
     if options["labels"] and suffix not in STACKS:
-        raise click.BadParameter(f"a stack of labels must end in one of {', '.join(STACKS)}.", param_hint="'-o'")
+        raise click.BadParameter(
+            f"a stack of labels must end in one of {', '.join(STACKS)}.", param_hint="'-o'"
+        )
     if options["labels"] and "mask" not in ct:
         raise click.UsageError("--labels needs --mask, the label map of the CT.")
     if options["window"] and suffix != ".png":
@@ -148,7 +156,9 @@ def _save_nifti(output: Path, pixels: Any, camera: Camera) -> None:
 
     row, column = (1.0, 1.0) if camera.sdd is None else camera.spacing.tolist()
     affine = torch.diag(torch.tensor([column, row, 1.0, 1.0], dtype=torch.float64))
-    write_nifti(output, pixels.reshape(-1, *camera.size), affine, description="xreg line integrals of attenuation")
+    write_nifti(
+        output, pixels.reshape(-1, *camera.size), affine, description="xreg line integrals of attenuation"
+    )
 
 
 def _save_beside(
@@ -188,12 +198,17 @@ def _result(ct, output, volume, camera, pose, options, image, window, clock) -> 
 
 def _channels(kind: str, volume: Volume, count: int) -> dict[str, Any]:
     names = {n: volume.label_names.get(n, "") for n in range(1, count)}
-    return {"kind": kind, "channels": count, "names": {0: "without label"} | {n: t for n, t in names.items() if t}}
+    return {
+        "kind": kind,
+        "channels": count,
+        "names": {0: "without label"} | {n: t for n, t in names.items() if t},
+    }
 
 
 def _report(terminal: Terminal, result: dict[str, Any], volume: Volume, camera: Camera) -> None:
     low, high = result["range"]
-    image = f"{result['output']}: {'×'.join(str(n) for n in result['shape'])}, line integrals {low:.4g} to {high:.4g}"
+    shape = "×".join(str(n) for n in result["shape"])
+    image = f"{result['output']}: {shape}, line integrals {low:.4g} to {high:.4g}"
     if result["window"] is not None:
         image += "; 16 bit, {:.4g} is black and {:.4g} white".format(*result["window"])
     march = result["integrator"]

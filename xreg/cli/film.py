@@ -52,7 +52,7 @@ class FilmRecipe:
 def take_film(
     volume: Volume, camera: Camera, world_from_body: Tensor, *, seed: int, recipe: FilmRecipe = FilmRecipe()
 ) -> Float[np.ndarray, "H W"]:
-    """The film as stored, float32 [H, W]: linear in the beam but for gamma, exactly 0 behind the collimator."""
+    """The film as stored, float32 [H, W]: a power of the beam, exactly 0 behind the collimator."""
     from scipy import ndimage
 
     from xreg.renderer import drr

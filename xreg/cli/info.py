@@ -16,10 +16,14 @@ _FILMS = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".bmp")
 _FEW_LABELS = 0.05  # of the numbers up to the largest must occur in a label map that nothing else gives away
 
 
-@verb("info")
+@verb("info", "Explain a CT, a film, a pose or a camera.")
 @click.argument("file", type=PATH)
-@click.option("--as", "kind", type=click.Choice(KINDS), default="auto", show_default=True, help="What FILE is.")
-@click.option("--frame", type=int, default=0, show_default=True, help="Frame of a radiograph with several, from 0.")
+@click.option(
+    "--as", "kind", type=click.Choice(KINDS), default="auto", show_default=True, help="What FILE is."
+)
+@click.option(
+    "--frame", type=int, default=0, show_default=True, help="Frame of a radiograph with several, from 0."
+)
 @ct_options
 def command(terminal: Terminal, file: Path, kind: str, frame: int, **options: Any) -> dict[str, Any]:
     """Explain FILE, value by value: what it is, where it comes from, and what was assumed.
@@ -136,6 +140,9 @@ def _explain_camera(file: Path) -> tuple[str, list[Fact]]:
         return "rig", describe.rig_facts(load_rig(file))
     camera = read_camera(file)
     if isinstance(data, dict) and "tool" in data:
-        words = [Fact(name, value, origin="file", note=f"in the words of {data['tool']}") for name, value in data.items()]
+        words = [
+            Fact(name, value, origin="file", note=f"in the words of {data['tool']}")
+            for name, value in data.items()
+        ]
         return f"camera of {data['tool']}", [*words, *describe.camera_facts(camera)]
     return "camera", describe.camera_facts(camera, "file")

@@ -22,8 +22,12 @@ PATH = click.Path(path_type=Path)
 _CT = (
     click.option("--mask", type=PATH, help="Label map (NIfTI) on the grid of the CT."),
     click.option("--label-names", type=PATH, help="Names of the labels (CSV or JSON)."),
-    click.option("--energy", type=float, default=70.0, show_default=True, help="Effective energy of the beam, keV."),
-    click.option("--ct-energy", type=float, default=70.0, show_default=True, help="Effective energy of the CT, keV."),
+    click.option(
+        "--energy", type=float, default=70.0, show_default=True, help="Effective energy of the beam, keV."
+    ),
+    click.option(
+        "--ct-energy", type=float, default=70.0, show_default=True, help="Effective energy of the CT, keV."
+    ),
     click.option(
         "--units",
         type=click.Choice(["hu", "mu", "auto"]),
@@ -48,7 +52,9 @@ _C_ARM = (
     click.option("--secondary", type=float, metavar="DEG", help="C-arm angle, + is cranial.  [default: 0]"),
     click.option("--roll", type=float, metavar="DEG", help="Turn in the image plane.  [default: 0]"),
     click.option("--size", type=int, nargs=2, metavar="H W", help="Rows and columns of the image."),
-    click.option("--spacing", type=float, nargs=2, metavar="ROW COL", help="Pixel spacing at the detector, mm."),
+    click.option(
+        "--spacing", type=float, nargs=2, metavar="ROW COL", help="Pixel spacing at the detector, mm."
+    ),
     click.option(
         "--isocenter",
         type=float,
@@ -57,7 +63,11 @@ _C_ARM = (
         help="World point, RAS mm.  [default: the middle of the CT]",
     ),
     click.option(
-        "--principal-point", type=float, nargs=2, metavar="U V", help="Pixel.  [default: the middle of the image]"
+        "--principal-point",
+        type=float,
+        nargs=2,
+        metavar="U V",
+        help="Pixel.  [default: the middle of the image]",
     ),
     click.option(
         "--mirrored/--not-mirrored",
@@ -160,7 +170,7 @@ def read_pose(path: Path) -> Tensor:
 def view_text(camera: Camera) -> str:
     """A camera in the words of a C-arm, on one line."""
     height, width = camera.size
-    primary, secondary, roll = (float(a) for a in camera.angles)
+    primary, secondary, roll = (round(float(a), 6) + 0.0 for a in camera.angles)  # no −0
     parts = [f"primary {primary:.4g}°, secondary {secondary:.4g}°"]
     if abs(roll) > 0.05:
         parts.append(f"roll {roll:.4g}°")

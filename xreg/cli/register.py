@@ -22,7 +22,7 @@ from xreg.cli.options import (
     split,
     view_text,
 )
-from xreg.cli.terminal import Clock, Terminal
+from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
@@ -34,21 +34,37 @@ if TYPE_CHECKING:
     from xreg.volume import Volume
 
 
-@verb("register")
+@verb("register", "Find the pose of a CT in a radiograph.")
 @click.argument("ct", type=PATH)
 @click.argument("film", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for pose.json, pose.tfm, overlay.png, result.json.")
-@click.option("--init", type=PATH, help="Pose to start from (JSON or .tfm).  [default: as the CT's header says]")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    help="Folder for pose.json, pose.tfm, overlay.png, result.json.",
+)
+@click.option(
+    "--init", type=PATH, help="Pose to start from (JSON or .tfm).  [default: as the CT's header says]"
+)
 @c_arm_options
 @click.option(
     "--intensity",
     type=click.Choice(["auto", "linear", "log", "line_integral"]),
     default="auto",
     show_default=True,
-    help="What pixel values of FILM are: linear or logarithmic in the beam, or line integrals (as drr writes them).",
+    help="What pixel values of FILM are; line integrals are what drr writes.",
 )
-@click.option("--sign", type=click.Choice(["auto", "1", "-1"]), default="auto", show_default=True, help="1: brighter is more beam.")
-@click.option("--film-mask", type=PATH, help="Image that is not zero where FILM is valid.  [default: from the film]")
+@click.option(
+    "--sign",
+    type=click.Choice(["auto", "1", "-1"]),
+    default="auto",
+    show_default=True,
+    help="1: brighter is more beam.",
+)
+@click.option(
+    "--film-mask", type=PATH, help="Image that is not zero where FILM is valid.  [default: from the film]"
+)
 @click.option("--frame", type=int, default=0, show_default=True, help="Frame of FILM, from 0.")
 @ct_options
 def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: Any) -> dict[str, Any]:
@@ -71,13 +87,19 @@ def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: A
         radiograph = _read_film(film, volume, options)
         start = None if options["init"] is None else read_pose(options["init"])
     with terminal.working("registering") as tell, clock.part("register"):
-        found = _register(volume, radiograph, start, tell)
-    made = {"method": "xreg register", "ct": str(ct), "film": str(film), "init": options["init"] and str(options["init"])}
+        found = run(volume, radiograph, start, tell)
+    made = {
+        "method": "xreg register",
+        "ct": str(ct),
+        "film": str(film),
+        "init": options["init"] and str(options["init"]),
+    }
     result = _result(found, radiograph, made, clock)
     with terminal.working("drawing"), clock.part("picture"):
         picture = _picture(volume, radiograph, found)
     _write(output, found, radiograph.camera, made, picture, result)
-    _report(terminal, result, found, volume, radiograph, ct, film, output)
+    lines = [("CT", ct_text(volume, ct)), ("film", _film_text(film, radiograph))]
+    terminal.lines([*lines, ("view", view_text(radiograph.camera)), *_found_lines(found, result)])
     return result
 
 
@@ -115,7 +137,8 @@ def _read_film(path: Path, volume: Volume, options: dict[str, Any]) -> Radiograp
     return radiograph
 
 
-def _register(volume: Volume, film: Radiograph, start: Tensor | None, tell: Any) -> RegistrationResult:
+def run(volume: Volume, film: Radiograph, start: Tensor | None, tell: Tell) -> RegistrationResult:
+    """Register, and tell each step that was taken."""
     from xreg.registration import register
 
     def on_step(step: Any) -> None:
@@ -133,7 +156,7 @@ def _picture(volume: Volume, film: Radiograph, found: RegistrationResult) -> Any
     return sheet.before_after(
         first.world_from_body,
         found.world_from_body,
-        f"score {first.score:.3f} (binned {first.bin}×)",
+        f"score {first.score:.3f} (binned {first.bin}x{first.bin})",
         f"score {last.score:.3f}, {verdict}",
         f"xreg register: {verdict}",
         found.reason,
@@ -165,7 +188,9 @@ def save_result_pose(folder: Path, found: RegistrationResult, camera: Camera, ma
     save_tfm(folder / "pose.tfm", found.world_from_body)
 
 
-def _result(found: RegistrationResult, film: Radiograph, made: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def _result(
+    found: RegistrationResult, film: Radiograph, made: dict[str, Any], clock: Clock
+) -> dict[str, Any]:
     from xreg.ops.registry import backend
 
     return {
@@ -187,7 +212,9 @@ def _result(found: RegistrationResult, film: Radiograph, made: dict[str, Any], c
     }
 
 
-def _write(output: Path, found: Any, camera: Camera, made: dict[str, Any], picture: Any, result: dict[str, Any]) -> None:
+def _write(
+    output: Path, found: Any, camera: Camera, made: dict[str, Any], picture: Any, result: dict[str, Any]
+) -> None:
     from xreg import __version__
     from xreg.io import write_json
     from xreg.pictures import save_picture
@@ -199,26 +226,30 @@ def _write(output: Path, found: Any, camera: Camera, made: dict[str, Any], pictu
     result["files"] = [str(output / name) for name in ("pose.json", "pose.tfm", "overlay.png", "result.json")]
 
 
-def _report(terminal, result, found, volume, film, ct, film_path, output) -> None:
+def _film_text(path: Path, film: Radiograph) -> str:
+    height, width = film.size
+    valid = 100.0 * float(film.mask.float().mean())
+    return f"{path}: {height}×{width} px, {valid:.0f} % in the beam, {film.relationship} {film.sign:+d}"
+
+
+def _found_lines(found: RegistrationResult, result: dict[str, Any]) -> list[tuple[str, str]]:
     import torch
 
     from xreg.geometry import se3
 
-    spread = result["deviation"]
+    def numbers(values: list[float], digits: int) -> str:
+        return ", ".join(f"{v:.{digits}f}" for v in values)
+
     turn, _ = se3.geodesic_distance(torch.eye(4, dtype=torch.float64), found.world_from_body)
     home = se3.apply(se3.inverse(found.world_from_body), found.center[None])[0]
-    moved = (found.center - home).tolist()
-    height, width = film.size
-    verdict = "accepted" if found.accepted else "REJECTED"
-    terminal.lines(
-        [
-            ("CT", ct_text(volume, ct)),
-            ("film", f"{film_path}: {height}×{width} px, {100 * result['valid']:.0f} % in the beam, {film.relationship} {film.sign:+d}"),
-            ("view", view_text(film.camera)),
-            ("pose", f"turned {math.degrees(float(turn)):.2f}°, centre moved by {', '.join(f'{v:.2f}' for v in moved)} mm (R, A, S)"),
-            ("±", f"{', '.join(f'{v:.3f}' for v in spread['degrees'])}° and {', '.join(f'{v:.3f}' for v in spread['mm'])} mm (one standard deviation)"),
-            ("verdict", f"{verdict}: {found.reason}"),
-            ("time", f"{result['seconds']['register']:.2f} s for {found.renders} renders ({result['backend']})"),
-            ("files", ", ".join(result["files"])),
-        ]
-    )
+    moved = numbers((found.center - home).tolist(), 2)
+    spread = result["deviation"]
+    deviation = f"{numbers(spread['degrees'], 3)}° and {numbers(spread['mm'], 3)} mm"
+    seconds = result["seconds"]["register"]
+    return [
+        ("pose", f"turned {math.degrees(float(turn)):.2f}°, centre moved by {moved} mm (R, A, S)"),
+        ("±", f"{deviation} (one standard deviation, about and along R, A, S)"),
+        ("verdict", f"{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"),
+        ("time", f"{seconds:.2f} s for {found.renders} renders ({result['backend']})"),
+        ("files", ", ".join(result["files"])),
+    ]

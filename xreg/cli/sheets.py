@@ -32,8 +32,8 @@ class Sheet:
         self.volume, self.camera = volume, camera.resize(size)
         self.film = _resized(np.asarray(film, dtype=np.float32), size)
         self.mask = _resized(np.asarray(mask, dtype=np.float32), size) > 0.99
-        self.grey = grey(self.film, self.mask)
-        self.window = tuple(float(v) for v in np.percentile(self.film[self.mask], [0.5, 99.5]))
+        self.window = tuple(float(v) for v in np.percentile(self.film[self.mask], [3.0, 99.7]))
+        self.grey = grey(self.film, self.mask, window=self.window)
 
     def render(self, pose: Tensor) -> Float[np.ndarray, "h w"]:
         """Line integrals at a pose, in the film's contrast."""
@@ -85,7 +85,8 @@ class Sheet:
             step = steps[n]
             ink = pictures.GREEN if n == len(steps) - 1 else pictures.YELLOW
             drawn = pictures.draw_edges(film, self.lines(self.render(step.world_from_body)), ink)
-            text = f"step {n} of {len(steps) - 1}, film binned {step.bin}×: {said(step.world_from_body)}"
+            binned = f"film binned {step.bin}x{step.bin}"
+            text = f"step {n} of {len(steps) - 1}, {binned}: {said(step.world_from_body)}"
             frames.append(pictures.caption(drawn, text))
         times = [160] * len(frames)
         times[0], times[-1] = 900, 2200
@@ -93,7 +94,7 @@ class Sheet:
 
 
 def _resized(image: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """The image at another size, outer edges in place: averaged where it shrinks, interpolated where it grows."""
+    """The image at another size, outer edges in place; averaged where it shrinks."""
     import torch
     import torch.nn.functional as F
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
@@ -99,7 +100,9 @@ class Terminal:
         self.note(f"{what} …")
         seen: list[Any] = [None]
 
-        def tell(text: str = "", *, key: Any = None, done: int | None = None, total: int | None = None) -> None:
+        def tell(
+            text: str = "", *, key: Any = None, done: int | None = None, total: int | None = None
+        ) -> None:
             if key is not None and key != seen[0]:
                 seen[0] = key
                 self.note(f"  {text}")
@@ -134,16 +137,22 @@ def short(value: Any) -> str:
     if value is None:
         return "not known"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.0f}"
+        shown = f"{value:.4g}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.0f}"
+        return "0" if shown == "-0" else shown
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {short(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        if value and isinstance(value[0], (list, tuple)):
-            rows = [[f"{float(v):.6g}" for v in row] for row in value]
-            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-            return "\n".join("  ".join(v.rjust(w) for v, w in zip(r, widths, strict=True)) for r in rows)
+        if value and all(isinstance(row, (list, tuple)) and len(row) == len(value[0]) for row in value):
+            return _matrix(value)
         return ", ".join(short(v) for v in value)
     return str(value)
+
+
+def _matrix(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of numbers in columns."""
+    shown = [[f"{float(v) + 0.0:.6g}" for v in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join("  ".join(v.rjust(w) for v, w in zip(row, widths, strict=True)) for row in shown)
 
 
 def plain(value: Any) -> Any:
@@ -161,9 +170,19 @@ def plain(value: Any) -> Any:
     return fspath(value) if isinstance(value, PathLike) else str(value)
 
 
+def json_text(data: Mapping[str, Any]) -> str:
+    """A JSON object as text, indented, with lists of plain numbers on one line."""
+    text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\s*((?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+)\s*\]", _on_one_line, text)
+
+
 def print_json(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a run on stdout."""
-    click.echo(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json_text(data))
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return "[" + ", ".join(part.strip() for part in found.group(1).split(",")) + "]"
 
 
 def _rich_table(title: str, facts: list[Fact], stream: Any) -> None:
@@ -194,7 +213,9 @@ def _rich_progress(what: str) -> Iterator[Tell]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=None, text="")
 
-        def tell(text: str = "", *, key: Any = None, done: int | None = None, total: int | None = None) -> None:
+        def tell(
+            text: str = "", *, key: Any = None, done: int | None = None, total: int | None = None
+        ) -> None:
             known = {} if total is None else {"completed": done, "total": total}
             progress.update(task, text=text, **known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import traceback
 import warnings
@@ -15,6 +16,7 @@ from xreg import __version__
 from xreg.cli.terminal import Terminal, print_json
 from xreg.errors import InputWarning, XregError
 
+_FLAGS = {"energy_kev": "energy", "ct_energy_kev": "ct-energy", "series_uid": "series"}
 EXIT_CODES = {"done": 0, "failed": 1, "rejected": 3}
 
 
@@ -52,19 +54,31 @@ class Verb(click.Command):
         if code := EXIT_CODES[result["status"]]:
             ctx.exit(code)
 
+    def _flags(self, message: str) -> str:
+        """The options of this verb that a message of the library calls by their names in Python."""
+        named = [_FLAGS.get(word, word) for word in re.findall(r"\b([a-z][a-z0-9_]*)=", message)]
+        mine = {option for param in self.params for option in param.opts}
+        flags = dict.fromkeys(flag for name in named if (flag := "--" + name.replace("_", "-")) in mine)
+        return f" [options here: {', '.join(flags)}]" if flags else ""
+
     def _fail(self, terminal: Terminal, error: Exception) -> None:
-        message = _explain(error)
+        message = _explain(error) + self._flags(str(error))
         terminal.note(f"error: {message}")
         if terminal.as_json:
             known = {"type": type(error).__name__, "message": message}
             print_json({"xreg": __version__, "verb": self.name, "status": "failed", "error": known})
 
 
-def verb(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a command of a function ``f(terminal, **options)``; its docstring is the help."""
+def verb(name: str, about: str, *, epilog: str = "") -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function ``f(terminal, **options)``.
+
+    Its docstring is the help, ``about`` the short one, and ``epilog`` follows the options.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        return click.command(name, cls=Verb)(click.pass_obj(function))
+        return click.command(name, cls=Verb, short_help=about, epilog=epilog or None)(
+            click.pass_obj(function)
+        )
 
     return decorate
 
