@@ -67,11 +67,41 @@ def run_all(commands):
         list(pool.map(one, commands))
 
 
+def nvcc_path(torch):
+    """nvcc, where it is installed beside a torch that was built for CUDA."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    found = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=f"{CUDA_HOME}/bin"))
+    return found if found and torch.version.cuda else None
+
+
+def cuda_jobs(nvcc, out, includes):
+    """(command, object) for each CUDA source."""
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+    last = CUDA_ARCHITECTURES[-1]
+    targets.append(f"-gencode=arch=compute_{last},code=compute_{last}")  # newer cards compile from PTX
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", *targets]
+    kernels, bind = out / "project_cu.o", out / "bind_cuda.o"
+    return [
+        ([nvcc, *flags, "-c", "cuda/project.cu", "-o", str(kernels)], kernels),
+        (
+            [nvcc, *flags, STABLE_ABI, "-DUSE_CUDA", *includes, "-c", "cuda/bind_cuda.cpp", "-o", str(bind)],
+            bind,
+        ),
+    ]
+
+
 class BuildKernels(build_ext):
-    """Compiles cuda/ into xreg/_lib/."""
+    """Compiles cuda/ into xreg/_lib/: xreg_cpu always, xreg_cuda where it can be."""
 
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split("."))) + (".dylib" if sys.platform == "darwin" else ".so")
+
+    def run(self):
+        torch, *_ = torch_paths()
+        if nvcc_path(torch):
+            self.extensions.append(Extension("xreg._lib.xreg_cuda", sources=[]))
+        super().run()
 
     def build_extension(self, ext):
         torch, includes, libraries = torch_paths()
@@ -79,16 +109,21 @@ class BuildKernels(build_ext):
         out.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        compiler = [os.environ.get("CXX", "c++")]
-        if shutil.which(compiler[0]) is None:
-            sys.exit("xreg: no C++ compiler found (install g++, or name one in CXX)")
         include_flags = [f"-I{p}" for p in includes]
-        jobs = host_jobs(compiler, out, include_flags)
+        search = [f"-L{p}" for p in libraries]
+        if ext.name.endswith("cuda"):
+            linker = [nvcc_path(torch)]
+            jobs, names = cuda_jobs(*linker, out, include_flags), ["-ltorch", "-ltorch_cpu", "-ltorch_cuda"]
+        else:
+            linker = [os.environ.get("CXX", "c++")]
+            if shutil.which(linker[0]) is None:
+                sys.exit("xreg: no C++ compiler found (install g++, or name one in CXX)")
+            jobs, names = host_jobs(linker, out, include_flags), ["-ltorch", "-ltorch_cpu"]
         run_all([command for command, _ in jobs])
-        link = ["-shared", *[str(o) for _, o in jobs], *[f"-L{p}" for p in libraries], "-ltorch", "-ltorch_cpu", "-lc10"]
-        if sys.platform == "darwin":
-            link += ["-undefined", "dynamic_lookup"]
-        run_all([[*compiler, *link, "-o", str(target)]])
+        apple = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        run_all(
+            [[*linker, "-shared", *[str(o) for _, o in jobs], *search, *names, *apple, "-o", str(target)]]
+        )
 
 
 setup(ext_modules=[Extension("xreg._lib.xreg_cpu", sources=[])], cmdclass={"build_ext": BuildKernels})

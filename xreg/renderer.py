@@ -110,7 +110,7 @@ def drr_with_jacobian(
     camera: Camera,
     world_from_body: Float[Tensor, "*batch 4 4"],
     *,
-    center: Float[Tensor, "3"] | None = None,
+    center: Float[Tensor, 3] | None = None,
     beam: Beam = Beam(),
 ) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6 H W"]]:
     """Image and its derivative along the six directions of a pose step, from one march.
@@ -143,7 +143,9 @@ def _rays_dot(volume: Volume, camera: Camera, pose: Tensor, center: Tensor) -> F
     origin[0] = 1.0
     arm = basis - origin * center[..., None, :]
     eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
-    turn = torch.linalg.cross(*torch.broadcast_tensors(arm[..., None, :, :], eye[:, None]))  # -(ω × x) = x × ω
+    turn = torch.linalg.cross(
+        *torch.broadcast_tensors(arm[..., None, :, :], eye[:, None])
+    )  # -(ω × x) = x × ω
     shift = torch.zeros(3, 6, 3, dtype=basis.dtype, device=basis.device)
     shift[:, 0] = -eye
     dot = torch.cat([turn, shift.expand_as(turn)], -3)
@@ -212,11 +214,12 @@ def require_in_beam(volume: Volume, camera: Camera, world_from_body: Any = None)
     high = torch.where(known, pixels, -torch.inf).amax(-2)
     seen = ((low <= limit) & (high >= -0.5)).all(-1) | ~known.all(-1).all(-1)[..., None].squeeze(-1)
     if not bool((hit & seen).any()):
+        reach = f"u {_range(low, high, 0)}, v {_range(low, high, 1)} px"
         raise GeometryError(
-            f"the volume lies outside the beam of every view: its corners project to u {_range(low, high, 0)}, "
-            f"v {_range(low, high, 1)} px on an image of {width} x {height} (W x H) and it fills t "
-            f"{float(near.min()):.2f} to {float(far.max()):.2f} of the way from source to detector. Check the pose, "
-            "the isocentre (volume.center is a good one) and the source and detector distances"
+            f"the volume lies outside the beam of every view: its corners project to {reach} on an image "
+            f"of {width} x {height} (W x H), and fills t {float(near.min()):.2f} to {float(far.max()):.2f} of "
+            "the way from source to detector. Check the pose, the isocentre (volume.center is a good one) and "
+            "the source and detector distances"
         )
 
 

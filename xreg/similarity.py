@@ -70,7 +70,9 @@ def shrink(mask: Bool[Tensor, "H W"], pixels: int = 1) -> Bool[Tensor, "H W"]:
     return F.max_pool2d(outside, 2 * pixels + 1, stride=1)[0] < 0.5
 
 
-def _grams(stack: Float[Tensor, "C H W"], mask: Float[Tensor, "H W"], window: int | None) -> Float[Tensor, "P C C"]:
+def _grams(
+    stack: Float[Tensor, "C H W"], mask: Float[Tensor, "H W"], window: int | None
+) -> Float[Tensor, "P C C"]:
     """Sums of products over each patch of (1, channels), counting only valid pixels."""
     z = torch.cat([mask[None], stack * mask], 0)
     channels, height, width = z.shape

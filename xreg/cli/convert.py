@@ -291,7 +291,7 @@ def _compare(world: Camera, seen: Camera, terminal: Terminal) -> None:
     if not same:
         terminal.note(
             f"warning: sizes or intrinsics differ ({world.size} and {seen.size}, "
-            f"fx {float(world.K[0, 0]):.6g} and {float(seen.K[0, 0]):.6g} px); the pose is that of source and axes"
+            f"fx {float(world.K[0, 0]):.6g} and {float(seen.K[0, 0]):.6g} px); the pose is that of the axes"
         )
 
 

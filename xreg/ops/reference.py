@@ -28,7 +28,7 @@ def _safe(d: Tensor) -> Tensor:
 
 
 def _crossings(s: Tensor, d: Tensor, size: tuple[int, int, int], shift: float) -> Tensor:
-    """Sorted t in [0, 1] at which each ray crosses a cell border, [R, planes]; borders at integers - shift."""
+    """Sorted t in [0, 1] where each ray crosses a cell border, [R, planes]; borders at integers - shift."""
     times = []
     for a, n in enumerate(size):
         planes = torch.arange(-1, n + 2, dtype=s.dtype, device=s.device) - shift
@@ -84,7 +84,7 @@ def _samples(
 
 def _corners(x: Tensor, size: tuple[int, int, int], nearest: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """(flat index, weight) of each voxel that shares in a sample; weight zero outside the grid."""
-    nx, ny, nz = size
+    nx, ny, _ = size
     base = (x + 0.5).floor() if nearest else x.floor()
     base = base.detach()
     for corner in range(1 if nearest else 8):

@@ -13,12 +13,12 @@ import torch
 
 BEAM = "Tensor rays, Tensor metric"
 SCHEMAS = {
-    "project": f"(Tensor mu, float scale, {BEAM}, int height, int width, int integrator, int steps, bool moments)"
-    " -> (Tensor, Tensor)",
+    "project": f"(Tensor mu, float scale, {BEAM}, int height, int width, int integrator, int steps,"
+    " bool moments) -> (Tensor, Tensor)",
     "project_labels": f"(Tensor mu, float scale, Tensor labels, int channels, bool soft, {BEAM}, int height,"
     " int width, int integrator, int steps) -> Tensor",
-    "label_moments": f"(Tensor cotangent, Tensor mu, float scale, Tensor labels, bool soft, {BEAM}, int integrator,"
-    " int steps) -> Tensor",
+    "label_moments": f"(Tensor cotangent, Tensor mu, float scale, Tensor labels, bool soft, {BEAM},"
+    " int integrator, int steps) -> Tensor",
     "backproject": "(Tensor cotangent, float scale, int depth, int rows, int cols, Tensor? labels, bool soft,"
     f" {BEAM}, int integrator, int steps) -> Tensor",
 }
@@ -60,37 +60,44 @@ def _register() -> None:
         torch.library.register_fake(f"xreg::{name}", FAKES[name], lib=LIBRARY)
 
 
-def library_path() -> Path:
-    """Where the compiled host library is, or would be."""
+def library_path(half: str = "cpu") -> Path:
+    """Where the compiled library is, or would be: the 'cpu' half or the 'cuda' half."""
     folder = Path(__file__).parent.parent / "_lib"
-    return next(
-        (p for p in sorted(folder.glob("xreg_cpu.*")) if p.suffix in {".so", ".dylib"}),
-        folder / "xreg_cpu.so",
-    )
+    found = [p for p in sorted(folder.glob(f"xreg_{half}.*")) if p.suffix in {".so", ".dylib"}]
+    return found[0] if found else folder / f"xreg_{half}.so"
+
+
+def _open(path: Path) -> str:
+    """Load a library of operators; empty, or why it could not be."""
+    if not path.exists():
+        return f"{path.name} has not been built"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load in torch {torch.__version__}: {error}"
+    return ""
+
+
+def _fall_back(key: str) -> None:
+    """Let the torch reference answer for a device."""
+    from xreg.ops import reference
+
+    for name in SCHEMAS:
+        LIBRARY.impl(name, getattr(reference, name), key)
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library, or None with the reason why it is not used."""
-    from xreg.ops import reference
-
-    path = library_path()
-    for key in ("CUDA", "MPS"):  # no compiled kernels for these devices in this build
-        for name in SCHEMAS:
-            LIBRARY.impl(name, getattr(reference, name), key)
-    if path.exists():
-        try:
-            torch.ops.load_library(str(path))
-        except OSError as error:
-            reason = f"{path.name} does not load in torch {torch.__version__}: {error}"
-        else:
-            library = ctypes.CDLL(str(path))
-            library.xreg_isa.restype = ctypes.c_char_p
-            return library, ""
-    else:
-        reason = f"{path.name} has not been built"
-    for name in SCHEMAS:
-        LIBRARY.impl(name, getattr(reference, name), "CPU")
+    """The compiled host library, or None with the reason why it is not used."""
+    _fall_back("MPS")
+    if not torch.version.cuda or _open(library_path("cuda")):
+        _fall_back("CUDA")
+    reason = _open(library_path())
+    if not reason:
+        library = ctypes.CDLL(str(library_path()))
+        library.xreg_isa.restype = ctypes.c_char_p
+        return library, ""
+    _fall_back("CPU")
     warnings.warn(
         f"xreg runs on its slow torch reference, because {reason}. Build the kernels with "
         "`pip install --no-build-isolation .` where a C++ compiler is installed; `xreg doctor` says more.",

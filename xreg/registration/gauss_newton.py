@@ -46,9 +46,9 @@ def refine(
 ) -> Progress:
     """Move a pose downhill until a step is too small to matter.
 
-    look renders at a pose and returns the evidence there; start is a pose with its evidence.  accepted is told of each step that held.  A
-    step is bounded, damped, and taken only when it lowers the cost; a trial that cannot be looked at (the
-    volume left the beam) counts as one that failed.
+    look renders at a pose and returns the evidence there; start is a pose with its evidence.  accepted is
+    told of each step that held.  A step is bounded, damped, and taken only when it lowers the cost; a trial
+    that cannot be looked at (the volume left the beam) counts as one that failed.
     """
     state = Progress(*start, 1)
     damping = DAMPING[0]

@@ -101,9 +101,11 @@ def _inputs(film: Any, mask: Any, camera: Camera | None) -> tuple[Tensor, Tensor
         mask = film.mask if mask is None else mask
         film = film.line_integrals
     if camera is None:
-        raise RegistrationError("register needs a camera: pass one, or a radiograph whose header describes one")
+        raise RegistrationError("register needs a camera: pass one, or a radiograph whose header has one")
     if camera.batch_shape:
-        raise RegistrationError(f"register takes one camera, got a batch of shape {tuple(camera.batch_shape)}")
+        raise RegistrationError(
+            f"register takes one camera, got a batch of shape {tuple(camera.batch_shape)}"
+        )
     film = torch.as_tensor(film).detach().float().cpu()
     if tuple(film.shape) != tuple(camera.size):
         raise ImageError(
@@ -152,12 +154,15 @@ def _answer(done, trajectory, renders, seconds, center, settings: Settings) -> R
     matrix = evidence.hessian * balance[:, None] * balance
     condition = float(torch.linalg.cond(matrix))
     inverse = torch.linalg.pinv(matrix, hermitian=True)
-    covariance = inverse @ (evidence.scatter * balance[:, None] * balance) @ inverse * balance[:, None] * balance
+    covariance = (
+        inverse @ (evidence.scatter * balance[:, None] * balance) @ inverse * balance[:, None] * balance
+    )
     if not condition < WORST_CONDITION:
         accepted, reason = False, f"the film does not determine the pose (condition number {condition:.1e})"
     elif evidence.score < settings.accept_score:
         accepted = False
-        reason = f"the best score {evidence.score:.3f} is below {settings.accept_score:.3f}: no match was found from this start"
+        found, needed = evidence.score, settings.accept_score
+        reason = f"the best score {found:.3f} is below {needed:.3f}: no match was found from this start"
     else:
         accepted, reason = True, f"score {evidence.score:.3f}, condition number {condition:.1e}"
     return RegistrationResult(

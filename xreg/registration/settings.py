@@ -44,7 +44,7 @@ class Settings:
             Level(256, FINE, 6, 0.03, 500),
         )
     )
-    beam: Beam = Beam()
+    beam: Beam = field(default_factory=Beam)
     length_scale: float = 100.0
     step_limit: tuple[float, float] = (8.0, 30.0)
     accept_score: float = 0.5

@@ -1,0 +1,90 @@
+"""Films whose pose is known, and how far a pose is from the truth.
+
+The film comes from another integrator than registration uses (Siddon on float voxels, not trilinear on int16),
+on a detector twice as fine that is averaged in intensity, with quantum noise, a scatter-like background, a
+curve and gain that registration does not know, and a collimator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+import xreg
+from xreg.geometry import Camera, se3
+from xreg.volume import Volume
+
+SDD, SOD, FIELD_MM = 1020.0, 850.0, 400.0
+PHOTONS, SCATTER = 2.0e4, 0.02
+GAMMA, GAIN, OFFSET = 0.85, 1.3, 0.2  # of the line integrals as the film shows them
+BLADES = (12 / 256, 8 / 256, 10 / 256, 16 / 256)  # covered at the top, bottom, left, right, parts of the side
+BONE_PER_MM = 0.028
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registration problem: a film with its mask and camera, the true pose and the start."""
+
+    film: Float[Tensor, "H W"]
+    mask: Bool[Tensor, "H W"]
+    camera: Camera
+    truth: Float[Tensor, "4 4"]
+    start: Float[Tensor, "4 4"]
+    primary: float
+    secondary: float
+
+
+def make_case(volume: Volume, size: int, seed: int, offset: tuple[float, float] = (20.0, 10.0)) -> Case:
+    """A random view (±40°, ±15°), a random true pose, and a start off by up to (mm, degrees) on each axis."""
+    rng = np.random.default_rng(seed)
+    primary, secondary = rng.uniform(-40, 40), rng.uniform(-15, 15)
+    camera = Camera.c_arm(
+        sdd=SDD, sod=SOD, primary=primary, secondary=secondary, size=(size, size), spacing=FIELD_MM / size,
+        isocenter=volume.center,
+    )  # fmt: skip
+    truth = se3.retract(torch.eye(4, dtype=torch.float64), _twist(rng, 10.0, 5.0), volume.center)
+    middle = se3.apply(truth, volume.center[None])[0]
+    start = se3.retract(truth, _twist(rng, *offset), middle)
+    film, mask = take(volume, camera, truth, seed)
+    return Case(film, mask, camera, truth, start, float(primary), float(secondary))
+
+
+def _twist(rng: np.random.Generator, mm: float, degrees: float) -> Tensor:
+    turn = rng.uniform(-1, 1, 3) * math.radians(degrees)
+    return torch.from_numpy(np.concatenate([turn, rng.uniform(-mm, mm, 3)]))
+
+
+def take(volume: Volume, camera: Camera, pose: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """A film [H, W] and its mask."""
+    height, width = camera.size
+    fine = camera.resize((2 * height, 2 * width))
+    ideal = xreg.drr(volume, fine, pose, integrator="siddon", storage="float")
+    beam = F.avg_pool2d(torch.exp(-ideal)[None], 2)[0]
+    counts = torch.poisson(beam * PHOTONS, generator=torch.Generator().manual_seed(seed))
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    seen = counts / PHOTONS + SCATTER * (1 - 0.4 * x**2 - 0.3 * y**2)
+    film = (-torch.log(seen.clamp_min(1e-4))).clamp_min(0) ** GAMMA * GAIN + OFFSET
+    top, bottom, left, right = (
+        round(b * n) for b, n in zip(BLADES, (height, height, width, width), strict=True)
+    )
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[top : height - bottom, left : width - right] = True
+    return torch.where(mask, film, torch.tensor(0.1)), mask
+
+
+def bone_points(volume: Volume, count: int = 400) -> Float[Tensor, "N 3"]:
+    """Random voxels of bone, mm, the same ones each time."""
+    index = (volume.mu > BONE_PER_MM).nonzero()
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(1))[:count]
+    return se3.apply(volume.affine, index[chosen].flip(1).double())
+
+
+def mtre(a: Tensor, b: Tensor, points: Float[Tensor, "N 3"]) -> float:
+    """Mean distance (mm) between where two poses put the points."""
+    return float((se3.apply(a, points) - se3.apply(b, points)).norm(dim=-1).mean())
