@@ -1,8 +1,8 @@
 """Films whose pose is known, and how far a pose is from the truth.
 
-The film comes from another integrator than registration uses (Siddon on float voxels, not trilinear on int16),
-on a detector twice as fine that is averaged in intensity, with quantum noise, a scatter-like background, a
-curve and gain that registration does not know, and a collimator.
+The film comes from another integrator than registration uses (Siddon on float voxels, not trilinear on
+int16), on a detector twice as fine that is averaged in intensity, with quantum noise, a scatter-like
+background, a curve and gain that registration does not know, and a collimator.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 import xreg
+import xreg.registration  # so that its modules are there to be counted in
 from xreg.errors import XregError
 from xreg.volume import Volume
 
@@ -84,6 +85,8 @@ def run_xreg(volume: Volume, case: Case, number: int, points: Tensor) -> Outcome
         except XregError as error:
             print(f"case {number}: {error}")
         seconds = time.perf_counter() - start
+    if out is not None and len(pixels) != out.renders:
+        raise RuntimeError(f"xreg.register says {out.renders} renders, {len(pixels)} were counted")
     pose = case.start if out is None else out.world_from_body
     path = () if out is None else out.trajectory
     first = next((s.renders for s in path if mtre(s.world_from_body, case.truth, points) <= SUCCESS_MM), None)
@@ -251,9 +254,10 @@ def recipe() -> dict:
 @click.option("--quick", is_flag=True, help="A look at whether it works: 2 starts at 64², one with Adam.")
 def main(ct, cases, adam_cases, seed, size, threads, out, quick) -> None:
     """Register random starts (±20 mm, ±10° on each axis) with xreg and with Adam."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if quick:
         cases, adam_cases, size = 2, 1, 64
+        adam.ITERATIONS = 10
     if threads:
         torch.set_num_threads(threads)
     path = find_ct(ct)
@@ -274,7 +278,9 @@ def main(ct, cases, adam_cases, seed, size, threads, out, quick) -> None:
                 f"; adam {one.adam['mm']:6.3f} mm, {one.adam['renders']} renders, {one.adam['seconds']:.0f} s"
             )
         outcomes.append(one)
-        console.print(f"{line} [{time.perf_counter() - began:.0f} s]", markup=False, highlight=False)
+        console.print(
+            f"{line} [{time.perf_counter() - began:.0f} s]", markup=False, highlight=False, soft_wrap=True
+        )
     summary = summarise(outcomes)
     result = {"schema": "xreg.benchmark.registration/1", "run": run, "size": size, "seed": seed}
     result |= {"adam_recipe": recipe(), "summary": summary, "goals": goals(summary)}

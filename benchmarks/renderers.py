@@ -158,8 +158,8 @@ class DiffDRR:
 
         p = diffdrr.from_camera(camera, isocenter=self.isocenter)
         module = DRR(
-            self.subject, sdd=p.sdd, height=p.height, delx=p.delx, width=p.width, dely=p.dely, x0=p.x0, y0=p.y0,
-            renderer="trilinear", reverse_x_axis=p.reverse_x_axis, persistent=False,
+            self.subject, sdd=p.sdd, height=p.height, delx=p.delx, width=p.width, dely=p.dely, x0=p.x0,
+            y0=p.y0, renderer="trilinear", reverse_x_axis=p.reverse_x_axis, persistent=False,
         )  # fmt: skip
         return module, torch.tensor([p.rotation]).float(), torch.tensor([p.translation]).float()
 

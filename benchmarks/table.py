@@ -29,10 +29,11 @@ def _grid(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _setting(run: dict) -> str:
+    size = "×".join(map(str, run["volume"]["size"]))
     versions = ", ".join(f"{name} {v}" for name, v in run["versions"].items())
     return (
-        f"{run['cpu']}, {run['threads']} threads, kernels {run['kernels']}; {versions}; {run['volume']['name']} "
-        f"{'×'.join(map(str, run['volume']['size']))}; {run['when']}; `{run['command']}`."
+        f"{run['cpu']}, {run['threads']} threads, kernels {run['kernels']}; {versions}; "
+        f"{run['volume']['name']} {size}; {run['when']}; `{run['command']}`."
     )
 
 

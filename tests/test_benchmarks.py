@@ -60,4 +60,5 @@ def test_table(results, tmp_path) -> None:
         assert all(text.count(mark) == 1 for mark in marks)
         assert "xreg trilinear 500 int16" in text
         assert "mTRE" in text
-        assert text.startswith("top") and text.endswith("bottom")
+        assert text.startswith("top")
+        assert text.endswith("bottom")

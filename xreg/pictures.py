@@ -188,7 +188,7 @@ def save_picture(path: str | PathLike, picture: UInt8[np.ndarray, "H W 3"]) -> N
     if Path(path).suffix.lower() != ".png":
         raise FileError(f"{path}: a picture is written as PNG; choose a name that ends in .png")
     with atomic_write(path) as temporary:
-        Image.fromarray(_picture(picture)).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(_picture(picture)).save(temporary, format="PNG")
 
 
 def save_gif(

@@ -217,9 +217,9 @@ def require_in_beam(volume: Volume, camera: Camera, world_from_body: Any = None)
         reach = f"u {_range(low, high, 0)}, v {_range(low, high, 1)} px"
         raise GeometryError(
             f"the volume lies outside the beam of every view: its corners project to {reach} on an image "
-            f"of {width} x {height} (W x H), and fills t {float(near.min()):.2f} to {float(far.max()):.2f} of "
-            "the way from source to detector. Check the pose, the isocentre (volume.center is a good one) and "
-            "the source and detector distances"
+            f"of {width} x {height} (W x H), and it fills t {float(near.min()):.2f} to {float(far.max()):.2f} "
+            "of the way from source to detector. Check the pose, the isocentre (volume.center is a good one) "
+            "and the source and detector distances"
         )
 
 

@@ -10,7 +10,7 @@ from xreg.phantom import chest_phantom
 
 @pytest.fixture(scope="session")
 def chest(tmp_path_factory) -> Path:
-    """A folder with a CT, its labels, a camera, a hidden pose, and films (line integrals) from it and without it."""
+    """A folder with a CT, its labels, a camera, a hidden pose, and two films of line integrals."""
     folder = tmp_path_factory.mktemp("chest")
     volume = chest_phantom(spacing=5.0)
     volume.save(folder / "ct.nii.gz", units="hu", labels=folder / "mask.nii.gz")

@@ -31,3 +31,20 @@ def render() -> dict[str, list]:
         volume, camera, pose, beam=xreg.Beam("exact", storage="float")
     )[1]
     return {name: image.tolist() for name, image in images.items()}
+
+
+def quantised_and_differentiated() -> dict:
+    """16-bit voxels, and gradients to pose and mu."""
+    volume, camera = scene()
+    fine = xreg.drr(volume, camera, storage="float", samples=60)
+    coarse = xreg.drr(volume, camera, samples=60)
+    pose = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    leaf = volume.mu.clone().requires_grad_()
+    image = xreg.drr(xreg.Volume(leaf, volume.affine), camera, pose, integrator="exact")
+    to_pose, to_mu = torch.autograd.grad(image.sum(), (pose, leaf))
+    return {
+        "dtype": str(coarse.dtype),
+        "error": float((coarse - fine).norm() / fine.norm()),
+        "pose": float(to_pose.norm()),
+        "adjoint": float((to_mu * volume.mu).sum() / image.detach().sum()),
+    }

@@ -25,11 +25,11 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @dtypes
-@pytest.mark.parametrize("integrator", INTEGRATORS.values())
 @pytest.mark.parametrize(
     "name", ["image", "moments", "labels", "label moments", "backproject", "label backproject"]
 )
-def test_schema_and_shapes(mu: Tensor, dtype: torch.dtype, integrator: int, name: str) -> None:
+def test_schema_and_shapes(mu: Tensor, dtype: torch.dtype, name: str) -> None:
+    integrator = INTEGRATORS["joseph"]
     rays = cases.stack(BEAMS["oblique"], BEAMS["skew"])
     voxels = cases.quantise(mu)[0] if dtype == torch.int16 else mu.to(dtype)
     result = torch.float64 if dtype == torch.float64 else torch.float32

@@ -17,8 +17,7 @@ from xreg.ops import registry
 HEAD = """
 import json, warnings
 from pathlib import Path
-import torch, xreg
-from fallback_scene import render, scene
+from fallback_scene import quantised_and_differentiated, render
 from xreg.ops import registry
 """
 
@@ -45,10 +44,11 @@ def without_library(tmp_path_factory: pytest.TempPathFactory) -> dict:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             images = render()
+            more = quantised_and_differentiated()
             backend = registry.backend()
             switched = registry.use_backend("base")
             loaded = registry.load()
-        print(json.dumps(dict(images=images, backend=backend, switched=switched, loaded=loaded,
+        print(json.dumps(dict(images=images, more=more, backend=backend, switched=switched, loaded=loaded,
                               warnings=[(w.category.__name__, str(w.message)) for w in caught])))
     """)
 
@@ -93,22 +93,8 @@ def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
     assert "xreg_cpu.so does not load in torch" in found[0]
 
 
-def test_int16_and_gradients_work_without_the_library(tmp_path: Path) -> None:
-    found = run_apart(f"""
-        registry.library_path = lambda: Path({str(tmp_path / "none.so")!r})
-        warnings.simplefilter("ignore")
-        volume, camera = scene()
-        fine = xreg.drr(volume, camera, storage="float", samples=60)
-        coarse = xreg.drr(volume, camera, samples=60)
-        pose = torch.eye(4, dtype=torch.float64, requires_grad=True)
-        leaf = volume.mu.clone().requires_grad_()
-        image = xreg.drr(xreg.Volume(leaf, volume.affine), camera, pose, integrator="exact")
-        to_pose, to_mu = torch.autograd.grad(image.sum(), (pose, leaf))
-        print(json.dumps(dict(
-            dtype=str(coarse.dtype), error=float((coarse - fine).norm() / fine.norm()),
-            pose=float(to_pose.norm()), adjoint=float((to_mu * volume.mu).sum() / image.sum()),
-        )))
-    """)
+def test_int16_and_gradients_work_without_it(without_library: dict) -> None:
+    found = without_library["more"]
     assert found["dtype"] == "torch.float32"
     assert found["error"] < 1e-4
     assert found["pose"] > 0

@@ -212,7 +212,7 @@ points = st.floats(-30, 40, allow_nan=False).map(lambda x: round(x, 3))
 
 
 @integrators
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     source=arrays(np.float64, 3, elements=points),
     detector=arrays(np.float64, 3, elements=points),

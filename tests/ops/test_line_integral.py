@@ -17,7 +17,7 @@ from xreg.ops import reference
 from xreg.renderer import rays_in_volume
 
 VIEWS = {"AP": 0.0, "45 degrees": 45.0, "lateral": 90.0}
-PIXELS = 400
+PIXELS = 300
 MM_OF_RADIAN = 100.0  # puts the rotations of a Jacobian on the scale of its translations
 
 
@@ -126,7 +126,6 @@ def test_chest_ct(patient: tuple[Volume, dict], view: str, storage: str) -> None
     assert image <= 3e-4
     assert jacobian <= 0.2
     assert errors_of(volume, camera, truth[view], integrator="joseph", storage=storage)[0] <= 1e-3
-    assert errors_of(volume, camera, truth[view], integrator="siddon", storage=storage)[0] <= 1e-2
 
 
 @pytest.mark.parametrize("beam", cases.BEAMS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, ct_text, view_text
+from xreg.cli.options import PATH, check_folder, ct_text, load_ct, view_text
 from xreg.cli.register import run, save_result_pose
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
@@ -137,7 +137,7 @@ def _source(terminal: Terminal, clock: Clock, ct: Path | None, phantom: bool) ->
 
     if ct is not None:
         with terminal.working(f"reading {ct}"), clock.part("read"):
-            return Source(Volume.load(ct), ct, str(ct))
+            return Source(load_ct(ct, {}), ct, str(ct))
     why = "--phantom"
     if not phantom:
         try:

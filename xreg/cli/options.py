@@ -102,18 +102,24 @@ CT_NAMES = ("mask", "label_names", "energy", "ct_energy", "units", "rescale", "s
 
 def load_ct(path: Path, ct: Mapping[str, Any]) -> Volume:
     """The CT at ``path``, read as the options of ``ct_options`` say."""
+    from xreg.errors import VolumeError
     from xreg.volume import Volume
 
-    return Volume.load(
-        path,
-        mask=ct.get("mask"),
-        label_names=ct.get("label_names"),
-        energy_kev=ct.get("energy", 70.0),
-        ct_energy_kev=ct.get("ct_energy", 70.0),
-        units=ct.get("units", "hu"),
-        rescale=ct.get("rescale"),
-        series_uid=ct.get("series"),
-    )
+    try:
+        return Volume.load(
+            path,
+            mask=ct.get("mask"),
+            label_names=ct.get("label_names"),
+            energy_kev=ct.get("energy", 70.0),
+            ct_energy_kev=ct.get("ct_energy", 70.0),
+            units=ct.get("units", "hu"),
+            rescale=ct.get("rescale"),
+            series_uid=ct.get("series"),
+        )
+    except VolumeError as error:
+        if str(path) in str(error):
+            raise
+        raise VolumeError(f"{path}: {error}") from error
 
 
 def check_view(view: Mapping[str, Any]) -> None:

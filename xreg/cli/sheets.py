@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from xreg.volume import Volume
 
 SIDE = 388  # px of a panel, of the longer side
-FRAMES = 32
-_SAMPLES = 300
+FRAMES = 28
+_SAMPLES = 200
 
 
 class Sheet:

@@ -22,7 +22,7 @@ from xreg.renderer import drr_with_jacobian, require_in_beam
 from xreg.similarity import Evidence, evaluate
 from xreg.volume import Volume
 
-WORST_CONDITION = 1e8  # of the normal equations in balanced units
+WORST_CONDITION = 1e5  # of the normal equations in balanced units
 
 
 @dataclass(frozen=True)
@@ -63,36 +63,48 @@ def register(
     pose = torch.eye(4, dtype=torch.float64) if init is None else torch.as_tensor(init, dtype=torch.float64)
     se3.require_rigid(pose, "init")
     require_in_beam(volume, camera, pose)
-    volume.quantised()
+    volume.quantised()  # once, and not on the first level's time
+    search = Search(volume, settings, on_step)
     seconds = {"prepare": time.perf_counter() - began}
-    trajectory: list[Step] = []
-    renders, done = 0, None
-    middle = volume.center.to(torch.float64)
-
     for number, level in enumerate(settings.levels):
         start = time.perf_counter()
-        target = _target(film, mask, camera, level)
-        if number and target.bin == trajectory[-1].bin and level == settings.levels[number - 1]:
-            continue
-
-        def note(state: Progress, number=number, target=target, before=renders) -> None:
-            step = Step(number, target.bin, state.pose, state.evidence.score, before + state.renders)
-            trajectory.append(step)
-            if on_step is not None:
-                on_step(step)
-
-        def look(at: Tensor, target=target, level=level) -> Evidence:
-            return _look(volume, target, level, settings, at)
-
-        first = look(pose)
-        note(Progress(pose, first, 1))
-        limits = _limits(target, level, settings)
-        done = refine(look, (pose, first), lambda p: se3.apply(p, middle[None])[0], limits, note)
-        pose = done.pose
-        renders += done.renders
+        search.descend(number, _target(film, mask, camera, level), pose)
+        pose = search.last.pose
         seconds[f"level {number}"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
-    return _answer(done, trajectory, renders, seconds, se3.apply(pose, middle[None])[0], settings)
+    return _answer(search, seconds)
+
+
+class Search:
+    """The state of one registration: what has been tried, and where it stands."""
+
+    def __init__(self, volume: Volume, settings: Settings, on_step: Callable[[Step], None] | None) -> None:
+        self.volume, self.settings, self.on_step = volume, settings, on_step
+        self.trajectory: list[Step] = []
+        self.renders = 0
+        self.last: Progress
+
+    def center(self, pose: Tensor) -> Float[Tensor, "3"]:
+        """Where a pose puts the volume's middle, world mm."""
+        return se3.apply(pose, self.volume.center.to(pose)[None])[0]
+
+    def descend(self, number: int, target: Target, pose: Tensor) -> None:
+        """Refine the pose on one level."""
+        before, level = self.renders, self.settings.levels[number]
+
+        def look(at: Tensor) -> Evidence:
+            self.renders += 1
+            return _look(self.volume, target, level, self.settings, at)
+
+        def note(state: Progress) -> None:
+            step = Step(number, target.bin, state.pose, state.evidence.score, before + state.renders)
+            self.trajectory.append(step)
+            if self.on_step is not None:
+                self.on_step(step)
+
+        start = (pose, look(pose))
+        note(Progress(*start, 1))
+        self.last = refine(look, start, self.center, _limits(target, level, self.settings), note)
 
 
 def _inputs(film: Any, mask: Any, camera: Camera | None) -> tuple[Tensor, Tensor, Camera]:
@@ -109,8 +121,8 @@ def _inputs(film: Any, mask: Any, camera: Camera | None) -> tuple[Tensor, Tensor
     film = torch.as_tensor(film).detach().float().cpu()
     if tuple(film.shape) != tuple(camera.size):
         raise ImageError(
-            f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or bin "
-            "the camera along with the film (camera.crop, camera.bin)"
+            f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or "
+            "bin the camera along with the film (camera.crop, camera.bin)"
         )
     valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
     if valid.shape != film.shape:
@@ -148,23 +160,31 @@ def _limits(target: Target, level: Level, settings: Settings) -> Limits:
     return Limits(level.iterations, level.tolerance * pixel, math.radians(turn), move, settings.length_scale)
 
 
-def _answer(done, trajectory, renders, seconds, center, settings: Settings) -> RegistrationResult:
-    evidence: Evidence = done.evidence
+def _answer(search: Search, seconds: dict[str, float]) -> RegistrationResult:
+    settings, evidence = search.settings, search.last.evidence
     balance = torch.tensor([1 / settings.length_scale] * 3 + [1.0] * 3, dtype=torch.float64)
-    matrix = evidence.hessian * balance[:, None] * balance
+    balance = balance[:, None] * balance
+    matrix = evidence.hessian * balance
     condition = float(torch.linalg.cond(matrix))
     inverse = torch.linalg.pinv(matrix, hermitian=True)
-    covariance = (
-        inverse @ (evidence.scatter * balance[:, None] * balance) @ inverse * balance[:, None] * balance
-    )
+    covariance = inverse @ (evidence.scatter * balance) @ inverse * balance
+    covariance = 0.5 * (covariance + covariance.T)
+    found, needed = evidence.score, settings.accept_score
+    accepted = condition < WORST_CONDITION and found >= needed
     if not condition < WORST_CONDITION:
-        accepted, reason = False, f"the film does not determine the pose (condition number {condition:.1e})"
-    elif evidence.score < settings.accept_score:
-        accepted = False
-        found, needed = evidence.score, settings.accept_score
+        reason = f"the film does not determine the pose (condition number {condition:.1e})"
+    elif not found >= needed:
         reason = f"the best score {found:.3f} is below {needed:.3f}: no match was found from this start"
     else:
-        accepted, reason = True, f"score {evidence.score:.3f}, condition number {condition:.1e}"
+        reason = f"score {found:.3f} (at least {needed:.3f} is needed), condition number {condition:.1e}"
     return RegistrationResult(
-        done.pose, covariance, center, evidence.score, accepted, reason, tuple(trajectory), renders, seconds
+        search.last.pose,
+        covariance,
+        search.center(search.last.pose),
+        found,
+        accepted,
+        reason,
+        tuple(search.trajectory),
+        search.renders,
+        seconds,
     )

@@ -1,0 +1,282 @@
+"""Each bad input: exit code 1, one clear line, and nothing written."""
+
+import gzip
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_files import VIEW, files_below, refused, write_slices
+from PIL import Image
+
+from xreg.geometry import Camera
+from xreg.io import save_camera, save_pose
+
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+
+
+def hu(shape=(14, 12, 10)):
+    return np.random.default_rng(0).integers(-1000, 1500, shape).astype(np.int16)
+
+
+def nifti(path, values, affine=AFFINE):
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+def truncated(folder):
+    whole = nifti(folder / "whole.nii.gz", hu((40, 40, 40)))
+    data = whole.read_bytes()
+    (folder / "ct.nii.gz").write_bytes(data[: len(data) // 2])
+    return folder / "ct.nii.gz"
+
+
+def no_gzip(folder):
+    (folder / "ct.nii.gz").write_bytes(gzip.compress(b"nothing of the kind"))
+    return folder / "ct.nii.gz"
+
+
+def with_nan(folder):
+    values = hu().astype(np.float32)
+    values[3, 4, 5] = np.nan
+    return nifti(folder / "ct.nii", values)
+
+
+def singular(folder):
+    path = nifti(folder / "ct.nii", hu())
+    data = bytearray(path.read_bytes())
+    data[252:256] = (0).to_bytes(2, "little") + (1).to_bytes(2, "little")  # qform 0, sform 1
+    data[280:328] = np.zeros(12, dtype="<f4").tobytes()
+    path.write_bytes(bytes(data))
+    return path
+
+
+def empty_folder(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+CTS = {
+    "truncated gzip": (truncated, "truncated|damaged|end"),
+    "not NIfTI": (no_gzip, "NIfTI"),
+    "two dimensions": (lambda f: nifti(f / "ct.nii", hu((14, 12))), "3D|dimension"),
+    "four dimensions": (lambda f: nifti(f / "ct.nii", hu((6, 5, 4, 3))), "3D|dimension"),
+    "NaN": (with_nan, "finite|NaN"),
+    "all air": (lambda f: nifti(f / "ct.nii", np.full((8, 8, 8), -1000, np.int16)), "air|zero|above"),
+    "singular affine": (singular, "singular|affine"),
+    "a slice missing": (lambda f: write_slices(f / "s", [0.0, 2.0, 4.0, 8.0]), "missing"),
+    "a slice twice": (lambda f: write_slices(f / "s", [0.0, 2.0, 2.0, 4.0]), "twice|same"),
+    "empty folder": (empty_folder, "empty"),
+    "no such file": (lambda f: f / "none.nii.gz", "no such"),
+    "an image": (lambda f: f / "film.png", "CT"),
+}
+
+
+@pytest.fixture
+def bench(tmp_path, chest):
+    """A folder with the good rest of the inputs, and where the output would go."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(1, 4000, (72, 64)).astype(np.uint16)).save(
+        tmp_path / "in" / "film.png"
+    )
+    return tmp_path
+
+
+def assert_matches(hints, message):
+    assert any(hint in message for hint in hints.split("|")), message
+
+
+@pytest.mark.parametrize("name", CTS)
+def test_a_bad_ct(name, bench, chest):
+    make, hints = CTS[name]
+    ct, out = make(bench / "in"), bench / "out"
+    film, view = chest / "film.tif", ["--camera", chest / "camera.json"]
+    for words in (
+        ["drr", ct, *VIEW, "-o", out / "drr.png", "--sidecar", "--save-camera", out / "c.json"],
+        ["register", ct, film, *view, "-o", out / "r"],
+        ["demo", "--ct", ct, "-o", out / "d"],
+    ):
+        message = refused(*words)
+        assert_matches(hints, message)
+        assert str(ct) in message
+        assert not list((bench / "out").iterdir())
+
+
+def test_an_integer_mu(bench):
+    ct = nifti(bench / "in" / "ct.nii", hu())  # whole numbers are CT numbers, and no attenuation in 1/mm
+    message = refused("drr", ct, *VIEW, "--units", "mu", "-o", bench / "out" / "a.png")
+    assert_matches("attenuation|1/mm", message)
+    assert not list((bench / "out").iterdir())
+
+
+def good_view(chest):
+    return ["--camera", chest / "camera.json"]
+
+
+def write_json(path, data):
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        (["--spacing", "-5.6", "5.4"], "spacing"),
+        (["--sdd", "-1"], "sdd"),
+        (["--sod", "2000"], "sod"),
+        (["--size", "0", "10"], "size"),
+        (["--isocenter", "9000", "0", "0"], "outside the beam"),
+        (["--isocenter", "nan", "0", "0"], "finite"),
+        (["--energy", "500"], "keV"),
+        (["--samples", "1"], "samples"),
+        (["--camera", "none.json"], "no such file"),
+        (["--mask", "mask.nii"], "grid"),
+        (["--mask", "float.nii"], "whole numbers"),
+        (["--pose", "mirror.json"], "det"),
+        (["--pose", "mirror.tfm"], "det"),
+        (["--pose", "film.png"], "JSON|text"),
+    ],
+)
+def test_bad_words_and_files_beside_a_good_ct(words, hints, bench, chest, monkeypatch):
+    folder = bench / "in"
+    monkeypatch.chdir(folder)
+    nifti(folder / "mask.nii", np.ones((3, 4, 5), dtype=np.uint8))
+    nifti(folder / "float.nii", np.full((72, 52, 64), 0.5, dtype=np.float32), chest_affine(chest))
+    save_pose(folder / "mirror.json", np.eye(4))
+    data = json.loads((folder / "mirror.json").read_text())
+    data["matrix"][0][0] = -1.0
+    write_json(folder / "mirror.json", data)
+    lines = ["#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3"]
+    lines += ["Parameters: -1 0 0 0 1 0 0 0 1 0 0 0", "FixedParameters: 0 0 0", ""]
+    (folder / "mirror.tfm").write_text("\n".join(lines))
+    view = [] if "--camera" in words else VIEW
+    message = refused("drr", chest / "ct.nii.gz", *view, *words, "-o", bench / "out" / "a.png", "--sidecar")
+    assert_matches(hints, message)
+    assert not list((bench / "out").iterdir())
+
+
+def chest_affine(chest):
+    return nib.load(chest / "ct.nii.gz").affine
+
+
+def film_of(size, folder):
+    np.save(folder / "film.npy", np.random.default_rng(0).random(size).astype(np.float32) + 0.1)
+    return folder / "film.npy"
+
+
+def broken_png(folder):
+    data = (folder / "film.png").read_bytes()
+    (folder / "broken.png").write_bytes(data[: len(data) // 2])
+    return folder / "broken.png"
+
+
+def text_png(folder):
+    (folder / "text.png").write_text("no image at all")
+    return folder / "text.png"
+
+
+def nan_film(folder):
+    film = np.ones((72, 64), dtype=np.float32)
+    film[3, 3] = np.nan
+    np.save(folder / "nan.npy", film)
+    return folder / "nan.npy"
+
+
+def flat_film(folder):
+    np.save(folder / "flat.npy", np.ones((72, 64), dtype=np.float32))
+    return folder / "flat.npy"
+
+
+@pytest.mark.parametrize(
+    ("make", "hints"),
+    [
+        (lambda f: film_of((70, 64), f), "(70, 64)"),
+        (lambda f: film_of((4, 5, 6, 7), f), "dimension"),
+        (broken_png, "truncated"),
+        (text_png, "not an image"),
+        (nan_film, "finite"),
+        (flat_film, "constant"),
+        (lambda f: f / "none.tif", "no such file"),
+        (lambda f: f, "folder"),
+    ],
+)
+def test_a_bad_film(make, hints, bench, chest):
+    film = make(bench / "in")
+    words = ["--camera", chest / "camera.json", "-o", bench / "out" / "r"]
+    assert_matches(hints, refused("register", chest / "ct.nii.gz", film, *words))
+    assert not list((bench / "out").iterdir())
+
+
+def test_a_start_that_misses_the_beam(bench, chest):
+    far = np.eye(4)
+    far[0, 3] = 5000.0
+    save_pose(bench / "in" / "far.json", far)
+    words = [
+        "--camera",
+        chest / "camera.json",
+        "--init",
+        bench / "in" / "far.json",
+        "-o",
+        bench / "out" / "r",
+    ]
+    assert "outside the beam" in refused("register", chest / "ct.nii.gz", chest / "film.tif", *words)
+    assert not list((bench / "out").iterdir())
+
+
+def test_a_film_mask_of_another_shape(bench, chest):
+    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(bench / "in" / "m.png")
+    words = [
+        "--camera",
+        chest / "camera.json",
+        "--film-mask",
+        bench / "in" / "m.png",
+        "-o",
+        bench / "out" / "r",
+    ]
+    assert "mask must be" in refused("register", chest / "ct.nii.gz", chest / "film.tif", *words)
+    assert not list((bench / "out").iterdir())
+
+
+def test_an_output_that_cannot_be(bench, chest):
+    (bench / "file").write_text("")
+    words = ["--camera", chest / "camera.json", "-o", bench / "file" / "r"]
+    assert "is a file" in refused("register", chest / "ct.nii.gz", chest / "film.tif", *words)
+    assert "is a folder" in refused("drr", chest / "ct.nii.gz", *VIEW, "-o", make_folder(bench / "a.png"))
+    before = files_below(bench)
+    assert "does not exist" in refused(
+        "convert", chest / "camera.json", "--to", "naf", "-o", bench / "no" / "a.json"
+    )
+    assert files_below(bench) == before
+
+
+def make_folder(path):
+    path.mkdir()
+    return path
+
+
+def test_a_camera_of_another_size(bench, chest):
+    save_camera(bench / "in" / "cam.json", Camera.c_arm(sdd=1000, sod=700, size=(9, 9), spacing=1.0))
+    words = ["--camera", bench / "in" / "cam.json", "-o", bench / "out" / "r"]
+    message = refused("register", chest / "ct.nii.gz", chest / "film.tif", *words)
+    assert_matches("(9, 9)", message)
+    assert not list((bench / "out").iterdir())
+
+
+def test_an_unforeseen_error_is_one_line_and_debug_shows_it(bench, chest, monkeypatch):
+    from cli_files import xreg
+
+    from xreg import renderer
+
+    def broken(*args, **known):
+        raise RuntimeError("the wheel came off")
+
+    monkeypatch.setattr(renderer, "drr", broken)
+    words = ["drr", chest / "ct.nii.gz", *VIEW, "-o", bench / "out" / "a.png"]
+    result = xreg(*words)
+    assert result.exit_code == 1
+    assert "error: unexpected RuntimeError: the wheel came off" in result.stderr
+    assert "--debug" in result.stderr
+    shown = xreg(*words, "--debug")
+    assert isinstance(shown.exception, RuntimeError)
+    assert not list((bench / "out").iterdir())

