@@ -22,7 +22,7 @@ from xreg.renderer import drr_with_jacobian, require_in_beam
 from xreg.similarity import Evidence, evaluate
 from xreg.volume import Volume
 
-WORST_CONDITION = 1e5  # of the normal equations in balanced units
+WORST_CONDITION = 2e3  # of the normal equations in balanced units
 
 
 @dataclass(frozen=True)
