@@ -58,15 +58,15 @@ def run(question: dict, volume, folder: Path) -> dict:
     """Project, or transpose the projection, and time it."""
     camera = question["camera"]
     kind = rtk.JosephForwardProjectionImageFilter
-    first, second = make_projection(camera, 0.0), volume
-    if question["do"] == "volume":
-        kind = rtk.JosephBackProjectionImageFilter
-        first, second = make_empty(volume), make_projection(camera, 1.0)
-    step = kind[IMAGE, IMAGE].New()
-    step.SetInput(0, first)
-    step.SetInput(1, second)
-    step.SetGeometry(make_geometry(camera))
     with Peak() as peak:
+        first, second = make_projection(camera, 0.0), volume
+        if question["do"] == "volume":
+            kind = rtk.JosephBackProjectionImageFilter
+            first, second = make_empty(volume), make_projection(camera, 1.0)
+        step = kind[IMAGE, IMAGE].New()
+        step.SetInput(0, first)
+        step.SetInput(1, second)
+        step.SetGeometry(make_geometry(camera))
         start = time.perf_counter()
         step.Update()
         seconds = time.perf_counter() - start

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from xreg import Beam, Camera, Rig, Volume, drr, drr_with_jacobian, se3
 from xreg.errors import GeometryError, VolumeError
+from xreg.ops.project import metric_of, project
 from xreg.renderer import rays_in_volume
 
 EXACT = {"integrator": "exact", "storage": "float"}
@@ -344,6 +347,39 @@ def test_a_volume_behind_the_source_or_the_detector(volume: Volume) -> None:
         away = se3.from_translation(torch.tensor([0.0, millimetres, 0.0], dtype=torch.float64))
         with pytest.raises(GeometryError, match="outside the beam of every view"):
             drr(volume, camera, away)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sdd=st.floats(30.0, 400.0),
+    share=st.floats(0.02, 1.0),
+    angles=st.tuples(st.floats(0.0, 360.0), st.floats(-80.0, 80.0)),
+    offset=st.tuples(*[st.floats(-80.0, 80.0)] * 3),
+    spacing=st.floats(0.3, 8.0),
+)
+def test_nothing_visible_is_refused(
+    sdd: float, share: float, angles: tuple, offset: tuple, spacing: float
+) -> None:
+    """Source and detector anywhere, in the volume too: an image that is not empty comes out."""
+    volume = make_volume()
+    camera = view(
+        volume,
+        sdd=sdd,
+        sod=share * sdd,
+        primary=angles[0],
+        secondary=angles[1],
+        isocenter=volume.center + torch.tensor(offset, dtype=torch.float64),
+        size=(5, 6),
+        spacing=spacing,
+        principal_point=None,
+    )
+    metric = metric_of(volume.affine[:3, :3])
+    expected, _ = project(volume.mu, rays_in_volume(volume, camera)[None], metric, (5, 6), integrator="exact")
+    try:
+        image = drr(volume, camera, **EXACT)
+    except GeometryError:
+        image = torch.zeros(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(image, expected[0], atol=1e-12, rtol=0)
 
 
 def test_one_view_of_several_may_miss(volume: Volume) -> None:

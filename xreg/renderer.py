@@ -215,11 +215,11 @@ def require_in_beam(volume: Volume, camera: Camera, world_from_body: Any = None)
     seen = ((low <= limit) & (high >= -0.5)).all(-1) | ~known.all(-1).all(-1)[..., None].squeeze(-1)
     if not bool((hit & seen).any()):
         reach = f"u {_range(low, high, 0)}, v {_range(low, high, 1)} px"
+        depth = f"{float(near.min()):.2f} to {float(far.max()):.2f}"
         raise GeometryError(
-            f"the volume lies outside the beam of every view: its corners project to {reach} on an image "
-            f"of {width} x {height} (W x H), and it fills t {float(near.min()):.2f} to {float(far.max()):.2f} "
-            "of the way from source to detector. Check the pose, the isocentre (volume.center is a good one) "
-            "and the source and detector distances"
+            f"the volume lies outside the beam of every view: its corners project to {reach} on an "
+            f"image of {width} x {height} (W x H), and it fills t {depth} of the way from source to detector. "
+            "Check the pose, the isocentre (volume.center is a good one) and the source and detector distances"
         )
 
 

@@ -31,7 +31,7 @@ def test_a_failed_self_test_is_exit_code_1(monkeypatch):
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(registry, "backend", lambda: "reference")
-    monkeypatch.setattr(registry, "library_path", lambda: tmp_path / "xreg_cpu.so")
+    monkeypatch.setattr(registry, "library_path", lambda half="cpu": tmp_path / f"xreg_{half}.so")
     text = done("doctor", "--quick").stdout
     assert "nvcc is not on the path" in text
     assert "xreg_cpu.so has not been built" in text

@@ -219,7 +219,7 @@ def test_int16_voxels_have_a_ray_gradient_only(mu: Tensor) -> None:
 def test_twice_is_refused(mu: Tensor, integrator: str) -> None:
     rays = cases.stack(BEAMS["oblique"]).requires_grad_()
     (gradient,) = torch.autograd.grad(image_of(mu, rays, integrator).square().sum(), rays, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="differentiat"):
         gradient.sum().backward()
 
 
@@ -227,7 +227,7 @@ def test_twice_is_refused_for_labels(mu: Tensor) -> None:
     leaf, labels = mu.clone().requires_grad_(), cases.random_labels(CHANNELS)
     image = image_of(leaf, cases.stack(BEAMS["oblique"]), "trilinear", labels)
     (gradient,) = torch.autograd.grad(image.square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="differentiat"):
         gradient.sum().backward()
 
 

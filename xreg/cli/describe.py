@@ -351,8 +351,15 @@ def file_facts(path: Path) -> list[Fact]:
     if path.is_dir():
         files = [f for f in path.rglob("*") if f.is_file()]
         size = sum(f.stat().st_size for f in files)
-        return [Fact("folder", str(path), note=f"{len(files)} files, {size / 1e6:.1f} MB")]
-    return [Fact("file", str(path), note=f"{path.stat().st_size / 1e6:.3g} MB")]
+        return [Fact("folder", str(path), note=f"{len(files)} files, {_size(size)}")]
+    return [Fact("file", str(path), note=_size(path.stat().st_size))]
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _affine_origin(notes: Any) -> str:

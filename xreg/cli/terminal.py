@@ -191,8 +191,11 @@ def _rich_table(title: str, facts: list[Fact], stream: Any) -> None:
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name, style in (("value of", "bold"), ("is", ""), ("from", "cyan"), ("remark", "dim")):
-        table.add_column(name, style=style, overflow="fold")
+    matrices = [line for fact in facts if "\n" in fact.shown for line in fact.shown.split("\n")]
+    table.add_column("value of", style="bold", overflow="fold")
+    table.add_column("is", overflow="fold", min_width=max(map(len, matrices), default=1))
+    table.add_column("from", style="cyan", overflow="fold")
+    table.add_column("remark", style="dim", overflow="fold")
     for fact in facts:
         table.add_row(*(Text(part) for part in (fact.name, fact.shown, fact.origin, fact.note)))
     Console(file=stream).print(table)

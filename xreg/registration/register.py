@@ -84,7 +84,7 @@ class Search:
         self.renders = 0
         self.last: Progress
 
-    def center(self, pose: Tensor) -> Float[Tensor, "3"]:
+    def center(self, pose: Tensor) -> Float[Tensor, 3]:
         """Where a pose puts the volume's middle, world mm."""
         return se3.apply(pose, self.volume.center.to(pose)[None])[0]
 
