@@ -98,6 +98,7 @@ def drr(
         volume = Volume(mu=torch.as_tensor(volume[0]), affine=volume[1])
     if energy_kev is not None:
         volume = volume.at_energy(energy_kev)
+    require_in_beam(volume, camera, world_from_body)
     if isinstance(camera, Camera):
         image = _render(volume, camera, world_from_body, beam, labels)
         return image.detach().cpu().numpy() if as_numpy else image
@@ -182,9 +183,7 @@ def _depth_range(volume: Volume, rays: Float[Tensor, "*batch 6 3"]) -> tuple[Ten
     Planes of constant t are parallel to the detector, so t is affine in the position.
     """
     rays = rays.detach()
-    size = torch.tensor(volume.size, dtype=rays.dtype, device=rays.device)
-    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=rays.dtype, device=rays.device)] * 3)
-    corners = bits * (size + 1) - 1  # where the trilinear field has fallen to zero
+    corners = _field_corners(volume, rays.device)
     s0, su, sv, d0, du, dv = rays.unbind(-2)
     across = torch.stack([torch.where(du.abs() > 0, du, su), torch.where(dv.abs() > 0, dv, sv)])
     normal = torch.linalg.cross(across[0], across[1])
@@ -200,27 +199,43 @@ def _steps(volume: Volume, rays: Tensor, beam: Beam) -> int:
     return max(2, int(np.ceil(beam.samples / max(depth, 1e-3))))
 
 
-def require_in_beam(volume: Volume, camera: Camera, world_from_body: Any = None) -> None:
+def require_in_beam(volume: Volume, camera: Camera | Sequence[Camera], world_from_body: Any = None) -> None:
     """GeometryError unless some view sees the volume: its box on the image, and in front of the detector."""
-    pose = _pose(world_from_body, camera)
-    rays = rays_in_volume(volume, camera, pose)
-    near, far = _depth_range(volume, rays)
-    hit = near < far
-    pixels = camera.project(se3.apply(pose, volume.box_corners.to(pose))).detach()
+    views = [camera] if isinstance(camera, Camera) else list(camera)
+    seen = [_seen(volume, view, _pose(world_from_body, view)) for view in views]
+    if any(hit for hit, _ in seen):
+        return
+    raise GeometryError(
+        f"the volume lies outside the beam of every view: {seen[0][1]}. Check the pose, the isocentre "
+        "(volume.center is a good one) and the source and detector distances"
+    )
+
+
+def _seen(volume: Volume, camera: Camera, pose: Tensor) -> tuple[bool, str]:
+    """Whether any view of a batch sees the volume, and where the volume is for them."""
+    near, far = _depth_range(volume, rays_in_volume(volume, camera, pose))
+    corners = _field_corners(volume, pose.device) @ volume.affine[:3, :3].to(pose).T
+    corners = corners + volume.affine[:3, 3].to(pose)
+    pixels = camera.project(se3.apply(pose, corners)).detach()
     height, width = camera.size
     limit = torch.tensor([width - 0.5, height - 0.5], dtype=pixels.dtype, device=pixels.device)
     known = ~pixels.isnan().any(-1, keepdim=True)  # corners behind the source have no pixel
     low = torch.where(known, pixels, torch.inf).amin(-2)
     high = torch.where(known, pixels, -torch.inf).amax(-2)
-    seen = ((low <= limit) & (high >= -0.5)).all(-1) | ~known.all(-1).all(-1)[..., None].squeeze(-1)
-    if not bool((hit & seen).any()):
-        reach = f"u {_range(low, high, 0)}, v {_range(low, high, 1)} px"
-        depth = f"{float(near.min()):.2f} to {float(far.max()):.2f}"
-        raise GeometryError(
-            f"the volume lies outside the beam of every view: its corners project to {reach} on an "
-            f"image of {width} x {height} (W x H), and it fills t {depth} of the way from source to detector. "
-            "Check the pose, the isocentre (volume.center is a good one) and the source and detector distances"
-        )
+    on_image = ((low <= limit) & (high >= -0.5)).all(-1) | ~known.all(-1).all(-1)
+    depth = f"{float(near.min()):.2f} to {float(far.max()):.2f}"
+    where = (
+        f"its corners project to u {_range(low, high, 0)}, v {_range(low, high, 1)} px on an image of "
+        f"{width} x {height} (W x H), and it fills t {depth} of the way from source to detector"
+    )
+    return bool(((near < far) & on_image).any()), where
+
+
+def _field_corners(volume: Volume, device: torch.device) -> Float[Tensor, "8 3"]:
+    """Corners, in voxel coordinates, of the box outside which the trilinear field is zero."""
+    size = torch.tensor(volume.size, dtype=torch.float64, device=device)
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)] * 3)
+    return bits * (size + 1) - 1
 
 
 def _range(low: Tensor, high: Tensor, axis: int) -> str:
@@ -230,7 +245,6 @@ def _range(low: Tensor, high: Tensor, axis: int) -> str:
 def _render(volume: Volume, camera: Camera, world_from_body: Any, beam: Beam, labels: str | None) -> Tensor:
     pose = _pose(world_from_body, camera)
     rays = rays_in_volume(volume, camera, pose)
-    require_in_beam(volume, camera, pose)
     batch, steps = rays.shape[:-2], _steps(volume, rays, beam)
     mu, scale = _voxels(volume, beam)
     flat = rays.reshape(-1, 6, 3).to(mu.device)

@@ -71,6 +71,13 @@ def test_a_rejected_result_is_exit_code_3(chest, tmp_path, monkeypatch):
     assert answer["status"] == "rejected"
 
 
+def test_a_film_read_as_its_negative_is_rejected_with_a_hint(chest, tmp_path):
+    words = ["--camera", chest / "camera.json", "-o", tmp_path]  # line integrals, taken as values of the beam
+    answer = said("register", chest / "ct.nii.gz", chest / "film.tif", *words, code=3)
+    assert "--intensity line_integral" in answer["hint"]
+    assert not load_pose(tmp_path / "pose.json").accepted
+
+
 @pytest.fixture
 def xa(chest, tmp_path):
     """The film as an X-ray angiography file: 16 bit, linear in the beam, with its own view."""

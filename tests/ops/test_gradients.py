@@ -287,3 +287,12 @@ def test_the_backward_pass_follows_the_chosen_build(mu: Tensor, backend: str) ->
     (expected,) = torch.autograd.grad(image_of(mu, rays, "trilinear").sum(), rays)
     assert registry.backend() == backend
     assert relative(gradient, expected) <= 1e-5
+
+
+@integrators
+def test_twice_is_refused_where_the_image_enters_linearly(mu: Tensor, integrator: str) -> None:
+    """The gradient of a sum is no constant: it depends on the rays."""
+    rays = cases.stack(BEAMS["oblique"]).requires_grad_()
+    (gradient,) = torch.autograd.grad(image_of(mu, rays, integrator).sum(), rays, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(gradient.square().sum() + rays.sum(), rays)

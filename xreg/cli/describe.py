@@ -27,77 +27,41 @@ _MEANING = {
     "mirrored": "seen from the detector's side",
 }
 _SHOWN_LABELS = 200
-_TOLD = (
-    "file",
-    "format",
-    "affine_from",
-    "sform_code",
-    "qform_code",
-    "units",
-    "rescale",
-    "ct_energy_kev",
-    "mask",
-)
-_TOLD += ("shape_ijk", "steps")
+# what other facts say already
+_TOLD = ("file", "format", "affine_from", "sform_code", "qform_code", "units", "rescale", "ct_energy_kev")
+_TOLD += ("mask", "shape_ijk", "steps")
 
 
 def volume_facts(volume: Volume) -> list[Fact]:
     """What a CT is, and where it lies."""
     notes = volume.provenance
-    header = "header"
+    extent = "×".join(f"{e:.1f}" for e in volume.extent) + " mm"
+    ways = "which way i, j, k grow: " + _ways(volume.axis_codes)
     facts = [
-        Fact(
-            "format",
-            notes.get("format", ""),
-            origin="computed",
-            note="told from the name and the first bytes",
-        ),
-        Fact(
-            "voxels",
-            list(volume.size),
-            origin=header,
-            note="along i, j, k",
-            text="×".join(map(str, volume.size)),
-        ),
-        Fact(
-            "spacing",
-            list(volume.spacing),
-            "mm",
-            header,
-            "along i, j, k",
-            "×".join(f"{s:.5g}" for s in volume.spacing) + " mm",
-        ),
-        Fact(
-            "extent",
-            list(volume.extent),
-            "mm",
-            "computed",
-            "outer faces of the voxels",
-            "×".join(f"{e:.1f}" for e in volume.extent) + " mm",
-        ),
-        Fact(
-            "orientation",
-            volume.axis_codes,
-            origin="computed",
-            note="which way i, j, k grow: " + _ways(volume.axis_codes),
-        ),
-        Fact(
-            "affine",
-            volume.affine.tolist(),
-            origin=_affine_origin(notes),
-            note="index (i, j, k) to world RAS mm",
-        ),
+        Fact("format", notes.get("format", ""), origin="computed", note="told from name and first bytes"),
+        *_grid_facts(volume.size, volume.spacing, volume.affine, notes),
+        Fact("extent", list(volume.extent), "mm", "computed", "outer faces of the voxels", extent),
+        Fact("orientation", volume.axis_codes, origin="computed", note=ways),
         Fact("centre", volume.center.tolist(), "mm", "computed", "world RAS; the default isocentre"),
+        *_value_facts(volume),
     ]
-    facts += _value_facts(volume)
     if volume.labels is not None:
-        facts += label_facts(
-            volume.labels, volume.label_names, math.prod(volume.spacing), str(notes.get("mask"))
-        )
-    said = {
-        name: value for name, value in notes.items() if name not in _TOLD and value not in (None, "", {}, ())
-    }
-    return facts + [Fact(name, value, origin=header) for name, value in said.items()]
+        voxel, source = math.prod(volume.spacing), str(notes.get("mask"))
+        facts += label_facts(volume.labels, volume.label_names, voxel, source)
+    said = {n: v for n, v in notes.items() if n not in _TOLD and v not in (None, "", {}, ())}
+    return facts + [Fact(name, value, origin="header") for name, value in said.items()]
+
+
+def _grid_facts(size: Any, spacing: Any, affine: Any, notes: Any) -> list[Fact]:
+    """Where the voxels of a CT or a label map lie."""
+    size, spacing = list(size), list(spacing)
+    steps = "×".join(f"{s:.5g}" for s in spacing) + " mm"
+    matrix = {"origin": _affine_origin(notes), "note": "index (i, j, k) to world RAS mm"}
+    return [
+        Fact("voxels", size, origin="header", note="along i, j, k", text="×".join(map(str, size))),
+        Fact("spacing", spacing, "mm", "header", "along i, j, k", steps),
+        Fact("affine", affine.tolist(), **matrix),
+    ]
 
 
 def _value_facts(volume: Volume) -> list[Fact]:
@@ -159,24 +123,7 @@ def label_map_facts(label_map: LabelMap) -> list[Fact]:
     """A label map without its CT."""
     spacing = label_map.affine[:3, :3].norm(dim=0).tolist()
     depth, height, width = label_map.labels.shape
-    facts = [
-        Fact(
-            "voxels",
-            [width, height, depth],
-            origin="header",
-            note="along i, j, k",
-            text=f"{width}×{height}×{depth}",
-        ),
-        Fact(
-            "spacing", spacing, "mm", "header", "along i, j, k", "×".join(f"{s:.5g}" for s in spacing) + " mm"
-        ),
-        Fact(
-            "affine",
-            label_map.affine.tolist(),
-            origin=_affine_origin(label_map.notes),
-            note="index (i, j, k) to world RAS mm",
-        ),
-    ]
+    facts = _grid_facts((width, height, depth), spacing, label_map.affine, label_map.notes)
     return facts + label_facts(label_map.labels, label_map.names, math.prod(spacing), "voxels")
 
 
@@ -230,56 +177,26 @@ def camera_facts(camera: Camera, origin: str = "computed") -> list[Fact]:
     """A view: intrinsics, place, and the same in the words of a C-arm."""
     height, width = camera.size
     kind = "parallel beam" if camera.parallel else "pinhole"
-    primary, secondary, roll = (float(a) for a in camera.angles)
+    angles = [float(a) for a in camera.angles]
+    middle = f"u, v in the stored image; its middle is {(width - 1) / 2:g}, {(height - 1) / 2:g}"
+    pixels = "intrinsics of the pinhole image; pixel centres at integers"
+    pose = camera.camera_from_world.tolist()
     facts = [
         Fact("beam", kind, origin=origin),
         Fact("image", [height, width], "px", origin, "height, width", f"{height}×{width} px"),
-        Fact(
-            "K", camera.K.tolist(), "px", origin, "intrinsics of the pinhole image; pixel centres at integers"
-        ),
-        Fact(
-            "principal point",
-            camera.principal_point.tolist(),
-            "px",
-            "computed",
-            f"u, v in the stored image; its middle is {(width - 1) / 2:g}, {(height - 1) / 2:g}",
-        ),
-        Fact(
-            "camera_from_world",
-            camera.camera_from_world.tolist(),
-            origin=origin,
-            note="OpenCV camera from RAS mm",
-        ),
+        Fact("K", camera.K.tolist(), "px", origin, pixels),
+        Fact("principal point", camera.principal_point.tolist(), "px", "computed", middle),
+        Fact("camera_from_world", pose, origin=origin, note="OpenCV camera from RAS mm"),
         Fact("source", camera.source.tolist(), "mm", "computed", "world RAS"),
-        Fact(
-            "angles",
-            [primary, secondary, roll],
-            "°",
-            "computed",
-            "primary (+ LAO), secondary (+ cranial), roll",
-        ),
-        Fact(
-            "mirrored image",
-            camera.mirrored,
-            origin=origin,
-            note="columns reversed against the pinhole image",
-        ),
+        Fact("angles", angles, "°", "computed", "primary (+ LAO), secondary (+ cranial), roll"),
+        Fact("mirrored image", camera.mirrored, origin=origin, note="columns reversed against the pinhole's"),
     ]
     if camera.sdd is None:
-        facts.append(
-            Fact(
-                "source to detector",
-                None,
-                origin="default",
-                note="a calibration without it; rays end behind the CT",
-            )
-        )
-        return facts
+        note = "a calibration without it; rays end behind the CT"
+        return [*facts, Fact("source to detector", None, origin="default", note=note)]
     facts.append(Fact("source to detector", float(camera.sdd), "mm", origin))
-    facts.append(
-        Fact("pixel spacing", camera.spacing.tolist(), "mm", "computed", "row, column; at the detector")
-    )
-    return facts
+    spacing = camera.spacing.tolist()
+    return [*facts, Fact("pixel spacing", spacing, "mm", "computed", "row, column; at the detector")]
 
 
 def rig_facts(rig: Rig) -> list[Fact]:
@@ -302,47 +219,41 @@ def pose_facts(record: PoseRecord, origin: str = "file") -> list[Fact]:
     pose = record.world_from_body
     eye = torch.eye(4, dtype=torch.float64)
     turn = math.degrees(float(se3.geodesic_distance(eye, pose)[0]))
+    frames = f"{record.world} from {record.body}"
     facts = [
-        Fact(
-            "frames",
-            [record.body, record.world],
-            origin=origin,
-            note="RAS mm both",
-            text=f"{record.world} from {record.body}",
-        ),
+        Fact("frames", [record.body, record.world], origin=origin, note="both RAS mm", text=frames),
         Fact("matrix", pose.tolist(), origin=origin, note="world_from_body, column vectors, mm"),
         Fact("rotation", turn, "°", "computed", "angle of the whole turn"),
         Fact("translation", pose[:3, 3].tolist(), "mm", origin, "of the body's origin"),
         Fact("moves the origin by", float(pose[:3, 3].norm()), "mm", "computed"),
+        *_tangent_facts(record, origin),
     ]
-    if record.center is not None:
-        moved = (se3.apply(pose, record.center[None])[0] - record.center).norm()
-        facts.append(
-            Fact("centre", record.center.tolist(), "mm", origin, "world RAS; the tangent turns about it")
-        )
-        facts.append(Fact("moves the centre by", float(moved), "mm", "computed"))
-    if record.covariance is not None:
-        deviation = record.covariance.diagonal().sqrt()
-        facts.append(
-            Fact(
-                "± rotation",
-                torch.rad2deg(deviation[:3]).tolist(),
-                "°",
-                origin,
-                "one standard deviation about x, y, z",
-            )
-        )
-        facts.append(
-            Fact(
-                "± translation", deviation[3:].tolist(), "mm", origin, "one standard deviation along x, y, z"
-            )
-        )
     for name in ("score", "accepted", "reason"):
         if getattr(record, name) is not None:
             facts.append(Fact(name, getattr(record, name), origin=origin))
-    facts += [Fact(f"provenance: {name}", value, origin=origin) for name, value in record.provenance.items()]
-    if record.camera is not None:
-        facts += camera_facts(record.camera, origin)
+    facts += [Fact(f"provenance: {n}", v, origin=origin) for n, v in record.provenance.items()]
+    return facts + (camera_facts(record.camera, origin) if record.camera is not None else [])
+
+
+def _tangent_facts(record: PoseRecord, origin: str) -> list[Fact]:
+    """The centre that a pose turns about, and how sure the pose is there."""
+    import torch
+
+    from xreg.geometry import se3
+
+    if record.center is None:
+        return []
+    home = se3.apply(se3.inverse(record.world_from_body), record.center[None])[0]
+    facts = [
+        Fact("centre", record.center.tolist(), "mm", origin, "world RAS; the tangent turns about it"),
+        Fact("came to the centre by", float((record.center - home).norm()), "mm", "computed"),
+    ]
+    if record.covariance is None:
+        return facts
+    deviation = record.covariance.diagonal().sqrt()
+    turns, moves = torch.rad2deg(deviation[:3]).tolist(), deviation[3:].tolist()
+    facts.append(Fact("± rotation", turns, "°", origin, "one standard deviation about x, y, z"))
+    facts.append(Fact("± translation", moves, "mm", origin, "one standard deviation along x, y, z"))
     return facts
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from xreg.registration import RegistrationResult
     from xreg.volume import Volume
 
+_NEGATIVE = -0.3  # score at the start below which a film is the negative of what is rendered
+
 
 @verb("register", "Find the pose of a CT in a radiograph.")
 @click.argument("ct", type=PATH)
@@ -205,6 +207,7 @@ def _result(
         "reason": found.reason,
         "renders": found.renders,
         "steps": len(found.trajectory),
+        "hint": _hint(found),
         "valid": float(film.mask.float().mean()),
         "camera": film.camera.to_dict(),
         "backend": backend(),
@@ -246,10 +249,12 @@ def _found_lines(found: RegistrationResult, result: dict[str, Any]) -> list[tupl
     spread = result["deviation"]
     deviation = f"{numbers(spread['degrees'], 3)}° and {numbers(spread['mm'], 3)} mm"
     seconds = result["seconds"]["register"]
+    hint = [("hint", result["hint"])] if result["hint"] else []
     return [
         ("pose", f"turned {math.degrees(float(turn)):.2f}°, centre moved by {moved} mm (R, A, S)"),
         ("±", f"{deviation} (one standard deviation, about and along R, A, S)"),
         ("verdict", f"{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"),
+        *hint,
         ("time", f"{seconds:.2f} s for {found.renders} renders ({result['backend']})"),
         ("files", ", ".join(result["files"])),
     ]

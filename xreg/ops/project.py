@@ -6,6 +6,8 @@ source (t = 0) to the detector (t = 1).  The line integral is I = |M d| ∫ mu(x
 millimetres of a voxel step.
 """
 
+import functools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -57,6 +59,43 @@ def push_forward(
     return parts[:, 0] + parts[:, 1] * u + parts[:, 2] * v
 
 
+class _Final(torch.autograd.Function):
+    """Passes a gradient on, and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(gradient, *sources):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(
+            "xreg: the projector has first derivatives only, so its gradient cannot be differentiated again. "
+            "Detach the gradient, or take Jacobian images with moments=True and push_forward"
+        )
+
+
+def _first_order(backward):
+    """As torch's once_differentiable, but it also refuses where the incoming gradient is a constant.
+
+    There the gradient still depends on what was saved, and torch would take it for a constant in silence.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx, *grads):
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        return tuple(g if g is None else _Final.apply(g, *sources) for g in found)
+
+    return run
+
+
 class _Project(torch.autograd.Function):
     """Image and moments; the image's gradient comes from the moments, without a second march."""
 
@@ -71,18 +110,18 @@ class _Project(torch.autograd.Function):
         mu, rays, scale, metric, _, _, integrator, steps, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(rays, metric, output[1])
-        ctx.beam = (scale, integrator, steps, tuple(mu.shape))
+        ctx.save_for_backward(rays, metric, output[1], mu)
+        ctx.beam = (scale, integrator, steps)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx, grad, _):
-        rays, metric, moments = ctx.saved_tensors
-        scale, integrator, steps, shape = ctx.beam
+        rays, metric, moments, mu = ctx.saved_tensors
+        scale, integrator, steps = ctx.beam
         to_mu = to_rays = None
         if grad is not None and ctx.needs_input_grad[0]:
             to_mu = torch.ops.xreg.backproject(
-                grad.contiguous(), scale, *shape, None, False, rays.contiguous(), metric, integrator, steps
+                grad.contiguous(), scale, *mu.shape, None, False, rays.contiguous(), metric, integrator, steps
             )
         if grad is not None and ctx.needs_input_grad[1]:
             to_rays = pull_back(grad[:, None] * moments)
@@ -129,7 +168,7 @@ class _ProjectLabels(torch.autograd.Function):
         ctx.beam = (scale, integrator, steps, soft)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx, grad):
         mu, rays, labels, metric = ctx.saved_tensors
         scale, integrator, steps, soft = ctx.beam
