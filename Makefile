@@ -75,6 +75,7 @@ $(INSTALLED): $(BUILT_FROM) | $(PY)
 	@command -v $${CXX:-c++} >/dev/null || { echo "xreg: there is no C++ compiler to build the kernels with. \
 	Install one (Debian: apt install g++), or name it in CXX"; exit 1; }
 	@$(if $(PINNED_TORCH),cat,grep -v '^torch==') constraints.txt > $(VENV)/constraints.txt
+	@echo "installing what xreg needs (torch is a few hundred MB), and building the kernels"
 	$(PIP) setuptools wheel
 	$(if $(CUDA_TORCH),echo "$(CUDA_TORCH)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cuda_torch.pth",$(PIP) "$(TORCH)")
 	$(PIP) --no-build-isolation --editable .

@@ -215,6 +215,13 @@ def _result(
     }
 
 
+def _hint(found: RegistrationResult) -> str | None:
+    """What to try, where film and render were each other's negative from the beginning."""
+    if found.accepted or found.trajectory[0].score > _NEGATIVE:
+        return None
+    return "at the start film and render are negatives: try --intensity line_integral, or --sign -1"
+
+
 def _write(
     output: Path, found: Any, camera: Camera, made: dict[str, Any], picture: Any, result: dict[str, Any]
 ) -> None:
