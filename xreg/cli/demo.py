@@ -265,6 +265,8 @@ def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, s
     from xreg.ops.registry import backend
 
     source, film = case.source, case.film
+    parts = {name: round(value, 3) for name, value in clock.parts.items()}
+    stages = {name: round(value, 3) for name, value in found.seconds.items()}
     names = [*FILES, *(["ct.nii.gz", "mask.nii.gz"] if source.path is None else [])]
     valid = float(film.mask.float().mean())
     return {
@@ -279,7 +281,7 @@ def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, s
         "reason": found.reason,
         "renders": found.renders,
         "backend": backend(),
-        "seconds": {**{n: round(s, 3) for n, s in clock.parts.items()}, "all": round(clock.seconds, 3)},
+        "seconds": {**parts, "stages": stages, "all": round(clock.seconds, 3)},
         "files": [str(output / name) for name in names],
     }
 
