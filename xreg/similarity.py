@@ -15,7 +15,9 @@ from torch import Tensor
 from xreg.errors import RegistrationError
 
 FILTERS = ("image", "gradient")
-FLAT = 1e-3  # a patch whose contrast is below this part of the typical one says nothing
+FLAT = 1e-3  # a film patch with less than this part of the typical contrast hardly counts
+FLAT_IMAGE = 1e-8  # a rendered patch with less than this part of the greatest contrast does not
+FEW_PATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,25 @@ def _grams(
     return flat @ flat.transpose(1, 2)
 
 
+def _usable(gram: Float[Tensor, "P C C"], needed: Tensor | float) -> Bool[Tensor, "P"]:
+    """Patches with enough valid pixels in which the image is not flat."""
+    count = gram[:, 0, 0]
+    contrast = gram[:, 1, 1] - gram[:, 0, 1].square() / count.clamp_min(1.0)
+    return (count >= needed) & (count > 0) & (contrast > FLAT_IMAGE * contrast.max().clamp_min(0))
+
+
 def _patch_equations(gram: Float[Tensor, "P C C"]):
     """NCC, gradient and Gauss-Newton matrix of ½‖r‖² for each patch, from its Gram matrix."""
-    count = gram[:, 0, 0].clamp_min(1.0)
+    count = gram[:, 0, 0]
     mean = gram[:, 0, 1:] / count[:, None]
     c = gram[:, 1:, 1:] - count[:, None, None] * mean[:, :, None] * mean[:, None, :]
-    norm_i, norm_f = c[:, 0, 0].clamp_min(0).sqrt(), c[:, 1, 1].clamp_min(0).sqrt()
-    safe_i, safe_f = norm_i.clamp_min(1e-12), norm_f.clamp_min(1e-12)
-    ncc = (c[:, 0, 1] / (safe_i * safe_f)).clamp(-1, 1)
-    with_image, with_film = c[:, 0, 2:] / safe_i[:, None], c[:, 1, 2:] / safe_f[:, None]
-    gradient = -(with_film - ncc[:, None] * with_image) / safe_i[:, None]
-    hessian = (c[:, 2:, 2:] - with_image[:, :, None] * with_image[:, None, :]) / safe_i[:, None, None] ** 2
-    return ncc, gradient, hessian, norm_i, norm_f, count
+    norm_i, norm_f = c[:, 0, 0].sqrt(), c[:, 1, 1].clamp_min(0).sqrt()
+    safe_f = norm_f.clamp_min(1e-12)
+    ncc = (c[:, 0, 1] / (norm_i * safe_f)).clamp(-1, 1)
+    with_image, with_film = c[:, 0, 2:] / norm_i[:, None], c[:, 1, 2:] / safe_f[:, None]
+    gradient = -(with_film - ncc[:, None] * with_image) / norm_i[:, None]
+    hessian = (c[:, 2:, 2:] - with_image[:, :, None] * with_image[:, None, :]) / norm_i[:, None, None] ** 2
+    return ncc, gradient, hessian, norm_f, count
 
 
 def evaluate(
@@ -137,26 +146,35 @@ def evaluate(
 
 def _evaluate_part(stack: Tensor, valid: Tensor, window: int | None, robust: float):
     gram = _grams(stack, valid, window)
-    ncc, gradient, hessian, norm_i, norm_f, count = _patch_equations(gram)
-    needed = 0.5 * (window * window if window else valid.sum())
-    usable = (count >= needed) & (norm_i > 0)
-    if not bool(usable.any()):
+    gram = gram[_usable(gram, 0.5 * (window * window if window else valid.sum()))]
+    if not len(gram):
         raise RegistrationError(
             "no part of the film can be compared: its valid pixels are too few, or the volume does not "
             "reach them. Check the mask, the camera and the starting pose"
         )
-    typical = norm_f[usable].square().mean()
-    weight = usable * norm_f.square() / (norm_f.square() + FLAT * typical + 1e-20)
+    ncc, gradient, hessian, norm_f, count = _patch_equations(gram)
+    weight = norm_f.square() / (norm_f.square() + FLAT * norm_f.square().mean() + 1e-20)
     weight = weight / weight.sum().clamp_min(1e-12)
     residual = 2 * (1 - ncc)
     pull = weight / (1 + residual / robust)  # derivative of the Cauchy loss
     cost = 0.5 * robust * (weight * torch.log1p(residual / robust)).sum()
-    overlap = 1.0 if window is None else (window / max(1, window // 2)) ** 2
-    spread = pull.square() * residual / count * overlap
+    pulled = pull[:, None] * gradient
     return (
         float((weight * ncc).sum()),
         float(cost),
-        (pull[:, None] * gradient).sum(0).double().cpu(),
+        pulled.sum(0).double().cpu(),
         (pull[:, None, None] * hessian).sum(0).double().cpu(),
-        (spread[:, None, None] * hessian).sum(0).double().cpu(),
+        _scatter(pulled, pull, hessian, residual / count, window).double().cpu(),
     )
+
+
+def _scatter(pulled: Tensor, pull: Tensor, hessian: Tensor, noise: Tensor, window: int | None) -> Tensor:
+    """Covariance of the summed gradient.
+
+    With many patches, from how they disagree (cluster-robust: what is wrong with a patch is one error and
+    not one a pixel).  With few, from the noise of single pixels, which is a lower bound.
+    """
+    if len(pulled) < FEW_PATCHES or window is None:
+        return ((pull.square() * noise)[:, None, None] * hessian).sum(0)
+    overlap = (window / max(1, window // 2)) ** 2  # patches that share a pixel
+    return overlap * pulled.T @ pulled

@@ -22,10 +22,11 @@ class RegistrationResult:
     """A pose, how sure it is, and whether to use it.
 
     world_from_body [4, 4] float64, RAS mm.  covariance [6, 6] of the tangent (rad, mm) of
-    `se3.retract(world_from_body, ξ, center)`, from the normal equations at the last level under the
-    residuals seen.  center: world mm.  score: weighted mean NCC of the last level, -1 to 1.  accepted:
-    whether the evidence suffices; reason: in words.  trajectory: accepted steps, the start first.
-    renders: images rendered, each with its Jacobian.  seconds: wall time a stage.
+    `se3.retract(world_from_body, ξ, center)`, from the normal equations at the last level and from how its
+    patches disagree; not calibrated, and blind to what is wrong in all patches alike.  center: world mm.
+    score: weighted mean NCC of the last level, -1 to 1.  accepted: whether the evidence suffices; reason: in
+    words.  trajectory: accepted steps, the start first.  renders: images rendered, each with its Jacobian.
+    seconds: wall time a stage.
     """
 
     world_from_body: Float[Tensor, "4 4"]
