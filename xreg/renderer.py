@@ -56,14 +56,23 @@ def rays_in_volume(
     Cameras without a source-to-detector distance get one that ends behind the volume.  Gradients flow to
     the camera and the pose.
     """
-    pose = _pose(world_from_body, camera)
+    return _into_volume(volume, camera, _pose(world_from_body, camera))[0]
+
+
+def _into_volume(volume: Volume, camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays in voxel coordinates, the same in the world [..., 6, 3], and the 3x3 between their directions."""
     basis = camera.ray_basis(None if camera.sdd is not None else _depth_behind(volume, camera, pose))
     index_from_world = volume.index_from_world.to(basis.device) @ se3.inverse(pose)
     linear = index_from_world[..., :3, :3]
-    rays = basis @ linear.transpose(-1, -2)
-    origin = torch.zeros(6, 1, dtype=rays.dtype, device=rays.device)
-    origin[0] = 1.0
-    return rays + origin * index_from_world[..., None, :3, 3]
+    rays = basis @ linear.transpose(-1, -2) + _at_source(basis) * index_from_world[..., None, :3, 3]
+    return rays, basis, linear
+
+
+def _at_source(basis: Tensor) -> Float[Tensor, "6 1"]:
+    """1 for the row s0, the only point among a bundle's six vectors."""
+    first = torch.zeros(6, 1, dtype=basis.dtype, device=basis.device)
+    first[0] = 1.0
+    return first
 
 
 def drr(
@@ -111,7 +120,7 @@ def drr_with_jacobian(
     camera: Camera,
     world_from_body: Float[Tensor, "*batch 4 4"],
     *,
-    center: Float[Tensor, 3] | None = None,
+    center: Float[Tensor, " 3"] | None = None,
     beam: Beam = Beam(),
 ) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6 H W"]]:
     """Image and its derivative along the six directions of a pose step, from one march.
@@ -123,8 +132,8 @@ def drr_with_jacobian(
         pose = _pose(world_from_body, camera)
         if center is None:
             center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
-        rays = rays_in_volume(volume, camera, pose)
-        rays_dot = _rays_dot(volume, camera, pose, center)
+        rays, basis, linear = _into_volume(volume, camera, pose)
+        rays_dot = _rays_dot(basis, linear, center)
         batch = rays.shape[:-2]
         mu, scale = _voxels(volume, beam)
         flat = rays.reshape(-1, 6, 3).to(mu.device)
@@ -136,13 +145,9 @@ def drr_with_jacobian(
     return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, 6, *camera.size)
 
 
-def _rays_dot(volume: Volume, camera: Camera, pose: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
+def _rays_dot(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
     """d rays / d ξ: moving the body by ξ moves the rays by -ξ, seen from the body."""
-    basis = camera.ray_basis(None if camera.sdd is not None else _depth_behind(volume, camera, pose))
-    linear = (volume.index_from_world.to(basis.device) @ se3.inverse(pose))[..., :3, :3]
-    origin = torch.zeros(6, 1, dtype=basis.dtype, device=basis.device)
-    origin[0] = 1.0
-    arm = basis - origin * center[..., None, :]
+    arm = basis - _at_source(basis) * center[..., None, :]
     eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
     turn = torch.linalg.cross(
         *torch.broadcast_tensors(arm[..., None, :, :], eye[:, None])

@@ -75,14 +75,14 @@ def refine(
     return state
 
 
-def _scaled(hessian: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-    """The matrix in balanced units (mm at the anatomy's edge), and the balance."""
-    balance = torch.tensor([1 / limits.length_scale] * 3 + [1.0] * 3, dtype=hessian.dtype)
-    return hessian * balance[:, None] * balance, balance
+def balance_of(length_scale: float) -> Float[Tensor, " 6"]:
+    """What turns a tangent in mm at the anatomy's edge into (rad, mm)."""
+    return torch.tensor([1 / length_scale] * 3 + [1.0] * 3, dtype=torch.float64)
 
 
 def _step(evidence: Evidence, damping: float, limits: Limits) -> Float[Tensor, "6"]:
-    matrix, balance = _scaled(evidence.hessian, limits)
+    balance = balance_of(limits.length_scale)
+    matrix = evidence.hessian * balance[:, None] * balance
     diagonal = torch.diagonal(matrix)
     floor = diagonal.amax().clamp_min(1e-30) * 1e-9
     damped = matrix + torch.diag(damping * diagonal + floor)

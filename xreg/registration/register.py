@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xreg.errors import ImageError, RegistrationError
 from xreg.geometry import Camera, se3
-from xreg.registration.gauss_newton import Limits, Progress, refine
+from xreg.registration.gauss_newton import Limits, Progress, balance_of, refine
 from xreg.registration.result import RegistrationResult, Step
 from xreg.registration.settings import Level, Settings
 from xreg.renderer import drr_with_jacobian, require_in_beam
@@ -84,7 +84,7 @@ class Search:
         self.renders = 0
         self.last: Progress
 
-    def center(self, pose: Tensor) -> Float[Tensor, 3]:
+    def center(self, pose: Tensor) -> Float[Tensor, " 3"]:
         """Where a pose puts the volume's middle, world mm."""
         return se3.apply(pose, self.volume.center.to(pose)[None])[0]
 
@@ -162,7 +162,7 @@ def _limits(target: Target, level: Level, settings: Settings) -> Limits:
 
 def _answer(search: Search, seconds: dict[str, float]) -> RegistrationResult:
     settings, evidence = search.settings, search.last.evidence
-    balance = torch.tensor([1 / settings.length_scale] * 3 + [1.0] * 3, dtype=torch.float64)
+    balance = balance_of(settings.length_scale)
     balance = balance[:, None] * balance
     matrix = evidence.hessian * balance
     condition = float(torch.linalg.cond(matrix))
