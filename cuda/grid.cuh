@@ -47,10 +47,10 @@ struct Voxels {
 template <>
 template <>
 HD float Voxels<int16_t, int32_t>::at<float>(int32_t n) const {
-  const bool first = n == 0;  // the voxel before the first is not ours to read
+  const int32_t one = n > 0;  // the voxel before the first is not ours to read
   int32_t both;
-  std::memcpy(&both, data + (first ? 0 : n - 1), 4);
-  return static_cast<float>(first ? static_cast<int32_t>(static_cast<uint32_t>(both) << 16) >> 16 : both >> 16);
+  std::memcpy(&both, data + (n - one), 4);
+  return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(both) << (16 - 16 * one)) >> 16);
 }
 
 template <>

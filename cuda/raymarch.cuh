@@ -241,46 +241,58 @@ HD int enter(Walk<L, Real>& w, const Rays<L>& r, const Span<L>& from, const doub
 template <class Real>
 struct Segment {
   Real from, to;
-  bool hit[3];
+  Real x, y, z;  // 1 where it ends at a border across that axis, else 0
 };
 
-// The lane's next segment; moves the lane on.
+// When a lane reaches its next border across one axis.
+template <int L, class Real>
+HD Real crossing(const Walk<L, Real>& w, int axis, int l) {
+  return w.sign[axis][l] == 0 ? Real(kFar) : (w.plane[axis][l] - w.x[axis][l]) * w.inv[axis][l];
+}
+
+template <int L, class Real>
+HD Real cross(Walk<L, Real>& w, int axis, int l, bool hit) {
+  const int move = hit ? w.sign[axis][l] : 0;
+  w.cell[axis][l] += move;
+  w.plane[axis][l] += static_cast<Real>(move);
+  return hit ? Real(1) : Real(0);
+}
+
+// The lane's next segment; moves the lane on.  (Scalars, not arrays: an array in a lane's body keeps
+// the compiler from packing the lanes.)
 template <int L, class Real>
 HD Segment<Real> next_segment(Walk<L, Real>& w, int l) {
-  Real t[3];
-  for (int a = 0; a < 3; ++a)
-    t[a] = w.sign[a][l] == 0 ? Real(kFar) : (w.plane[a][l] - w.x[a][l]) * w.inv[a][l];
+  const Real tx = crossing(w, 0, l), ty = crossing(w, 1, l), tz = crossing(w, 2, l);
   Segment<Real> s;
   s.from = w.time[l];
-  s.to = upper(s.from, lower(lower(t[0], t[1]), lower(t[2], w.stop[l])));
-  for (int a = 0; a < 3; ++a) {
-    s.hit[a] = t[a] <= s.to;
-    const int move = s.hit[a] ? w.sign[a][l] : 0;
-    w.cell[a][l] += move;
-    w.plane[a][l] += static_cast<Real>(move);
-  }
+  s.to = upper(s.from, lower(lower(tx, ty), lower(tz, w.stop[l])));
+  s.x = cross(w, 0, l, tx <= s.to);
+  s.y = cross(w, 1, l, ty <= s.to);
+  s.z = cross(w, 2, l, tz <= s.to);
   w.time[l] = s.to;
   return s;
+}
+
+// The cell a lane is in; the walk may leave the box it was clipped to by a rounding.
+template <bool Bounded>
+HD int cell_number(int cell, int n) {
+  return Bounded ? clamp(cell, -2, n) : clamp(cell, 0, n - 2);
 }
 
 template <bool Bounded, int L, class Sink, class Real>
 HD void walk_cells(Sink& sink, Walk<L, Real>& w, int steps) {
   const Real gauss = Real(0.57735026918962576451);
-  const int top[3] = {sink.grid.nx - 2, sink.grid.ny - 2, sink.grid.nz - 2};
   for (int n = 0; n < steps; ++n) {
-    if (!Bounded) sink.template look_ahead_cell<L>(w);
     XREG_LANES
     for (int l = 0; l < L; ++l) {
       Spot<Real> p, q;
-      int c[3];
-      for (int a = 0; a < 3; ++a) c[a] = Bounded ? clamp(w.cell[a][l], -2, top[a] + 2) : clamp(w.cell[a][l], 0, top[a]);
+      p.i = q.i = cell_number<Bounded>(w.cell[0][l], sink.grid.nx);
+      p.j = q.j = cell_number<Bounded>(w.cell[1][l], sink.grid.ny);
+      p.k = q.k = cell_number<Bounded>(w.cell[2][l], sink.grid.nz);
       const Segment<Real> s = next_segment(w, l);
       const Real middle = (s.from + s.to) * Real(0.5), half = (s.to - s.from) * Real(0.5);
       const Real t0 = middle - gauss * half, t1 = middle + gauss * half;
-      p.i = q.i = c[0];
-      p.j = q.j = c[1];
-      p.k = q.k = c[2];
-      const Real bx = w.x[0][l] - c[0], by = w.x[1][l] - c[1], bz = w.x[2][l] - c[2];
+      const Real bx = w.x[0][l] - p.i, by = w.x[1][l] - p.j, bz = w.x[2][l] - p.k;
       p.fx = bx + t0 * w.d[0][l];
       p.fy = by + t0 * w.d[1][l];
       p.fz = bz + t0 * w.d[2][l];
@@ -340,19 +352,19 @@ HD void march_siddon(Sink& sink, const Rays<L>& r, const Region& region) {
     XREG_LANES
     for (int l = 0; l < L; ++l) {
       const int i = w.cell[0][l], j = w.cell[1][l], k = w.cell[2][l];
-      const bool done = w.time[l] >= w.stop[l];
+      const Real live = w.time[l] < w.stop[l] ? Real(1) : Real(0);
       const Segment<Real> s = next_segment(w, l);
       const Real v = sink.voxel(l, i, j, k, s.to - s.from);
       if (Sink::kMoments) {
-        const Real jump = done ? Real(0) : v - before[l];
-        for (int a = 0; a < 3; ++a) {
-          const Real g = jump * pending[a][l];
-          sink.jump(a, l, g, s.from);
-        }
-        before[l] = done ? before[l] : v;
-        pending[0][l] = s.hit[0] ? w.inv[0][l] : Real(0);
-        pending[1][l] = s.hit[1] & !s.hit[0] ? w.inv[1][l] : Real(0);
-        pending[2][l] = s.hit[2] & !s.hit[0] & !s.hit[1] ? w.inv[2][l] : Real(0);
+        const Real jump = live * (v - before[l]);
+        before[l] += jump;
+        sink.jump(0, l, jump * pending[0][l], s.from);
+        sink.jump(1, l, jump * pending[1][l], s.from);
+        sink.jump(2, l, jump * pending[2][l], s.from);
+        const Real rest = Real(1) - s.x;  // a corner counts once
+        pending[0][l] = s.x * w.inv[0][l];
+        pending[1][l] = rest * s.y * w.inv[1][l];
+        pending[2][l] = rest * (Real(1) - s.y) * s.z * w.inv[2][l];
       }
     }
   }

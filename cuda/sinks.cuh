@@ -215,8 +215,6 @@ struct Integral {
     for (int l = 0; l < Lanes; ++l) grid.prefetch(at[l]);
 #endif
   }
-  template <int Lanes, class Walk>
-  HD void look_ahead_cell(const Walk&) const {}
 };
 
 // Sinks that handle each voxel a ray touches, with its weight.  Derived::add(i, j, k, weight, at)
@@ -280,8 +278,6 @@ struct Deposit {
   HD void look_ahead(const Track&, int, int) const {}
   template <int Axis, int Lanes, class Planes>
   HD void look_ahead_plane(const Planes&, int, int, int) const {}
-  template <int Lanes, class Walk>
-  HD void look_ahead_cell(const Walk&) const {}
   template <class Grid>
   HD static bool inside(const Grid& g, int i, int j, int k) {
     return i >= 0 && i < g.nx && j >= 0 && j < g.ny && k >= 0 && k < g.nz;
