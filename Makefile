@@ -1,7 +1,7 @@
 # On a fresh machine with Python 3.10 or newer and a C++ compiler:
 #
 #   make demo     a chest CT registered to a radiograph, with pictures in demo-out/
-#   make test     lint and tests
+#   make test     lint and tests; where nvcc is installed, the CUDA sources are compiled too
 #
 # Each makes its own .venv and builds the kernels first.  Variables:
 #
@@ -9,6 +9,7 @@
 #   VENV     where it is                               (.venv)
 #   TORCH    what to install as torch, for pip         (torch, as pinned in constraints.txt)
 #   CXX      the C++ compiler                          (c++)
+#   NVCC     the CUDA compiler, or "none"              (nvcc, where it is found)
 #
 # If PYTHON already has a torch with CUDA, 2.10 or newer, the .venv uses that one and installs none.
 
@@ -25,6 +26,7 @@ PY := $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet -c $(VENV)/constraints.txt
 BUILT_FROM := setup.py pyproject.toml constraints.txt $(wildcard cuda/*)
 INSTALLED := $(VENV)/.xreg-installed
+CUDA_CHECKED := build/cuda-check.txt
 
 # The folder of PYTHON's own CUDA torch; empty where there is none, or TORCH says what to take.
 FIND_CUDA_TORCH := import torch, os; v = tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2]); \
@@ -36,14 +38,21 @@ PINNED_TORCH = $(if $(filter torch,$(TORCH)),$(if $(CUDA_TORCH),,yes))
 LIST_EXTRA := import re, sys; from importlib.metadata import requires; \
 	print("\n".join(r.split(";")[0] for r in requires("xreg") if re.search("extra == .%s\\b" % sys.argv[1], r)))
 
-.PHONY: demo test lint bench install clean distclean
+.PHONY: demo test lint bench cuda-check install clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xreg demo -o demo-out $(DEMO_ARGS)
 
-test: $(INSTALLED)-test
+test: $(INSTALLED)-test $(CUDA_CHECKED)
 	$(PY) -m ruff check .
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# The registers that each kernel takes, from a compilation that is as new as the sources.
+cuda-check: $(CUDA_CHECKED)
+	@test ! -f $< || cat $<
+
+$(CUDA_CHECKED): setup.py $(wildcard cuda/*) | $(INSTALLED)
+	@$(PY) setup.py -q cuda_check
 
 lint: $(INSTALLED)-test
 	$(PY) -m ruff check .

@@ -1,5 +1,8 @@
 """Builds the kernels: a host library always, a CUDA library where nvcc and a CUDA torch are.
 
+`python setup.py cuda_check` compiles the CUDA sources wherever nvcc is, with any torch and no card,
+and writes down the registers that each kernel takes.
+
 The libraries are plain shared objects that register torch operators through LibTorch's stable ABI,
 so they do not depend on the Python version and load in every torch from 2.10 on.  Each source is
 compiled with the flags of its machine; `pip install --no-build-isolation .` builds against the torch
@@ -8,13 +11,14 @@ that is installed.
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -28,7 +32,8 @@ ISA_FLAGS = {
     # The tuning matters: without it GCC does not use gathers or 512-bit registers.
     "avx512": ["-march=x86-64-v4", "-mtune=skylake-avx512", "-mprefer-vector-width=512"],
 }
-CUDA_ARCHITECTURES = ["80", "90"]
+CUDA_ARCHITECTURES = ["sm_80", "sm_90"]  # and PTX, from which newer cards compile
+INTEGRATORS = ["trilinear", "joseph", "siddon", "exact"]  # as numbered in cuda/api.h
 
 
 def torch_paths():
@@ -56,39 +61,100 @@ def host_jobs(compiler, out, includes):
 
 
 def run_all(commands):
-    """Run commands on all cores; stop at the first that fails, with what it printed."""
+    """Run commands on all cores and return what they printed; stop at the first that fails."""
 
     def one(command):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"xreg: {' '.join(command)} failed\n{done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        list(pool.map(one, commands))
+        return list(pool.map(one, commands))
 
 
-def nvcc_path(torch):
-    """nvcc, where it is installed beside a torch that was built for CUDA."""
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    found = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=f"{CUDA_HOME}/bin"))
-    return found if found and torch.version.cuda else None
+def find_nvcc():
+    """nvcc from NVCC, the path or a CUDA toolkit in its usual place; None where there is none."""
+    if "NVCC" in os.environ:
+        return shutil.which(os.environ["NVCC"])
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(f"{h}/bin" for h in homes if h))
 
 
 def cuda_jobs(nvcc, out, includes):
     """(command, object) for each CUDA source."""
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-    last = CUDA_ARCHITECTURES[-1]
-    targets.append(f"-gencode=arch=compute_{last},code=compute_{last}")  # newer cards compile from PTX
-    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", *targets]
-    kernels, bind = out / "project_cu.o", out / "bind_cuda.o"
-    return [
-        ([nvcc, *flags, "-c", "cuda/project.cu", "-o", str(kernels)], kernels),
-        (
-            [nvcc, *flags, STABLE_ABI, "-DUSE_CUDA", *includes, "-c", "cuda/bind_cuda.cpp", "-o", str(bind)],
-            bind,
-        ),
-    ]
+    # One front end for all cards: nothing here is particular to the newer, and it is half of the time.
+    oldest = CUDA_ARCHITECTURES[0].replace("sm", "compute")
+    targets = f"-gencode=arch={oldest},code=[{','.join([*CUDA_ARCHITECTURES, oldest])}]"
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC"]
+    jobs = []
+    for source in sorted((ROOT / "cuda").glob("*.cu")):
+        obj = out / f"{source.stem}_cu.o"
+        jobs.append(([nvcc, *flags, targets, "-Xptxas=-v", "-c", f"cuda/{source.name}", "-o", str(obj)], obj))
+    bind = out / "bind_cuda.o"
+    torch_flags = [STABLE_ABI, "-DUSE_CUDA", *includes]
+    jobs.append(([nvcc, *flags, *torch_flags, "-c", "cuda/bind_cuda.cpp", "-o", str(bind)], bind))
+    return jobs
+
+
+def resources(printed):
+    """{(architecture, kernel, result): {integrator: (registers, bytes spilled)}} from what ptxas -v printed.
+
+    Variants of a kernel (voxel type, index width, label rule) count as one, by their worst.
+    """
+    found = {}
+    entries = re.findall(
+        r"entry function '(\S+)' for '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", printed, re.S
+    )
+    for name, card, spilled, registers in entries:
+        kernel, integrator = re.search(r"\d([a-z_]+)_kernelI.*?IntegratorELS\w*_(\d)E", name).groups()
+        moments = " + moments" if "Lb1E" in name else ""
+        result = "double" if "VoxelsId" in name else "float"
+        row = found.setdefault((card, kernel + moments, result), {})
+        worst = row.get(INTEGRATORS[int(integrator)], (0, 0))
+        new = (int(registers), int(spilled))
+        row[INTEGRATORS[int(integrator)]] = tuple(max(pair) for pair in zip(worst, new, strict=True))
+    return found
+
+
+def resource_table(found):
+    """The registers of a thread, and after a plus the bytes that it spills."""
+    head = f"{'registers + bytes spilled':32}" + "".join(f"{name:>11}" for name in INTEGRATORS)
+    lines = []
+    for card, kernel, result in sorted(found):
+        cells = [found[card, kernel, result].get(name, (0, 0)) for name in INTEGRATORS]
+        shown = [f"{registers}+{spilled}" if spilled else str(registers) for registers, spilled in cells]
+        lines.append(f"{card} {kernel:19} {result:6}" + "".join(f"{cell:>11}" for cell in shown))
+    return "\n".join([head, *lines]) + "\n"
+
+
+class CudaCheck(Command):
+    """Compiles the CUDA sources and writes what their kernels take to build/cuda-check.txt."""
+
+    description = "compile the CUDA sources as a check, where nvcc is installed"
+    user_options = [("only=", None, "the one source to compile")]  # noqa: RUF012
+
+    def initialize_options(self):
+        self.only = None
+
+    def finalize_options(self):
+        pass
+
+    def run(self):
+        nvcc = find_nvcc()
+        if nvcc is None:
+            print("xreg: there is no nvcc here, so the CUDA sources are not compiled")
+            return
+        out = ROOT / "build" / "cuda-check"
+        out.mkdir(parents=True, exist_ok=True)
+        _, includes, _ = torch_paths()
+        jobs = cuda_jobs(nvcc, out, [f"-I{p}" for p in includes])
+        if self.only:
+            run_all([command for command, _ in jobs if f"cuda/{self.only}" in command])
+            return
+        printed = "".join(run_all([command for command, _ in jobs]))
+        out.with_suffix(".txt").write_text(resource_table(resources(printed)))
+        print("xreg: the CUDA sources compile; build/cuda-check.txt says what each kernel takes")
 
 
 class BuildKernels(build_ext):
@@ -99,12 +165,12 @@ class BuildKernels(build_ext):
 
     def run(self):
         torch, *_ = torch_paths()
-        if nvcc_path(torch):
+        if torch.version.cuda and find_nvcc():
             self.extensions.append(Extension("xreg._lib.xreg_cuda", sources=[]))
         super().run()
 
     def build_extension(self, ext):
-        torch, includes, libraries = torch_paths()
+        _, includes, libraries = torch_paths()
         out = Path(self.build_temp).resolve()
         out.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -112,7 +178,7 @@ class BuildKernels(build_ext):
         include_flags = [f"-I{p}" for p in includes]
         search = [f"-L{p}" for p in libraries]
         if ext.name.endswith("cuda"):
-            linker = [nvcc_path(torch)]
+            linker = [find_nvcc()]
             jobs, names = cuda_jobs(*linker, out, include_flags), ["-ltorch", "-ltorch_cpu", "-ltorch_cuda"]
         else:
             linker = [os.environ.get("CXX", "c++")]
@@ -126,4 +192,7 @@ class BuildKernels(build_ext):
         )
 
 
-setup(ext_modules=[Extension("xreg._lib.xreg_cpu", sources=[])], cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=[Extension("xreg._lib.xreg_cpu", sources=[])],
+    cmdclass={"build_ext": BuildKernels, "cuda_check": CudaCheck},
+)

@@ -19,6 +19,9 @@ typedef struct {
   double scale; /* attenuation = scale * voxel */
 } XregVolume;
 
+/* From this many voxels on an index takes 64 bits; a few short of 2^31, as a cell reaches ahead. */
+#define XREG_WIDE_VOXELS ((INT64_C(1) << 31) - 8)
+
 typedef struct {
   const double* rays;
   int64_t views;

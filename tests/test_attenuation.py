@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xreg.attenuation import check_energy, hu_to_mu, linear_attenuation, materials, mu_to_hu
+from xreg.attenuation import check_energy, hu_to_mu, linear_attenuation, materials, mu_at_energy, mu_to_hu
 from xreg.errors import VolumeError
 
 energies = st.floats(20.0, 150.0)
@@ -103,6 +103,29 @@ def test_gradients_match_finite_differences():
     assert torch.autograd.gradcheck(lambda h: hu_to_mu(h, 45, ct_energy_kev=75), (hu,), atol=1e-9)
     mu = hu_to_mu(hu.detach(), 45, ct_energy_kev=75).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: mu_to_hu(m, 45, ct_energy_kev=75), (mu,), eps=1e-7, rtol=1e-4)
+
+
+def test_another_energy_is_there_and_back():
+    hu = torch.linspace(-1100, 4000, 777, dtype=torch.float64)
+    for old, new in ((70.0, 45.0), (55.0, 90.0)):
+        mu = hu_to_mu(hu, old)
+        torch.testing.assert_close(mu_at_energy(mu, old, new), hu_to_mu(mu_to_hu(mu, old), new))
+        torch.testing.assert_close(mu_at_energy(mu, old, new), hu_to_mu(hu, new), rtol=1e-9, atol=1e-12)
+    with pytest.raises(VolumeError, match="keV"):
+        mu_at_energy(hu, 70.0, 700.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
+def test_a_large_tensor_is_its_parts(dtype):
+    """What is done block by block has the bits of the whole."""
+    hu = torch.linspace(-1100, 4000, 100_003, dtype=torch.float64).to(dtype)
+    whole = hu.float() if dtype == torch.int16 else hu
+    mu = hu_to_mu(hu, 45.0)
+    assert mu.dtype == whole.dtype
+    leaf = whole.clone().requires_grad_()
+    assert torch.equal(hu_to_mu(leaf, 45.0), mu)
+    assert torch.equal(hu_to_mu(whole[::2], 45.0), mu[::2])
+    assert torch.equal(mu_to_hu(mu, 45.0), mu_to_hu(mu.clone().requires_grad_(), 45.0))
 
 
 @settings(deadline=None, max_examples=25)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xreg.errors import VolumeError
+from xreg.io.grid import labelled
 from xreg.volume import Volume
 
 quick = settings(deadline=None, max_examples=25)
@@ -306,6 +307,45 @@ def test_quantised():
     assert not learned.quantised()[0].requires_grad
     with torch.inference_mode():
         assert Volume(make_mu(), make_affine()).quantised()[1] > 0
+
+
+def test_label_channels():
+    volume = Volume(make_mu(), make_affine(), torch.arange(120).reshape(4, 5, 6) % 7)
+    numbers, channels = volume.label_channels()
+    assert numbers.dtype == torch.int16
+    assert torch.equal(numbers.long(), volume.labels.long())
+    assert channels == 7
+    assert volume.label_channels()[0] is numbers
+    volume.labels[0, 0, 0] = 200
+    assert volume.label_channels()[1] == 201
+    assert int(volume.label_channels()[0][0, 0, 0]) == 200
+    large = Volume(make_mu(), make_affine(), torch.full((4, 5, 6), 300))
+    assert large.label_channels()[1] == 301
+    with pytest.raises(VolumeError, match="no labels"):
+        Volume(make_mu(), make_affine()).label_channels()
+    with torch.inference_mode():
+        labels = torch.ones(4, 5, 6, dtype=torch.int32)
+        assert Volume(make_mu(), make_affine(), labels).label_channels()[1] == 2
+
+
+def test_copies_keep_nothing_that_was_computed():
+    volume = Volume(make_mu(), make_affine())
+    volume.quantised()
+    volume.mu[0, 0, 0] = 0.5  # now what is kept is old, and a copy counts its changes from the beginning
+    for twin in (copy.deepcopy(volume), copy.copy(volume)):
+        assert twin.quantised()[1] == pytest.approx(0.5 / 32767)
+
+
+@pytest.mark.parametrize("largest", [255, 300])
+def test_labelled(largest):
+    labels = torch.randint(0, largest + 1, (5, 6, 7), generator=torch.Generator().manual_seed(0))
+    labels[0, 0, 0] = largest
+    labels = Volume(make_mu((5, 6, 7)), make_affine(), labels).labels
+    for numbers in ([], [0], [3, 3, 255, -1, 900], list(range(100))):
+        expected = torch.zeros(labels.shape, dtype=torch.bool)
+        for n in numbers:
+            expected |= labels == n if 0 <= n <= largest else False
+        assert torch.equal(labelled(labels, numbers), expected)
 
 
 def test_gradients_flow_and_the_leaf_stays():

@@ -14,6 +14,7 @@ same publication.  Between table energies they are interpolated linearly in log-
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,10 @@ _MATERIALS: dict[str, tuple[float, tuple[float, ...]]] = {
 _KNEE_LOW_HU = 0.0
 _KNEE_HIGH_HU = 100.0
 _KNEE_MIDDLE_HU = 0.5 * (_KNEE_LOW_HU + _KNEE_HIGH_HU)
+
+# A CT is worked on in blocks of as many numbers as torch gives to one thread, so that no step waits for
+# another thread on a busy machine, and few enough for what lies between steps to stay in a core's cache.
+_BLOCK = 1 << 15
 
 
 def materials() -> tuple[str, ...]:
@@ -78,8 +83,9 @@ def linear_attenuation(material: str, energy_kev: float) -> float:
 def _slopes(energy_kev: float, ct_energy_kev: float) -> tuple[float, float]:
     """µ of water at the energy in 1/mm, and the extra slope of µ per HU above the knee, in 1/mm.
 
-    The extra slope makes µ of cortical bone come out exactly at bone's own CT number.
+    The extra slope makes µ of cortical bone come out exactly at bone's own CT number.  Raises VolumeError.
     """
+    energy_kev, ct_energy_kev = check_energy(energy_kev), check_energy(ct_energy_kev, "ct_energy_kev")
     water = linear_attenuation("water", energy_kev)
     bone = linear_attenuation("bone", energy_kev)
     if energy_kev == ct_energy_kev:
@@ -90,11 +96,24 @@ def _slopes(energy_kev: float, ct_energy_kev: float) -> tuple[float, float]:
     return water, extra
 
 
-def _as_floating(values: Tensor, name: str) -> Tensor:
+def _each(values: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of real numbers, each on its own; integers become float32 first.
+
+    Large tensors without a gradient go block by block, which gives the same bits: each step of a formula over
+    a whole CT is a pass through main memory into a new buffer.
+    """
     tensor = torch.as_tensor(values)
     if tensor.is_complex():
         raise VolumeError(f"{name} must be real numbers, got {tensor.dtype}")
-    return tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    tracked = tensor.requires_grad and torch.is_grad_enabled()
+    whole = tracked or tensor.device.type != "cpu" or not tensor.is_contiguous()
+    if whole or tensor.numel() <= _BLOCK:
+        return function(tensor.to(dtype))
+    result = torch.empty_like(tensor, dtype=dtype)
+    for source, target in zip(tensor.view(-1).split(_BLOCK), result.view(-1).split(_BLOCK), strict=True):
+        target.copy_(function(source.to(dtype)))
+    return result
 
 
 def hu_to_mu(
@@ -111,18 +130,8 @@ def hu_to_mu(
     has its tabulated µ at both energies.  The result is continuous with a continuous derivative above
     −1000 HU, and increases with HU.  Gradients flow to ``hu``, zero under −1000.  Raises VolumeError.
     """
-    values = _as_floating(hu, "hu")
-    energy = check_energy(energy_kev)
-    ct_energy = check_energy(ct_energy_kev, "ct_energy_kev")
-    water, extra = _slopes(energy, ct_energy)
-    mu = (values * (1e-3 * water) + water).clamp_min(0.0)
-    if extra == 0.0:
-        return mu
-    width = _KNEE_HIGH_HU - _KNEE_LOW_HU
-    above = values - _KNEE_LOW_HU
-    inside = above.clamp(0.0, width)
-    # 0 below the knee, h²/(2 width) inside, h − width/2 beyond; the derivative is inside / width throughout
-    return mu + (extra / width) * inside * (above - 0.5 * inside)
+    slopes = _slopes(energy_kev, ct_energy_kev)
+    return _each(hu, "hu", lambda part: _mu_of(part, *slopes))
 
 
 def mu_to_hu(
@@ -133,20 +142,45 @@ def mu_to_hu(
     Any shape, dtype kept (integers become float32); µ = 0 gives −1000, and a negative µ goes on below it.
     Gradients flow to ``mu``.  Raises VolumeError for an energy outside 20 to 150 keV.
     """
-    values = _as_floating(mu, "mu")
-    energy = check_energy(energy_kev)
-    ct_energy = check_energy(ct_energy_kev, "ct_energy_kev")
-    water, extra = _slopes(energy, ct_energy)
+    slopes = _slopes(energy_kev, ct_energy_kev)
+    return _each(mu, "mu", lambda part: _hu_of(part, *slopes))
+
+
+def mu_at_energy(
+    mu: Float[Tensor, " *shape"], from_kev: float, to_kev: float, *, ct_energy_kev: float = 70.0
+) -> Float[Tensor, " *shape"]:
+    """Linear attenuation at ``to_kev`` of what is stated at ``from_kev``: ``mu_to_hu``, then ``hu_to_mu``.
+
+    Any shape, dtype kept (integers become float32).  Gradients flow to ``mu``.  Raises VolumeError for an
+    energy outside 20 to 150 keV.
+    """
+    old, new = _slopes(from_kev, ct_energy_kev), _slopes(to_kev, ct_energy_kev)
+    return _each(mu, "mu", lambda part: _mu_of(_hu_of(part, *old), *new))
+
+
+def _mu_of(hu: Tensor, water: float, extra: float) -> Tensor:
+    mu = (hu * (1e-3 * water) + water).clamp_min(0.0)
+    if extra == 0.0:
+        return mu
+    width = _KNEE_HIGH_HU - _KNEE_LOW_HU
+    above = hu - _KNEE_LOW_HU
+    inside = above.clamp(0.0, width)
+    # 0 below the knee, h²/(2 width) inside, h − width/2 beyond; the derivative is inside / width throughout
+    return mu + (extra / width) * inside * (above - 0.5 * inside)
+
+
+def _hu_of(mu: Tensor, water: float, extra: float) -> Tensor:
     slope = 1e-3 * water
-    hu = (values - water) / slope
+    hu = (mu - water) / slope
     if extra == 0.0:
         return hu
     width = _KNEE_HIGH_HU - _KNEE_LOW_HU
     start = water + slope * _KNEE_LOW_HU  # µ where the parabola starts
     end = start + slope * width + 0.5 * extra * width  # and where it ends
     # a h² + slope h = y with a = extra / (2 width): the root that stays finite as a → 0
-    rise = (values - start).clamp(0.0, end - start)
-    root = torch.sqrt(slope * slope + 2.0 * (extra / width) * rise)
+    rise = (mu - start).clamp(0.0, end - start)
+    square = slope * slope + 2.0 * (extra / width) * rise
+    root = square * square.rsqrt()  # torch's sqrt wakes all threads for the smallest block
     inside = _KNEE_LOW_HU + 2.0 * rise / (slope + root)
-    beyond = _KNEE_HIGH_HU + (values - end) / (slope + extra)
-    return torch.where(values <= start, hu, torch.where(values > end, beyond, inside))
+    beyond = _KNEE_HIGH_HU + (mu - end) / (slope + extra)
+    return torch.where(mu <= start, hu, torch.where(mu > end, beyond, inside))

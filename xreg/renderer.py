@@ -48,6 +48,20 @@ class Beam:
             raise GeometryError(f"storage must be 'int16' or 'float', got {self.storage!r}")
 
 
+@dataclass(frozen=True, eq=False)
+class _View:
+    """One camera (or batch) with a pose: its rays in voxel coordinates, and the depths where the volume lies.
+
+    near, far: t in [0, 1] from source to detector, a view; the volume is out of its reach where near >= far.
+    """
+
+    camera: Camera
+    pose: Float[Tensor, "*batch 4 4"]
+    rays: Float[Tensor, "*batch 6 3"]
+    near: Float[Tensor, "*batch"]
+    far: Float[Tensor, "*batch"]
+
+
 def rays_in_volume(
     volume: Volume, camera: Camera, world_from_body: Float[Tensor, "*batch 4 4"] | None = None
 ) -> Float[Tensor, "*batch 6 3"]:
@@ -107,12 +121,12 @@ def drr(
         volume = Volume(mu=torch.as_tensor(volume[0]), affine=volume[1])
     if energy_kev is not None:
         volume = volume.at_energy(energy_kev)
-    require_in_beam(volume, camera, world_from_body)
-    if isinstance(camera, Camera):
-        image = _render(volume, camera, world_from_body, beam, labels)
-        return image.detach().cpu().numpy() if as_numpy else image
-    images = [_render(volume, one, world_from_body, beam, labels) for one in camera]
-    return [i.detach().cpu().numpy() for i in images] if as_numpy else images
+    views = _views(volume, camera, world_from_body)
+    _require_seen(volume, views)
+    images = [_render(volume, one, beam, labels) for one in views]
+    if as_numpy:
+        images = [image.detach().cpu().numpy() for image in images]
+    return images[0] if isinstance(camera, Camera) else images
 
 
 def drr_with_jacobian(
@@ -139,7 +153,7 @@ def drr_with_jacobian(
         flat = rays.reshape(-1, 6, 3).to(mu.device)
         image, moments = project(
             mu, flat, metric_of(volume.affine[:3, :3]), camera.size, scale=scale,
-            integrator=beam.integrator, steps=_steps(volume, rays, beam), moments=True,
+            integrator=beam.integrator, steps=_steps(_depth_range(volume, rays), beam), moments=True,
         )  # fmt: skip
         jacobian = push_forward(moments, rays_dot.expand(*batch, 6, 6, 3).reshape(-1, 6, 6, 3))
     return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, 6, *camera.size)
@@ -196,18 +210,31 @@ def _depth_range(volume: Volume, rays: Float[Tensor, "*batch 6 3"]) -> tuple[Ten
     return t.amin(-1).clamp(0.0, 1.0), t.amax(-1).clamp(0.0, 1.0)
 
 
-def _steps(volume: Volume, rays: Tensor, beam: Beam) -> int:
+def _steps(depths: tuple[Tensor, Tensor], beam: Beam) -> int:
     if beam.integrator != "trilinear":
         return 1
-    near, far = _depth_range(volume, rays)
+    near, far = depths
     depth = float((far - near).max())
     return max(2, int(np.ceil(beam.samples / max(depth, 1e-3))))
 
 
 def require_in_beam(volume: Volume, camera: Camera | Sequence[Camera], world_from_body: Any = None) -> None:
     """GeometryError unless some view sees the volume: its box on the image, and in front of the detector."""
-    views = [camera] if isinstance(camera, Camera) else list(camera)
-    seen = [_seen(volume, view, _pose(world_from_body, view)) for view in views]
+    _require_seen(volume, _views(volume, camera, world_from_body))
+
+
+def _views(volume: Volume, camera: Camera | Rig | Sequence[Camera], world_from_body: Any) -> list[_View]:
+    """What the check and the render of a view have in common, once."""
+    views = []
+    for one in [camera] if isinstance(camera, Camera) else camera:
+        pose = _pose(world_from_body, one)
+        rays = _into_volume(volume, one, pose)[0]
+        views.append(_View(one, pose, rays, *_depth_range(volume, rays)))
+    return views
+
+
+def _require_seen(volume: Volume, views: Sequence[_View]) -> None:
+    seen = [_seen(volume, view) for view in views]
     if any(hit for hit, _ in seen):
         return
     raise GeometryError(
@@ -216,13 +243,13 @@ def require_in_beam(volume: Volume, camera: Camera | Sequence[Camera], world_fro
     )
 
 
-def _seen(volume: Volume, camera: Camera, pose: Tensor) -> tuple[bool, str]:
+def _seen(volume: Volume, view: _View) -> tuple[bool, str]:
     """Whether any view of a batch sees the volume, and where the volume is for them."""
-    near, far = _depth_range(volume, rays_in_volume(volume, camera, pose))
+    near, far, pose = view.near, view.far, view.pose
     corners = _field_corners(volume, pose.device) @ volume.affine[:3, :3].to(pose).T
     corners = corners + volume.affine[:3, 3].to(pose)
-    pixels = camera.project(se3.apply(pose, corners)).detach()
-    height, width = camera.size
+    pixels = view.camera.project(se3.apply(pose, corners)).detach()
+    height, width = view.camera.size
     limit = torch.tensor([width - 0.5, height - 0.5], dtype=pixels.dtype, device=pixels.device)
     known = ~pixels.isnan().any(-1, keepdim=True)  # corners behind the source have no pixel
     low = torch.where(known, pixels, torch.inf).amin(-2)
@@ -247,24 +274,20 @@ def _range(low: Tensor, high: Tensor, axis: int) -> str:
     return f"{float(low[..., axis].min()):.0f} to {float(high[..., axis].max()):.0f}"
 
 
-def _render(volume: Volume, camera: Camera, world_from_body: Any, beam: Beam, labels: str | None) -> Tensor:
-    pose = _pose(world_from_body, camera)
-    rays = rays_in_volume(volume, camera, pose)
-    batch, steps = rays.shape[:-2], _steps(volume, rays, beam)
+def _render(volume: Volume, view: _View, beam: Beam, labels: str | None) -> Tensor:
+    rays, size = view.rays, view.camera.size
+    batch, steps = rays.shape[:-2], _steps((view.near, view.far), beam)
     mu, scale = _voxels(volume, beam)
     flat = rays.reshape(-1, 6, 3).to(mu.device)
     known = {"scale": scale, "integrator": beam.integrator, "steps": steps}
     metric = metric_of(volume.affine[:3, :3])
     if labels is None:
-        image, _ = project(mu, flat, metric, camera.size, **known)
-        return image.reshape(*batch, *camera.size)
+        image, _ = project(mu, flat, metric, size, **known)
+        return image.reshape(*batch, *size)
     if labels not in ("hard", "soft"):
         raise VolumeError(f"labels must be None, 'hard' or 'soft', got {labels!r}")
     if volume.labels is None:
         raise VolumeError(f"labels={labels!r} needs a volume with labels; load it with mask=...")
-    channels = int(volume.labels.max()) + 1
-    image = project_labels(
-        mu, volume.labels.to(torch.int16).contiguous(), flat, metric, camera.size,
-        channels=channels, soft=labels == "soft", **known,
-    )  # fmt: skip
-    return image.reshape(*batch, channels, *camera.size)
+    numbers, channels = volume.label_channels()
+    image = project_labels(mu, numbers, flat, metric, size, channels=channels, soft=labels == "soft", **known)
+    return image.reshape(*batch, channels, *size)

@@ -24,7 +24,7 @@ FEW_PATCHES = 24
 class Term:
     """One part of a similarity: NCC of the images or of their Sobel gradients.
 
-    window: side of the patches in px, half overlapping; None takes the whole image as one patch.
+    window: side of the patches in px, even, half overlapping; None takes the whole image as one patch.
     weight: its share in a sum of terms.
     """
 
@@ -35,8 +35,10 @@ class Term:
     def __post_init__(self) -> None:
         if self.filter not in FILTERS:
             raise RegistrationError(f"filter must be one of {', '.join(FILTERS)}, got {self.filter!r}")
-        if self.window is not None and self.window < 3:
-            raise RegistrationError(f"window must be at least 3 px or None, got {self.window}")
+        if self.window is not None and (self.window < 4 or self.window % 2):
+            raise RegistrationError(
+                f"window must be an even number of px, at least 4, or None; got {self.window}"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,22 @@ def shrink(mask: Bool[Tensor, "H W"], pixels: int = 1) -> Bool[Tensor, "H W"]:
 def _grams(
     stack: Float[Tensor, "C H W"], mask: Float[Tensor, "H W"], window: int | None
 ) -> Float[Tensor, "P C C"]:
-    """Sums of products over each patch of (1, channels), counting only valid pixels."""
+    """Sums of products over each patch of (1, channels), counting only valid pixels.
+
+    A patch is two by two blocks, so that each pixel is multiplied once although patches overlap.
+    """
     z = torch.cat([mask[None], stack * mask], 0)
     channels, height, width = z.shape
     if window is None or window > min(height, width):
         flat = z.reshape(1, channels, -1)
-    else:
-        columns = F.unfold(z[None], window, stride=max(1, window // 2))
-        flat = columns.reshape(channels, window * window, -1).permute(2, 0, 1)
-    return flat @ flat.transpose(1, 2)
+        return flat @ flat.transpose(1, 2)
+    side = window // 2
+    rows, columns = height // side, width // side
+    blocks = z[:, : rows * side, : columns * side].reshape(channels, rows, side, columns, side)
+    flat = blocks.permute(1, 3, 0, 2, 4).reshape(rows * columns, channels, side * side)
+    sums = (flat @ flat.transpose(1, 2)).reshape(rows, columns, channels, channels)
+    beside = sums[:, 1:] + sums[:, :-1]
+    return (beside[1:] + beside[:-1]).reshape(-1, channels, channels)
 
 
 def _usable(gram: Float[Tensor, "P C C"], needed: Tensor | float) -> Bool[Tensor, "P"]:
@@ -176,5 +185,4 @@ def _scatter(pulled: Tensor, pull: Tensor, hessian: Tensor, noise: Tensor, windo
     """
     if len(pulled) < FEW_PATCHES or window is None:
         return ((pull.square() * noise)[:, None, None] * hessian).sum(0)
-    overlap = (window / max(1, window // 2)) ** 2  # patches that share a pixel
-    return overlap * pulled.T @ pulled
+    return 4 * pulled.T @ pulled  # four patches share a pixel

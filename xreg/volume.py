@@ -6,7 +6,7 @@ import difflib
 import itertools
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int16, Integer
 from torch import Tensor
 
-from .attenuation import check_energy, hu_to_mu, mu_to_hu
+from .attenuation import check_energy, hu_to_mu, mu_at_energy, mu_to_hu
 from .errors import VolumeError
 from .io.grid import (
     axis_weights,
@@ -25,6 +25,7 @@ from .io.grid import (
     check_labels,
     check_mu,
     closest_axes,
+    labelled,
     quantise,
 )
 
@@ -64,7 +65,7 @@ class Volume:
         put(self, "energy_kev", None if self.energy_kev is None else check_energy(self.energy_kev))
         put(self, "provenance", dict(self.provenance))
         put(self, "_range", (low, high))
-        put(self, "_quantised", None)
+        put(self, "_made", {})
 
     @classmethod
     def load(cls, path: str | PathLike, *, mask: str | PathLike | None = None, **options: Any) -> Volume:
@@ -245,10 +246,7 @@ class Volume:
 
     def label_numbers(self, labels: int | str | Iterable[int | str]) -> list[int]:
         """The numbers of structures given by number or by name.  Raises VolumeError for an unknown name."""
-        if self.labels is None:
-            raise VolumeError(
-                "this volume has no labels; load it with mask=, or pass labels= with the shape of mu"
-            )
+        self._some_labels()
         wanted = [labels] if isinstance(labels, (int, str)) else list(labels)
         numbers: list[int] = []
         for item in wanted:
@@ -269,9 +267,8 @@ class Volume:
         old, new = self._energy("at_energy"), check_energy(energy_kev)
         if old == new:
             return self
-        hu = mu_to_hu(self.mu, old, ct_energy_kev=self.ct_energy_kev)
-        mu = hu_to_mu(hu, new, ct_energy_kev=self.ct_energy_kev)
-        return replace(self._changed("at_energy", new, mu=mu), energy_kev=new)
+        mu = mu_at_energy(self.mu, old, new, ct_energy_kev=self.ct_energy_kev)
+        return self._changed("at_energy", new, mu=mu, energy_kev=new)
 
     def reoriented(self) -> Volume:
         """The same voxels with axes permuted and flipped so that i, j, k grow nearest to R, A, S.
@@ -299,13 +296,14 @@ class Volume:
         time for a mu that requires grad.  Carries no gradient.
         """
         mu = self.mu.detach()
-        if self.mu.requires_grad or mu.is_inference():
-            return quantise(mu)
-        with _CACHE_LOCK:
-            version = mu._version
-            if self._quantised is None or self._quantised[0] != version:
-                object.__setattr__(self, "_quantised", (version, quantise(mu)))
-            return self._quantised[1]
+        return quantise(mu) if self.mu.requires_grad else self._kept("quantised", mu, quantise)
+
+    def label_channels(self) -> tuple[Int16[Tensor, "D H W"], int]:
+        """Labels as int16, and how many channels they fill: the largest label and one more.
+
+        Computed once and kept, again after labels were changed in place.  Raises VolumeError without labels.
+        """
+        return self._kept("labels", self._some_labels(), lambda v: (v.to(torch.int16), int(v.max()) + 1))
 
     def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> Volume:
         """The same volume on another device or in another floating dtype; the affine stays on the CPU."""
@@ -336,9 +334,28 @@ class Volume:
             f"{dtype} on {self.mu.device})"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}  # a copied tensor counts its changes anew
+
     def _changed(self, step: str, detail: Any, **fields: Any) -> Volume:
         steps = (*self.provenance.get("steps", ()), (step, detail))
         return replace(self, **fields, provenance={**self.provenance, "steps": steps})
+
+    def _kept(self, name: str, source: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """``make(source)``, kept until ``source`` is changed in place."""
+        if source.is_inference():  # which does not count its changes
+            return make(source)
+        with _CACHE_LOCK:
+            if name not in self._made or self._made[name][0] != source._version:
+                self._made[name] = (source._version, make(source))
+            return self._made[name][1]
+
+    def _some_labels(self) -> Integer[Tensor, "D H W"]:
+        if self.labels is None:
+            raise VolumeError(
+                "this volume has no labels; load it with mask=, or pass labels= with the shape of mu"
+            )
+        return self.labels
 
     def _energy(self, what: str) -> float:
         if self.energy_kev is None:
@@ -353,7 +370,7 @@ class Volume:
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def _label_mask(self, numbers: list[int]) -> Tensor:
-        inside = torch.isin(self.labels, torch.tensor(numbers, device=self.labels.device, dtype=torch.int64))
+        inside = labelled(self.labels, numbers)
         if not bool(inside.any()):
             present = self.labels.unique().tolist()
             shown = ", ".join(str(n) for n in present[:20]) + (" …" if len(present) > 20 else "")

@@ -9,8 +9,10 @@ import pytest
 from cli_files import VIEW, files_below, refused, write_slices
 from PIL import Image
 
+from xreg.errors import VolumeError, XregError
 from xreg.geometry import Camera
 from xreg.io import save_camera, save_pose
+from xreg.volume import Volume
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 
@@ -101,6 +103,32 @@ def test_a_bad_ct(name, bench, chest):
         assert_matches(hints, message)
         assert str(ct) in message
         assert not list((bench / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", CTS)
+def test_a_bad_ct_in_python(name, bench):
+    """The library names the file as well, once."""
+    make, hints = CTS[name]
+    ct = make(bench / "in")
+    with pytest.raises(XregError) as found:
+        Volume.load(ct)
+    assert_matches(hints, str(found.value))
+    assert str(found.value).count(str(ct)) == 1
+
+
+@pytest.mark.parametrize("units", ["hu", "mu"])
+def test_all_air_in_either_unit(units, bench):
+    value = -1000 if units == "hu" else 0
+    ct = nifti(bench / "in" / "ct.nii", np.full((8, 8, 8), value, np.int16))
+    with pytest.raises(VolumeError, match="all-air") as found:
+        Volume.load(ct, units=units)
+    assert str(found.value).startswith(f"{ct}: ")
+
+
+def test_an_energy_that_cannot_be_is_told_before_the_file_is_read(bench):
+    for name in ("energy_kev", "ct_energy_kev"):
+        with pytest.raises(VolumeError, match=f"{name} must lie between"):
+            Volume.load(bench / "none.nii.gz", **{name: 500.0})
 
 
 def test_an_integer_mu(bench):

@@ -63,6 +63,21 @@ def test_its_pictures(made):
     assert 0.1 < (film == 0).mean() < 0.4
 
 
+def test_a_pose_is_rendered_once(monkeypatch):
+    volume = chest_phantom(spacing=8.0)
+    camera = Camera.c_arm(sdd=1020, sod=850, size=(40, 40), spacing=9.0, isocenter=volume.center)
+    film = torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
+    sheet = sheets.Sheet(volume, camera, film, torch.ones(40, 40))
+    calls, render = [], sheet.render
+    monkeypatch.setattr(sheet, "render", lambda pose: calls.append(pose) or render(pose))
+    start, end = torch.eye(4, dtype=torch.float64), hidden_pose(volume.center, 3)
+    sheet.before_after(start, end, "", "", "", "")
+    steps = [SimpleNamespace(world_from_body=pose.clone(), bin=1) for pose in (start, end, end)]
+    frames, times = sheet.convergence(steps, lambda pose: "", lambda *a, **k: None)
+    assert len(calls) == 2
+    assert len(frames) == len(times) == 3
+
+
 def test_the_command_that_it_prints_does_it_again(made, tmp_path):
     folder, _ = made
     words = ["--camera", folder / "camera.json", "-o", tmp_path]

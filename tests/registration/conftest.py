@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from poses_of_body import moved
 
 import xreg
-from xreg import Camera, Volume, se3
+from xreg import Camera, Volume
 
 SPACING = 3.0
 
@@ -39,11 +40,6 @@ def camera(body: Volume) -> Camera:
     )
 
 
-def moved(body: Volume, degrees, mm, start=None):
-    xi = torch.tensor([*np.deg2rad(degrees), *mm], dtype=torch.float64)
-    return se3.retract(torch.eye(4, dtype=torch.float64) if start is None else start, xi, body.center)
-
-
 @pytest.fixture(scope="session")
 def truth(body: Volume):
     return moved(body, (2.0, -3.0, 1.5), (4.0, -6.0, 3.0))
@@ -57,9 +53,3 @@ def film(body: Volume, camera: Camera, truth):
     image = torch.nn.functional.avg_pool2d(image[None], 2)[0]
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     return 1.7 * image + 0.3 + 0.01 * noise
-
-
-def target_error(body: Volume, a, b) -> float:
-    """Mean distance (mm) between where two poses put the corners of the body's inner half."""
-    points = body.center + 0.5 * (body.grid_corners - body.center)
-    return float((se3.apply(a, points) - se3.apply(b, points)).norm(dim=-1).mean())

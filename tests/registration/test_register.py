@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import moved, target_error
+from poses_of_body import moved, target_error
 
 import xreg
 from xreg import Camera, se3

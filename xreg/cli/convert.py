@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_file, read_camera
+from xreg.cli.options import PATH, check_file, read_camera, shared
 from xreg.cli.terminal import Terminal, json_text
 from xreg.cli.verb import verb
 
@@ -83,10 +83,8 @@ class View:
     required=True,
     help="What to make of it.",
 )
-@click.option("-o", "--output", type=PATH, help="File to write.  [default: print it]")
-@click.option(
-    "--camera", type=PATH, help="Camera in the world: what turns a pose into a view, and a view into a pose."
-)
+@shared("output", "File to write.  [default: print it]")
+@shared("camera", "Camera in the world: what turns a pose into a view, and a view into a pose.")
 @click.option(
     "--flip",
     type=click.Choice(["none", "rows", "columns"]),
@@ -94,13 +92,9 @@ class View:
     show_default=True,
     help="Flip the image (flipud, fliplr): some tools store it mirrored. Flip the pixels too.",
 )
-@click.option(
-    "--isocenter", type=float, nargs=3, metavar="X Y Z", help="Where the tool centres its volume, RAS mm."
-)
-@click.option(
-    "--size", type=int, nargs=2, metavar="H W", help="Of the image, where a plastimatch file lacks it."
-)
-@click.option("--sdd", type=float, metavar="MM", help="Source to detector, where the file lacks it.")
+@shared("isocenter", "Where the tool centres its volume, RAS mm.")
+@shared("size", "Of the image, where a plastimatch file lacks it.")
+@shared("sdd", "Source to detector, where the file lacks it.")
 @click.option(
     "--set",
     "extra",
@@ -134,6 +128,12 @@ def command(
         terminal.say(f"{output}: {source} to {target}" + _flipped(options["flip"]))
         result["output"] = str(output)
     return result
+
+
+def _flip(camera: Camera, flip: str) -> Camera:
+    if flip == "none":
+        return camera
+    return camera.flip_rows() if flip == "rows" else camera.flip_columns()
 
 
 def _flipped(flip: str) -> str:
@@ -217,8 +217,7 @@ def _make(view: View, target: str, options: dict[str, Any], terminal: Terminal) 
     if view.camera is None:
         raise click.UsageError(f"A pose alone is no view, and {target} describes views; give --camera.")
     camera = view.camera if view.world_from_body is None else view.camera.moved(view.world_from_body)
-    if options["flip"] != "none":
-        camera = camera.flip_rows() if options["flip"] == "rows" else camera.flip_columns()
+    camera = _flip(camera, options["flip"])
     if target == "xreg":
         return camera.to_dict()
     return _make_tool(camera, target, options)
@@ -270,9 +269,7 @@ def _make_pose(view: View, target: str, options: dict[str, Any], terminal: Termi
                 f"{target} is a pose: give --camera, the camera in the world, from which the pose follows."
             )
         world = read_camera(options["camera"])
-        seen = view.camera
-        if options["flip"] != "none":
-            seen = seen.flip_rows() if options["flip"] == "rows" else seen.flip_columns()
+        seen = _flip(view.camera, options["flip"])
         _compare(world, seen, terminal)
         pose = world.world_from_camera @ seen.camera_from_world
     return {"name": "world_from_body", "convention": "RAS mm", "matrix": pose.tolist()}

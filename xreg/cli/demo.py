@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, ct_text, load_ct, view_text
+from xreg.cli.options import PATH, check_folder, ct_text, load_ct, shared, view_text
 from xreg.cli.register import run, save_result_pose
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
@@ -82,9 +82,7 @@ class Error:
 
 
 @verb("demo", "Register a real chest CT, and make pictures of it.")
-@click.option(
-    "-o", "--output", type=PATH, default=Path("demo-out"), show_default=True, help="Folder for the results."
-)
+@shared("output", "Folder for the results.", default=Path("demo-out"), show_default=True)
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -208,10 +206,12 @@ def target_points(volume: Volume) -> Float[Tensor, "n 3"]:
     """Up to a thousand points in bone, RAS mm, evenly from its voxels; by label where there are names."""
     import torch
 
+    from xreg.io.grid import labelled
+
     numbers = [n for n, name in volume.label_names.items() if any(bone in name for bone in _BONES)]
     bone = None
     if volume.labels is not None and numbers:
-        bone = torch.isin(volume.labels, torch.tensor(numbers, dtype=volume.labels.dtype))
+        bone = labelled(volume.labels, numbers)
     if bone is None or not bool(bone.any()):
         bone = volume.hu > BONE_HU
     if not bool(bone.any()):

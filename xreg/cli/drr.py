@@ -19,6 +19,7 @@ from xreg.cli.options import (
     load_ct,
     make_camera,
     read_pose,
+    shared,
     split,
     view_text,
 )
@@ -37,12 +38,10 @@ STACKS = (".npy", ".nii", ".nii.gz")
 
 @verb("drr", "Render a radiograph of a CT.")
 @click.argument("ct", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
+@shared(
+    "output",
+    "Image to write: .png (16 bit, windowed), .tif, .npy or .nii.gz (float32, as they are).",
     required=True,
-    help="Image to write: .png (16 bit, windowed), .tif, .npy or .nii.gz (float32, as they are).",
 )
 @c_arm_options
 @click.option(

@@ -16,78 +16,97 @@ if TYPE_CHECKING:
     from xreg.volume import Volume
 
 INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
-C_ARM_WORDS = ("sdd", "sod", "primary", "secondary", "roll", "size", "spacing", "principal_point", "mirrored")
 PATH = click.Path(path_type=Path)
 
-_CT = (
-    click.option("--mask", type=PATH, help="Label map (NIfTI) on the grid of the CT."),
-    click.option("--label-names", type=PATH, help="Names of the labels (CSV or JSON)."),
-    click.option(
-        "--energy", type=float, default=70.0, show_default=True, help="Effective energy of the beam, keV."
-    ),
-    click.option(
-        "--ct-energy", type=float, default=70.0, show_default=True, help="Effective energy of the CT, keV."
-    ),
-    click.option(
-        "--units",
-        type=click.Choice(["hu", "mu", "auto"]),
-        default="hu",
-        show_default=True,
-        help="What a NIfTI CT holds: CT numbers, attenuation in 1/mm, or told from the range.",
-    ),
-    click.option(
-        "--rescale",
-        type=float,
-        nargs=2,
-        metavar="SLOPE INTERCEPT",
-        help="Turn stored values into CT numbers, for 8-bit exports.",
-    ),
-    click.option("--series", help="SeriesInstanceUID, where a DICOM folder holds several."),
-)
-_C_ARM = (
-    click.option("--camera", type=PATH, help="Camera: JSON of xreg, or of another tool (see convert)."),
-    click.option("--sdd", type=float, metavar="MM", help="Source to detector."),
-    click.option("--sod", type=float, metavar="MM", help="Source to isocentre."),
-    click.option("--primary", type=float, metavar="DEG", help="C-arm angle, + is LAO.  [default: 0]"),
-    click.option("--secondary", type=float, metavar="DEG", help="C-arm angle, + is cranial.  [default: 0]"),
-    click.option("--roll", type=float, metavar="DEG", help="Turn in the image plane.  [default: 0]"),
-    click.option("--size", type=int, nargs=2, metavar="H W", help="Rows and columns of the image."),
-    click.option(
-        "--spacing", type=float, nargs=2, metavar="ROW COL", help="Pixel spacing at the detector, mm."
-    ),
-    click.option(
-        "--isocenter",
-        type=float,
-        nargs=3,
-        metavar="X Y Z",
-        help="World point, RAS mm.  [default: the middle of the CT]",
-    ),
-    click.option(
-        "--principal-point",
-        type=float,
-        nargs=2,
-        metavar="U V",
-        help="Pixel.  [default: the middle of the image]",
-    ),
-    click.option(
-        "--mirrored/--not-mirrored",
-        default=None,
-        help="The image is seen from the detector's side.  [default: not mirrored; a DICOM film says]",
-    ),
-)
+# What click is told of each option; `shared` makes the option.
+_CT: dict[str, dict[str, Any]] = {
+    "mask": {"type": PATH, "help": "Label map (NIfTI) on the grid of the CT."},
+    "label_names": {"type": PATH, "help": "Names of the labels (CSV or JSON)."},
+    "energy": {
+        "type": float,
+        "default": 70.0,
+        "show_default": True,
+        "help": "Effective energy of the beam, keV.",
+    },
+    "ct_energy": {
+        "type": float,
+        "default": 70.0,
+        "show_default": True,
+        "help": "Effective energy of the CT, keV.",
+    },
+    "units": {
+        "type": click.Choice(["hu", "mu", "auto"]),
+        "default": "hu",
+        "show_default": True,
+        "help": "What a NIfTI CT holds: CT numbers, attenuation in 1/mm, or told from the range.",
+    },
+    "rescale": {
+        "type": float,
+        "nargs": 2,
+        "metavar": "SLOPE INTERCEPT",
+        "help": "Turn stored values into CT numbers, for 8-bit exports.",
+    },
+    "series": {"help": "SeriesInstanceUID, where a DICOM folder holds several."},
+}
+_VIEW: dict[str, dict[str, Any]] = {
+    "camera": {"type": PATH, "help": "Camera: JSON of xreg, or of another tool (see convert)."},
+    "sdd": {"type": float, "metavar": "MM", "help": "Source to detector."},
+    "sod": {"type": float, "metavar": "MM", "help": "Source to isocentre."},
+    "primary": {"type": float, "metavar": "DEG", "help": "C-arm angle, + is LAO.  [default: 0]"},
+    "secondary": {"type": float, "metavar": "DEG", "help": "C-arm angle, + is cranial.  [default: 0]"},
+    "roll": {"type": float, "metavar": "DEG", "help": "Turn in the image plane.  [default: 0]"},
+    "size": {"type": int, "nargs": 2, "metavar": "H W", "help": "Rows and columns of the image."},
+    "spacing": {
+        "type": float,
+        "nargs": 2,
+        "metavar": "ROW COL",
+        "help": "Pixel spacing at the detector, mm.",
+    },
+    "isocenter": {
+        "type": float,
+        "nargs": 3,
+        "metavar": "X Y Z",
+        "help": "World point, RAS mm.  [default: the middle of the CT]",
+    },
+    "principal_point": {
+        "type": float,
+        "nargs": 2,
+        "metavar": "U V",
+        "help": "Pixel.  [default: the middle of the image]",
+    },
+    "mirrored": {
+        "flags": ("--mirrored/--not-mirrored",),
+        "default": None,
+        "help": "The image is seen from the detector's side.  [default: not mirrored; a DICOM film says]",
+    },
+}
+_OTHERS: dict[str, dict[str, Any]] = {
+    "output": {"flags": ("-o", "--output"), "type": PATH},
+    "frame": {"type": int, "default": 0, "show_default": True},
+}
+CT_NAMES = tuple(_CT)
+C_ARM_WORDS = tuple(name for name in _VIEW if name not in ("camera", "isocenter"))
+
+
+def shared(name: str, about: str = "", **words: Any) -> Callable[..., Any]:
+    """An option that several verbs have; ``about`` says what it is for in this one, where that differs."""
+    known = {**(_CT | _VIEW | _OTHERS)[name], **({"help": about} if about else {}), **words}
+    return click.option(*known.pop("flags", ("--" + name.replace("_", "-"),)), **known)
 
 
 def ct_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say how a CT is read."""
-    for option in reversed(_CT):
-        function = option(function)
-    return function
+    return _with(_CT, function)
 
 
 def c_arm_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that give a view: a camera file, or a C-arm in DICOM's words."""
-    for option in reversed(_C_ARM):
-        function = option(function)
+    return _with(_VIEW, function)
+
+
+def _with(names: Iterable[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    for name in reversed(list(names)):
+        function = shared(name)(function)
     return function
 
 
@@ -97,39 +116,36 @@ def split(known: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any]
     return mine, {n: v for n, v in known.items() if n not in names}
 
 
-CT_NAMES = ("mask", "label_names", "energy", "ct_energy", "units", "rescale", "series")
-
-
 def load_ct(path: Path, ct: Mapping[str, Any]) -> Volume:
     """The CT at ``path``, read as the options of ``ct_options`` say."""
-    from xreg.errors import VolumeError
     from xreg.volume import Volume
 
-    try:
-        return Volume.load(
-            path,
-            mask=ct.get("mask"),
-            label_names=ct.get("label_names"),
-            energy_kev=ct.get("energy", 70.0),
-            ct_energy_kev=ct.get("ct_energy", 70.0),
-            units=ct.get("units", "hu"),
-            rescale=ct.get("rescale"),
-            series_uid=ct.get("series"),
-        )
-    except VolumeError as error:
-        if str(path) in str(error):
-            raise
-        raise VolumeError(f"{path}: {error}") from error
+    return Volume.load(
+        path,
+        mask=ct.get("mask"),
+        label_names=ct.get("label_names"),
+        energy_kev=ct.get("energy", 70.0),
+        ct_energy_kev=ct.get("ct_energy", 70.0),
+        units=ct.get("units", "hu"),
+        rescale=ct.get("rescale"),
+        series_uid=ct.get("series"),
+    )
 
 
 def check_view(view: Mapping[str, Any]) -> None:
     """UsageError where the options of ``c_arm_options`` give no view, or two."""
-    given = [name for name in (*C_ARM_WORDS, "isocenter") if view.get(name) is not None]
-    if view.get("camera") is not None:
-        if given:
-            raise click.UsageError(f"--camera says all about the view; leave out {_flags(given)}.")
-    elif missing := [n for n in ("sdd", "sod", "size", "spacing") if n not in given]:
+    given = check_one_view(view)
+    missing = [name for name in ("sdd", "sod", "size", "spacing") if name not in given]
+    if view.get("camera") is None and missing:
         raise click.UsageError(f"The view is not known: give --camera, or {_flags(missing)} as well.")
+
+
+def check_one_view(view: Mapping[str, Any]) -> list[str]:
+    """The words of a C-arm that were given; UsageError where there is a camera beside them."""
+    given = [name for name in (*C_ARM_WORDS, "isocenter") if view.get(name) is not None]
+    if view.get("camera") is not None and given:
+        raise click.UsageError(f"--camera says all about the view; leave out {_flags(given)}.")
+    return given
 
 
 def make_camera(view: Mapping[str, Any], isocenter: Any) -> Camera:

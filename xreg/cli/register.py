@@ -14,11 +14,13 @@ from xreg.cli.options import (
     PATH,
     c_arm_options,
     check_folder,
+    check_one_view,
     ct_options,
     ct_text,
     load_ct,
     read_camera,
     read_pose,
+    shared,
     split,
     view_text,
 )
@@ -39,13 +41,7 @@ _NEGATIVE = -0.3  # score at the start below which a film is the negative of wha
 @verb("register", "Find the pose of a CT in a radiograph.")
 @click.argument("ct", type=PATH)
 @click.argument("film", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    required=True,
-    help="Folder for pose.json, pose.tfm, overlay.png, result.json.",
-)
+@shared("output", "Folder for pose.json, pose.tfm, overlay.png, result.json.", required=True)
 @click.option(
     "--init", type=PATH, help="Pose to start from (JSON or .tfm).  [default: as the CT's header says]"
 )
@@ -67,7 +63,7 @@ _NEGATIVE = -0.3  # score at the start below which a film is the negative of wha
 @click.option(
     "--film-mask", type=PATH, help="Image that is not zero where FILM is valid.  [default: from the film]"
 )
-@click.option("--frame", type=int, default=0, show_default=True, help="Frame of FILM, from 0.")
+@shared("frame", "Frame of FILM, from 0.")
 @ct_options
 def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Find where the anatomy of CT is in the radiograph FILM, starting from a rough pose.
@@ -81,7 +77,9 @@ def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: A
     and do not use the pose.
     """
     known, options = split(options, CT_NAMES)
-    _check_view(options)
+    check_one_view(options)
+    if options["size"] is not None:
+        raise click.UsageError("--size is for drr; the film has a size of its own.")
     check_folder(output)
     clock = Clock()
     with terminal.working(f"reading {ct}"), clock.part("read"):
@@ -103,15 +101,6 @@ def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: A
     lines = [("CT", ct_text(volume, ct)), ("film", _film_text(film, radiograph))]
     terminal.lines([*lines, ("view", view_text(radiograph.camera)), *_found_lines(found, result)])
     return result
-
-
-def _check_view(options: dict[str, Any]) -> None:
-    words = [name for name in (*C_ARM_WORDS, "isocenter") if options[name] is not None]
-    if options["camera"] is not None and words:
-        given = ", ".join("--" + name.replace("_", "-") for name in words)
-        raise click.UsageError(f"--camera says all about the view; leave out {given}.")
-    if options["size"] is not None:
-        raise click.UsageError("--size is for drr; the film has a size of its own.")
 
 
 def _read_film(path: Path, volume: Volume, options: dict[str, Any]) -> Radiograph:

@@ -34,6 +34,15 @@ class Sheet:
         self.mask = _resized(np.asarray(mask, dtype=np.float32), size) > 0.99
         self.window = tuple(float(v) for v in np.percentile(self.film[self.mask], [3.0, 99.7]))
         self.grey = grey(self.film, self.mask, window=self.window)
+        self._drawn: dict[bytes, tuple[Any, Any]] = {}
+
+    def at(self, pose: Tensor) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        """Render and edges at a pose, kept: start and result are shown twice, and the start of each level."""
+        key = pose.cpu().numpy().tobytes()
+        if key not in self._drawn:
+            image = self.render(pose)
+            self._drawn[key] = image, self.lines(image)
+        return self._drawn[key]
 
     def render(self, pose: Tensor) -> Float[np.ndarray, "h w"]:
         """Line integrals at a pose, in the film's contrast."""
@@ -55,7 +64,7 @@ class Sheet:
         """Film, start and result: renders above, their edges over the film below."""
         from xreg import pictures
 
-        first, last = self.render(start), self.render(final)
+        (first, lines_first), (last, lines_last) = self.at(start), self.at(final)
         film = pictures.colour(self.grey, self.mask)
         shown = [pictures.grey(image, window=self.window) for image in (first, last)]
         squares = pictures.checkerboard(self.grey, shown[1])
@@ -66,8 +75,8 @@ class Sheet:
         ]
         below = [
             ("film and result in alternating squares", pictures.colour(squares, self.mask)),
-            (f"start over film: {said_start}", pictures.draw_edges(film, self.lines(first), pictures.RED)),
-            (f"result over film: {said_final}", pictures.draw_edges(film, self.lines(last), pictures.GREEN)),
+            (f"start over film: {said_start}", pictures.draw_edges(film, lines_first, pictures.RED)),
+            (f"result over film: {said_final}", pictures.draw_edges(film, lines_last, pictures.GREEN)),
         ]
         return pictures.panels([top, below], title=title, footer=footer)
 
@@ -84,7 +93,7 @@ class Sheet:
             tell(f"frame {done + 1} of {len(chosen)}", done=done, total=len(chosen))
             step = steps[n]
             ink = pictures.GREEN if n == len(steps) - 1 else pictures.YELLOW
-            drawn = pictures.draw_edges(film, self.lines(self.render(step.world_from_body)), ink)
+            drawn = pictures.draw_edges(film, self.at(step.world_from_body)[1], ink)
             binned = f"film binned {step.bin}x{step.bin}"
             text = f"step {n} of {len(steps) - 1}, {binned}: {said(step.world_from_body)}"
             frames.append(pictures.caption(drawn, text))

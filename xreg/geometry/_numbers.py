@@ -28,6 +28,11 @@ def tensor64(value: Any, name: str, *, device: torch.device | None = None) -> Te
     return torch.from_numpy(array).to(device=device)
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """As torch's own, whose first call imports a symbolic algebra package, half a second of it."""
+    return torch.broadcast_tensors(*(torch.empty(()).expand(tuple(shape)) for shape in shapes))[0].shape
+
+
 def require_finite(value: Tensor, name: str) -> Tensor:
     """Return ``value`` or raise GeometryError if it holds NaN or infinity."""
     if not bool(torch.isfinite(value.detach()).all()):

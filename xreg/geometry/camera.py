@@ -18,7 +18,7 @@ from xreg.errors import GeometryError
 from xreg.geometry import c_arm as _c_arm
 from xreg.geometry import pinhole, se3
 from xreg.geometry._edits import CameraEdits
-from xreg.geometry._numbers import image_size, require_finite, require_positive, tensor64
+from xreg.geometry._numbers import broadcast_shapes, image_size, require_finite, require_positive, tensor64
 
 SCHEMA = "xreg.camera/1"
 _AT_SOURCE = 1e-6  # mm: a depth that rounding can give to the source itself
@@ -165,7 +165,7 @@ class Camera(CameraEdits):
     def batch_shape(self) -> torch.Size:
         """The broadcast leading dimensions of K, camera_from_world and sdd."""
         sdd = () if self.sdd is None else self.sdd.shape
-        return torch.broadcast_shapes(self.K.shape[:-2], self.camera_from_world.shape[:-2], sdd)
+        return broadcast_shapes(self.K.shape[:-2], self.camera_from_world.shape[:-2], sdd)
 
     @property
     def device(self) -> torch.device:
@@ -253,7 +253,7 @@ class Camera(CameraEdits):
             else tensor64(depth, "depth", device=self.device)
         )
         flat = pinhole.affine(pinhole.invert_triangular(self.image_matrix), pixels)
-        shape = torch.broadcast_shapes(flat.shape[:-1], z.shape)
+        shape = broadcast_shapes(flat.shape[:-1], z.shape)
         flat, z = flat.expand(*shape, 2), z.expand(shape)[..., None]
         local = torch.cat([flat if self.parallel else flat * z, z], dim=-1)
         return se3.apply(self.world_from_camera, local)

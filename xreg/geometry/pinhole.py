@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError
 from xreg.geometry import se3
-from xreg.geometry._numbers import require_finite, require_positive, tensor64
+from xreg.geometry._numbers import broadcast_shapes, require_finite, require_positive, tensor64
 
 
 def require_intrinsics(k: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -118,7 +118,7 @@ def ray_basis(
         start, direction = spread + first * source, first * (rotation[..., None, :, 2] * length)
     else:
         start, direction = first * source, spread * length
-    batch = torch.broadcast_shapes(start.shape[:-2], direction.shape[:-2])
+    batch = broadcast_shapes(start.shape[:-2], direction.shape[:-2])
     return torch.cat([start.expand(*batch, 3, 3), direction.expand(*batch, 3, 3)], dim=-2)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
-from xreg.geometry._numbers import tensor64
+from xreg.geometry._numbers import broadcast_shapes, tensor64
 from xreg.geometry.camera import Camera
 
 SCHEMA = "xreg.rig/1"
@@ -39,7 +39,7 @@ class Rig:
                 f"the cameras of a Rig must share a device, got {[c.device for c in cameras]}"
             )
         try:
-            torch.broadcast_shapes(*(camera.batch_shape for camera in cameras))
+            broadcast_shapes(*(camera.batch_shape for camera in cameras))
         except RuntimeError as error:
             shapes = [tuple(camera.batch_shape) for camera in cameras]
             raise GeometryError(f"the batches of a Rig's cameras must broadcast, got {shapes}") from error
@@ -87,7 +87,7 @@ class Rig:
         views = self._pixel_stack(pixels)
         seen = torch.isfinite(views).all(-1)  # [..., N, V]
         known = torch.where(seen[..., None], views, 0.0)
-        batch = torch.broadcast_shapes(*(camera.batch_shape for camera in self.cameras))
+        batch = broadcast_shapes(*(camera.batch_shape for camera in self.cameras))
         matrices = [camera.projection_matrix.expand(*batch, 3, 4) for camera in self.cameras]
         p = torch.stack(matrices, dim=-3)[..., None, :, :, :]  # [..., 1, V, 3, 4]
         rows = known[..., None] * p[..., 2:, :] - p[..., :2, :]  # [..., N, V, 2, 4]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
-from xreg.geometry._numbers import tensor64
+from xreg.geometry._numbers import broadcast_shapes, tensor64
 
 # Below θ² = 0.25 the series is used. Eight terms leave an error below 1e-17 there, and at θ = 0.5 the closed
 # forms have lost less than two digits of double precision to cancellation.
@@ -42,7 +42,7 @@ def from_rt(
     rotation: Float[Tensor, "*batch 3 3"], translation: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:
     """Assemble [[R, t], [0, 1]]; the batch dimensions of the two broadcast, and both carry gradients."""
-    batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    batch = broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
     dtype = torch.promote_types(rotation.dtype, translation.dtype)
     top = torch.cat(
         [

@@ -58,7 +58,7 @@ def load_labels(path: str | PathLike, *, names: Mapping[int, str] | str | PathLi
         raise VolumeError(
             f"{path}: labels must lie between 0 and {np.iinfo(np.int32).max}, got {low} to {high}"
         )
-    labels = torch.from_numpy(values.astype(np.uint8 if high <= 255 else np.int32))
+    labels = torch.from_numpy(values.astype(np.uint8 if high <= 255 else np.int32, copy=False))
     return LabelMap(labels, grid.affine, label_names(names, grid), grid.notes)
 
 

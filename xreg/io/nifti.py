@@ -54,7 +54,7 @@ def read_nifti(path: str | PathLike, *, planes: bool = False) -> NiftiGrid:
     shape = _shape_3d((*image.shape, 1) if planes and len(image.shape) == 2 else image.shape, file)
     affine, notes = _world_affine(header, file)
     notes.update(file=str(file), stored_dtype=str(header.get_data_dtype()), shape_ijk=list(shape))
-    values = _scaled(image, file).reshape(shape, order="F").transpose(2, 1, 0)
+    values = _scaled(image, data, file).reshape(shape, order="F").transpose(2, 1, 0)
     contents = tuple(bytes(extension.get_content()) for extension in _byte_extensions(header))
     return NiftiGrid(values, affine, notes, contents)
 
@@ -210,20 +210,23 @@ def _world_affine(header: Any, file: Path) -> tuple[Tensor, dict[str, Any]]:
     return tensor, notes
 
 
-def _scaled(image: Any, file: Path) -> np.ndarray:
+def _scaled(image: Any, data: bytes, file: Path) -> np.ndarray:
+    """All values in the order of the file, scaled as the header says, in an array of their own."""
     stored = image.get_data_dtype()
     if stored.names is not None or stored.kind not in "iuf":
         raise VolumeError(
             f"{file}: voxels must be plain numbers, got {stored}; colour and complex are not volumes"
         )
-    raw = np.asarray(image.dataobj.get_unscaled())
+    raw = np.frombuffer(data, stored, math.prod(image.shape), int(image.dataobj.offset))
     slope, intercept = image.dataobj.slope, image.dataobj.inter
-    wide = stored.kind == "f" and stored.itemsize >= 8
-    if slope == 1.0 and intercept == 0.0:
-        if stored.kind in "iu":
-            return raw.astype(stored.newbyteorder("="), copy=False)
-        return raw.astype(np.float64 if wide else np.float32)
-    return raw.astype(np.float64 if wide else np.float32) * np.float32(slope) + np.float32(intercept)
+    if slope == 1.0 and intercept == 0.0 and stored.kind in "iu":
+        return raw.astype(stored.newbyteorder("="))
+    values = raw.astype(np.float64 if stored.kind == "f" and stored.itemsize >= 8 else np.float32)
+    if slope != 1.0:
+        values *= np.float32(slope)
+    if intercept != 0.0:
+        values += np.float32(intercept)
+    return values
 
 
 def _byte_extensions(header: Any) -> list[Any]:

@@ -50,10 +50,13 @@ def load_volume(
         raise VolumeError(f'units must be "hu", "mu" or "auto", got {units!r}')
     if dtype not in (torch.float32, torch.float64):
         raise VolumeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_energy(energy_kev)
+    check_energy(ct_energy_kev, "ct_energy_kev")
     source = Path(path)
     values, affine, notes = _read(source, units, series_uid, recursive)
     units = "hu" if notes["format"] == "DICOM CT" else units
-    values = values.to(dtype)
+    if values.dtype != torch.int16 or dtype != torch.float32 or rescale is not None:
+        values = values.to(dtype)  # and int16 becomes float32 on the way to µ
     units = _told_units(values, units, rescale, source)
     if rescale is not None:
         values = values * rescale[0] + rescale[1]
@@ -61,17 +64,13 @@ def load_volume(
     labels, names = _labels_beside(mask, label_names, values.shape, affine, source)
     if mask is not None:
         notes["mask"] = str(mask)
-    if units == "mu":
-        return Volume(values, affine, labels, names, energy_kev, notes)
-    return Volume.from_hu(
-        values,
-        affine,
-        energy_kev=energy_kev,
-        ct_energy_kev=ct_energy_kev,
-        labels=labels,
-        label_names=names,
-        provenance=notes,
-    )
+    known = {"labels": labels, "label_names": names, "energy_kev": energy_kev, "provenance": notes}
+    try:
+        if units == "mu":
+            return Volume(values.to(dtype), affine, **known)
+        return Volume.from_hu(values, affine, ct_energy_kev=ct_energy_kev, **known)
+    except VolumeError as error:  # which knows voxels, and not the file that they came from
+        raise VolumeError(f"{source}: {error}") from error
 
 
 def _read(

@@ -58,7 +58,7 @@ def refine(
         if size < limits.smallest:
             state.converged = True
             break
-        trial = se3.nearest_rigid(se3.retract(state.pose, step, center_of(state.pose)))
+        trial = se3.retract(state.pose, step, center_of(state.pose))  # float64: a rotation to 1e-15
         state.renders += 1
         try:
             evidence = look(trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -146,8 +146,7 @@ def _target(film: Tensor, mask: Tensor, camera: Camera, level: Level) -> Target:
 
 
 def _look(volume: Volume, target: Target, level: Level, settings: Settings, pose: Tensor) -> Evidence:
-    beam = replace(settings.beam, samples=level.samples)
-    image, jacobian = drr_with_jacobian(volume, target.fine, pose, beam=beam)
+    image, jacobian = drr_with_jacobian(volume, target.fine, pose, beam=settings.beam)
     both = torch.cat([image[None], jacobian]).cpu()
     if target.pool > 1:
         both = F.avg_pool2d(both, target.pool)

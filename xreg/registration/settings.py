@@ -7,7 +7,7 @@ from xreg.renderer import Beam
 from xreg.similarity import Term
 
 COARSE = (Term("image", None, 0.5), Term("gradient", None, 0.5))
-FINE = (Term("image", 13, 0.5), Term("gradient", 11, 0.5))
+FINE = (Term("image", 12, 0.5), Term("gradient", 12, 0.5))
 
 
 @dataclass(frozen=True)
@@ -22,29 +22,29 @@ class Level:
     pixels: int | None
     terms: tuple[Term, ...] = FINE
     iterations: int = 12
-    tolerance: float = 0.02
-    samples: int = 250
+    tolerance: float = 0.05
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that `register` can be told beyond its data.
 
-    levels: coarse to fine.  beam: how renders are integrated (samples is set by the level).  length_scale
-    (mm) balances rotation against translation: how far from the centre the anatomy that matters reaches.
-    step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a result is
-    not accepted.
+    levels: coarse to fine.  beam: how renders are integrated; Joseph's derivative is that of its image,
+    where a march in fixed steps has one that is off by percents, and ends two to three times further away.
+    length_scale (mm) balances rotation against translation: how far from the centre the anatomy that matters
+    reaches.  step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a
+    result is not accepted.
     """
 
     levels: tuple[Level, ...] = field(
         default_factory=lambda: (
-            Level(32, COARSE, 20, 0.05, 125),
-            Level(64, FINE, 12, 0.03, 250),
-            Level(128, FINE, 10, 0.03, 250),
-            Level(256, FINE, 6, 0.03, 500),
+            Level(32, COARSE, 8, 0.3),
+            Level(32, FINE, 12, 0.1),
+            Level(64, FINE, 12, 0.1),
+            Level(256, FINE, 6, 0.05),
         )
     )
-    beam: Beam = field(default_factory=Beam)
+    beam: Beam = field(default_factory=lambda: Beam("joseph"))
     length_scale: float = 100.0
     step_limit: tuple[float, float] = (8.0, 30.0)
     accept_score: float = 0.5
