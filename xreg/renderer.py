@@ -136,11 +136,13 @@ def drr_with_jacobian(
     *,
     center: Float[Tensor, " 3"] | None = None,
     beam: Beam = Beam(),
-) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6 H W"]]:
+    more: Float[Tensor, "K 6 3"] | None = None,
+) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6+K H W"]]:
     """Image and its derivative along the six directions of a pose step, from one march.
 
     The step is ξ = (ω rad, v mm) of `se3.retract(world_from_body, ξ, center)`; center: a world point (mm),
-    by default where the pose puts the volume's middle.  Nothing carries gradients here.
+    by default where the pose puts the volume's middle.  more: derivatives of `rays_in_volume` with respect to
+    K other things, a focal length for example, whose images follow the six.  Nothing carries gradients here.
     """
     with torch.no_grad():
         pose = _pose(world_from_body, camera)
@@ -148,15 +150,17 @@ def drr_with_jacobian(
             center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
         rays, basis, linear = _into_volume(volume, camera, pose)
         rays_dot = _rays_dot(basis, linear, center)
-        batch = rays.shape[:-2]
+        if more is not None:
+            rays_dot = torch.cat([rays_dot, more.expand(*rays_dot.shape[:-3], *more.shape[-3:])], -3)
+        batch, count = rays.shape[:-2], rays_dot.shape[-3]
         mu, scale = _voxels(volume, beam)
         flat = rays.reshape(-1, 6, 3).to(mu.device)
         image, moments = project(
             mu, flat, metric_of(volume.affine[:3, :3]), camera.size, scale=scale,
             integrator=beam.integrator, steps=_steps(_depth_range(volume, rays), beam), moments=True,
         )  # fmt: skip
-        jacobian = push_forward(moments, rays_dot.expand(*batch, 6, 6, 3).reshape(-1, 6, 6, 3))
-    return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, 6, *camera.size)
+        jacobian = push_forward(moments, rays_dot.expand(*batch, count, 6, 3).reshape(-1, count, 6, 3))
+    return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
 
 
 def _rays_dot(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:

@@ -3,8 +3,10 @@
 With both images normalised patch by patch to zero mean and unit norm, NCC = 1 - ½‖r‖², r the
 difference of the two; the same holds after a linear filter.  So the normal equations of a patch follow
 from sums of products of the image, the film and the Jacobian images alone: one Gram matrix a patch.
+Measures without a residual form are in `xreg.measures`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,55 +17,68 @@ from torch import Tensor
 from xreg.errors import RegistrationError
 
 FILTERS = ("image", "gradient")
+KINDS = ("ncc", "ssd")
 FLAT = 1e-3  # a film patch with less than this part of the typical contrast hardly counts
 FLAT_IMAGE = 1e-8  # a rendered patch with less than this part of the greatest contrast does not
 FEW_PATCHES = 24
+ROBUST = 0.5
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a similarity: NCC of the images or of their Sobel gradients.
+    """One part of a similarity.
 
-    window: side of the patches in px, even, half overlapping; None takes the whole image as one patch.
-    weight: its share in a sum of terms.
+    filter: 'image', or 'gradient' for Sobel derivatives along u and v.  window: side of the patches in px,
+    even, half overlapping; None takes the whole image as one patch.  weight: its share in a sum of terms.
+    kind: 'ncc' is blind to each patch's gain and offset; 'ssd' compares values, and is for films that hold
+    calibrated line integrals.
     """
 
     filter: str = "image"
     window: int | None = None
     weight: float = 1.0
+    kind: str = "ncc"
 
     def __post_init__(self) -> None:
-        if self.filter not in FILTERS:
-            raise RegistrationError(f"filter must be one of {', '.join(FILTERS)}, got {self.filter!r}")
+        for name, value, known in (("filter", self.filter, FILTERS), ("kind", self.kind, KINDS)):
+            if value not in known:
+                raise RegistrationError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if self.window is not None and (self.window < 4 or self.window % 2):
             raise RegistrationError(
                 f"window must be an even number of px, at least 4, or None; got {self.window}"
             )
+        if not self.weight > 0:
+            raise RegistrationError(f"weight must be positive, got {self.weight}")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a set of terms says at one pose.
+    """What a set of terms says at one pose, or in general about N unknowns.
 
-    score: weighted mean NCC, -1 to 1.  cost: robust sum that is minimised.  gradient [6] and hessian
-    [6, 6] (Gauss-Newton) of the cost; scatter [6, 6]: covariance of the gradient under the residuals seen,
-    for the sandwich covariance.  terms: NCC of each term.
+    score: weighted mean similarity, -1 to 1.  cost: robust sum that is minimised.  gradient [N] and hessian
+    [N, N] (Gauss-Newton) of the cost; scatter [N, N]: covariance of the gradient under the residuals seen,
+    for the sandwich covariance.  terms: similarity of each term.  patches: how many were compared.  parts:
+    what it was combined from, where that is of interest.
     """
 
     score: float
     cost: float
-    gradient: Float[Tensor, "6"]
-    hessian: Float[Tensor, "6 6"]
-    scatter: Float[Tensor, "6 6"]
+    gradient: Float[Tensor, " N"]
+    hessian: Float[Tensor, "N N"]
+    scatter: Float[Tensor, "N N"]
     terms: tuple[float, ...]
+    patches: int
+    parts: tuple["Evidence", ...] = ()
 
 
-def sobel(images: Float[Tensor, "C H W"]) -> tuple[Float[Tensor, "C H W"], Float[Tensor, "C H W"]]:
-    """Derivatives along u and v by the 3×3 Sobel kernel, borders repeated."""
-    p = F.pad(images[None], (1, 1, 1, 1), mode="replicate")[0]
-    across, down = p[:, :, 2:] - p[:, :, :-2], p[:, 2:] - p[:, :-2]
-    along_u = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
-    along_v = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+def sobel(images: Float[Tensor, "*batch C H W"]) -> tuple[Tensor, Tensor]:
+    """Derivatives along u and v by the 3×3 Sobel kernel, borders repeated; each [..., C, H, W]."""
+    batch = images.shape[:-3]
+    p = F.pad(images.reshape(-1, *images.shape[-3:]), (1, 1, 1, 1), mode="replicate")
+    p = p.reshape(*batch, *p.shape[-3:])
+    across, down = p[..., 2:] - p[..., :-2], p[..., 2:, :] - p[..., :-2, :]
+    along_u = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    along_v = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
     return along_u / 8, along_v / 8
 
 
@@ -74,107 +89,193 @@ def shrink(mask: Bool[Tensor, "H W"], pixels: int = 1) -> Bool[Tensor, "H W"]:
 
 
 def _grams(
-    stack: Float[Tensor, "C H W"], mask: Float[Tensor, "H W"], window: int | None
-) -> Float[Tensor, "P C C"]:
+    stack: Float[Tensor, "*batch C H W"], mask: Float[Tensor, "H W"], window: int | None
+) -> Float[Tensor, "*batch P C+1 C+1"]:
     """Sums of products over each patch of (1, channels), counting only valid pixels.
 
     A patch is two by two blocks, so that each pixel is multiplied once although patches overlap.
     """
-    z = torch.cat([mask[None], stack * mask], 0)
-    channels, height, width = z.shape
+    z = torch.cat([mask.expand_as(stack[..., :1, :, :]), stack * mask], -3)
+    batch, (channels, height, width) = z.shape[:-3], z.shape[-3:]
     if window is None or window > min(height, width):
-        flat = z.reshape(1, channels, -1)
-        return flat @ flat.transpose(1, 2)
+        flat = z.reshape(*batch, 1, channels, -1)
+        return flat @ flat.transpose(-1, -2)
     side = window // 2
     rows, columns = height // side, width // side
-    blocks = z[:, : rows * side, : columns * side].reshape(channels, rows, side, columns, side)
-    flat = blocks.permute(1, 3, 0, 2, 4).reshape(rows * columns, channels, side * side)
-    sums = (flat @ flat.transpose(1, 2)).reshape(rows, columns, channels, channels)
-    beside = sums[:, 1:] + sums[:, :-1]
-    return (beside[1:] + beside[:-1]).reshape(-1, channels, channels)
+    blocks = z[..., : rows * side, : columns * side].reshape(-1, channels, rows, side, columns, side)
+    flat = blocks.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, side * side)
+    sums = (flat @ flat.transpose(1, 2)).reshape(*batch, rows, columns, channels, channels)
+    beside = sums[..., 1:, :, :] + sums[..., :-1, :, :]
+    return (beside[..., 1:, :, :, :] + beside[..., :-1, :, :, :]).flatten(-4, -3)
 
 
-def _usable(gram: Float[Tensor, "P C C"], needed: Tensor | float) -> Bool[Tensor, "P"]:
+def _usable(gram: Float[Tensor, "*batch P C C"], needed: Tensor | float) -> Bool[Tensor, "*batch P"]:
     """Patches with enough valid pixels in which the image is not flat."""
-    count = gram[:, 0, 0]
-    contrast = gram[:, 1, 1] - gram[:, 0, 1].square() / count.clamp_min(1.0)
-    return (count >= needed) & (count > 0) & (contrast > FLAT_IMAGE * contrast.max().clamp_min(0))
+    count = gram[..., 0, 0]
+    contrast = gram[..., 1, 1] - gram[..., 0, 1].square() / count.clamp_min(1.0)
+    greatest = contrast.amax(-1, keepdim=True).clamp_min(0)
+    return (count >= needed) & (count > 0) & (contrast > FLAT_IMAGE * greatest)
 
 
-def _patch_equations(gram: Float[Tensor, "P C C"]):
-    """NCC, gradient and Gauss-Newton matrix of ½‖r‖² for each patch, from its Gram matrix."""
-    count = gram[:, 0, 0]
-    mean = gram[:, 0, 1:] / count[:, None]
-    c = gram[:, 1:, 1:] - count[:, None, None] * mean[:, :, None] * mean[:, None, :]
+def _centred(gram: Float[Tensor, "*batch P C C"]) -> Float[Tensor, "*batch P C-1 C-1"]:
+    """The Gram matrix of the channels without their mean in the patch."""
+    count = gram[..., 0, 0].clamp_min(1.0)
+    mean = gram[..., 0, 1:] / count[..., None]
+    return gram[..., 1:, 1:] - count[..., None, None] * mean[..., :, None] * mean[..., None, :]
+
+
+def _patch_ncc(gram: Float[Tensor, "P C C"]):
+    """NCC, gradient and Gauss-Newton matrix of ½‖r‖², and contrast of the film, for each patch."""
+    c = _centred(gram)
     norm_i, norm_f = c[:, 0, 0].sqrt(), c[:, 1, 1].clamp_min(0).sqrt()
     safe_f = norm_f.clamp_min(1e-12)
     ncc = (c[:, 0, 1] / (norm_i * safe_f)).clamp(-1, 1)
     with_image, with_film = c[:, 0, 2:] / norm_i[:, None], c[:, 1, 2:] / safe_f[:, None]
     gradient = -(with_film - ncc[:, None] * with_image) / norm_i[:, None]
     hessian = (c[:, 2:, 2:] - with_image[:, :, None] * with_image[:, None, :]) / norm_i[:, None, None] ** 2
-    return ncc, gradient, hessian, norm_f, count
+    return ncc, gradient, hessian, norm_f
+
+
+def _patch_ssd(gram: Float[Tensor, "P C C"], scale: Tensor):
+    """As `_patch_ncc` with r = (image - film) / (scale √count): 1 - ½‖r‖² is 1 where the two agree."""
+    size = (gram[:, 0, 0] * scale).clamp_min(1e-30)
+    away = gram[:, 1, 1] - 2 * gram[:, 1, 2] + gram[:, 2, 2]
+    score = 1 - 0.5 * away.clamp_min(0) / size
+    gradient = (gram[:, 1, 3:] - gram[:, 2, 3:]) / size[:, None]
+    hessian = gram[:, 3:, 3:] / size[:, None, None]
+    return score, gradient, hessian, gram[:, 0, 0].sqrt()
 
 
 def evaluate(
     image: Float[Tensor, "H W"],
-    jacobian: Float[Tensor, "6 H W"],
+    jacobian: Float[Tensor, "N H W"],
     film: Float[Tensor, "H W"],
     mask: Bool[Tensor, "H W"],
     terms: tuple[Term, ...],
     *,
-    robust: float = 0.5,
+    robust: float = ROBUST,
 ) -> Evidence:
-    """Score a rendered image against a film and build the normal equations of its pose.
+    """Score a rendered image against a film and build the normal equations of what it depends on.
 
-    jacobian: derivative of the image along six pose directions.  mask: pixels that count.  robust: scale
-    of the Cauchy weight on a patch's squared residual 2(1 - NCC); large turns it off.  RegistrationError
-    if no patch has both contrast and enough valid pixels.
+    jacobian: derivative of the image along N unknowns.  mask: pixels that count.  robust: scale of the
+    Cauchy weight on a patch's squared residual 2(1 - NCC); large turns it off.  RegistrationError if no
+    patch has both contrast and enough valid pixels.
     """
     stack = torch.cat([image[None], film[None], jacobian]).float()
+    found, shares, each = [], [], []
     total = sum(t.weight for t in terms)
-    score = cost = 0.0
-    gradient, hessian = torch.zeros(6, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64)
-    scatter = torch.zeros(6, 6, dtype=torch.float64)
-    each = []
     for term in terms:
-        filtered = sobel(stack) if term.filter == "gradient" else (stack,)
-        valid = (shrink(mask) if term.filter == "gradient" else mask).to(stack)
-        values = []
-        for part in filtered:
-            one = _evaluate_part(part, valid, term.window, robust)
-            share = term.weight / total / len(filtered)
-            values.append(one[0])
-            score += share * one[0]
-            cost += share * one[1]
-            gradient += share * one[2]
-            hessian += share * one[3]
-            scatter += share * share * one[4]
-        each.append(sum(values) / len(values))
-    return Evidence(score, cost, gradient, hessian, scatter, tuple(each))
+        parts = [_evaluate_part(part, valid, term, robust) for part, valid in _filtered(stack, mask, term)]
+        found += parts
+        shares += [term.weight / total / len(parts)] * len(parts)
+        each.append(sum(p.score for p in parts) / len(parts))
+    return combine(found, shares, terms=tuple(each))
 
 
-def _evaluate_part(stack: Tensor, valid: Tensor, window: int | None, robust: float):
-    gram = _grams(stack, valid, window)
-    gram = gram[_usable(gram, 0.5 * (window * window if window else valid.sum()))]
+def combine(
+    parts: Sequence[Evidence], shares: Sequence[float], *, terms: tuple[float, ...] | None = None
+) -> Evidence:
+    """The weighted sum of several evidences about the same unknowns; their residuals count as independent."""
+
+    def add(name: str, power: int = 1):
+        return sum(s**power * getattr(p, name) for s, p in zip(shares, parts, strict=True))
+
+    terms = tuple(p.score for p in parts) if terms is None else terms
+    patches = sum(p.patches for p in parts)
+    return Evidence(
+        float(add("score")),
+        float(add("cost")),
+        add("gradient"),
+        add("hessian"),
+        add("scatter", 2),
+        terms,
+        patches,
+    )
+
+
+def scores(
+    images: Float[Tensor, "B H W"],
+    film: Float[Tensor, "H W"],
+    mask: Bool[Tensor, "H W"],
+    terms: tuple[Term, ...],
+) -> Float[Tensor, " B"]:
+    """The score of each of many images, without derivatives; -1 where nothing can be compared."""
+    stack = torch.stack([images, film.expand_as(images)], 1).float()
+    total = torch.zeros(len(images), device=images.device)
+    weight = sum(t.weight for t in terms)
+    for term in terms:
+        parts = _filtered(stack, mask, term)
+        for part, valid in parts:
+            total += term.weight / weight / len(parts) * _batch_score(part, valid, term)
+    return total
+
+
+def _batch_score(stack: Float[Tensor, "B 2 H W"], valid: Tensor, term: Term) -> Float[Tensor, " B"]:
+    gram = _grams(stack, valid, term.window)
+    usable = _usable(gram, _needed(valid, term.window))
+    flat = gram.flatten(0, 1)
+    if term.kind == "ssd":
+        score, _, _, norm = _patch_ssd(flat, _film_scale(flat))
+    else:
+        score, _, _, norm = _patch_ncc(flat)
+    weight = usable * _patch_weights(norm.reshape(usable.shape) * usable)
+    score = torch.nan_to_num(score.reshape(usable.shape), nan=-1.0)
+    whole = weight.sum(-1)
+    return torch.where(whole > 0, (weight * score).sum(-1) / whole.clamp_min(1e-12), -1.0)
+
+
+def _filtered(stack: Tensor, mask: Tensor, term: Term) -> list[tuple[Tensor, Tensor]]:
+    """The images that a term compares, each with the pixels that count."""
+    if term.filter == "image":
+        return [(stack, mask.to(stack))]
+    valid = shrink(mask).to(stack)
+    return [(part, valid) for part in sobel(stack)]
+
+
+def _needed(valid: Tensor, window: int | None) -> Tensor | float:
+    """How many valid pixels make a patch count."""
+    return 0.5 * (window * window if window else valid.sum())
+
+
+def _film_scale(gram: Float[Tensor, "P C C"]) -> Tensor:
+    """Variance of the film over all patches, the unit of squared differences."""
+    c = _centred(gram)[:, 1, 1]
+    return (c.sum() / gram[:, 0, 0].sum().clamp_min(1.0)).clamp_min(1e-12)
+
+
+def _evaluate_part(stack: Tensor, valid: Tensor, term: Term, robust: float) -> Evidence:
+    gram = _grams(stack, valid, term.window)
+    gram = gram[_usable(gram, _needed(valid, term.window))]
     if not len(gram):
         raise RegistrationError(
             "no part of the film can be compared: its valid pixels are too few, or the volume does not "
             "reach them. Check the mask, the camera and the starting pose"
         )
-    ncc, gradient, hessian, norm_f, count = _patch_equations(gram)
-    weight = norm_f.square() / (norm_f.square() + FLAT * norm_f.square().mean() + 1e-20)
+    if term.kind == "ssd":
+        score, gradient, hessian, contrast = _patch_ssd(gram, _film_scale(gram))
+    else:
+        score, gradient, hessian, contrast = _patch_ncc(gram)
+    weight = _patch_weights(contrast)
     weight = weight / weight.sum().clamp_min(1e-12)
-    residual = 2 * (1 - ncc)
+    residual = 2 * (1 - score)
     pull = weight / (1 + residual / robust)  # derivative of the Cauchy loss
-    cost = 0.5 * robust * (weight * torch.log1p(residual / robust)).sum()
     pulled = pull[:, None] * gradient
-    return (
-        float((weight * ncc).sum()),
-        float(cost),
+    scatter = _scatter(pulled, pull, hessian, residual / gram[:, 0, 0], term.window)
+    return Evidence(
+        float((weight * score).sum()),
+        float(0.5 * robust * (weight * torch.log1p(residual / robust)).sum()),
         pulled.sum(0).double().cpu(),
         (pull[:, None, None] * hessian).sum(0).double().cpu(),
-        _scatter(pulled, pull, hessian, residual / count, window).double().cpu(),
+        scatter.double().cpu(),
+        (),
+        len(gram),
     )
+
+
+def _patch_weights(contrast: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P"]:
+    """Near 1 where the film has contrast, near 0 where it is flat."""
+    square = contrast.square()
+    return square / (square + FLAT * square.mean(-1, keepdim=True) + 1e-20)
 
 
 def _scatter(pulled: Tensor, pull: Tensor, hessian: Tensor, noise: Tensor, window: int | None) -> Tensor:

@@ -1,189 +1,234 @@
-"""Registration of one radiograph to one volume, from a given start."""
+"""Registration of radiographs to volumes, from starts that are roughly right."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from xreg.errors import ImageError, RegistrationError
-from xreg.geometry import Camera, se3
-from xreg.registration.gauss_newton import Limits, Progress, balance_of, refine
-from xreg.registration.result import RegistrationResult, Step
-from xreg.registration.settings import Level, Settings
-from xreg.renderer import drr_with_jacobian, require_in_beam
-from xreg.similarity import Evidence, evaluate
+from xreg.errors import GeometryError
+from xreg.geometry import se3
+from xreg.registration.gauss_newton import Limits, Progress, refine
+from xreg.registration.result import BodiesResult, RegistrationResult, Step
+from xreg.registration.settings import Settings
+from xreg.registration.trust import spread_of, verdict_of
+from xreg.registration.unknowns import Body, RelativePrior, State, Unknowns, ViewFreedom
+from xreg.registration.views import Target, View, check_views, in_shadow, look, target_of
+from xreg.renderer import require_in_beam
+from xreg.similarity import Evidence
 from xreg.volume import Volume
-
-WORST_CONDITION = 2e3  # of the normal equations in balanced units
-
-
-@dataclass(frozen=True)
-class Target:
-    """The film at one level: binned pixels, which of them count, and the camera that fits them."""
-
-    film: Float[Tensor, "H W"]
-    mask: Bool[Tensor, "H W"]
-    camera: Camera
-    fine: Camera  # renders are made here and averaged by `pool`, so that coarse pixels are areas
-    pool: int
-    bin: int
 
 
 def register(
     volume: Volume,
     film: Any,
-    camera: Camera | None = None,
+    camera: Any = None,
     init: Any = None,
     *,
     mask: Any = None,
     settings: Settings = Settings(),
     on_step: Callable[[Step], None] | None = None,
 ) -> RegistrationResult:
-    """Find where the volume is in a radiograph, starting from a pose that is roughly right.
+    """Find where the volume is in one or more radiographs, starting from a pose that is roughly right.
 
     film: line integrals [H, W] (tensor or array; any gain and offset), or a `Radiograph`, which also
-    brings its mask and, where camera is None, its camera.  init: world_from_body [4, 4] (default: where
-    the CT's affine puts it).  mask [H, W]: true where the film can be trusted (collimator and tools out).
-    on_step is called with each accepted `Step`.
+    brings its mask and, where camera is None, its camera.  Several views of one moment: a list of films, with
+    a `Rig` or a list of cameras.  init: world_from_body [4, 4] (default: where the CT's affine puts it).
+    mask [H, W], or one a film: true where the film can be trusted (collimator and tools out).  on_step is
+    called with each accepted `Step`.
 
     Coarse to fine, each level by damped Gauss-Newton on robust patch NCC of image and gradient.  ImageError
     for a film that does not fit the camera, GeometryError for a bad pose or a volume out of the beam,
     RegistrationError where there is nothing to compare.
     """
+    found = register_bodies([Body(volume, init)], film, camera, mask=mask, settings=settings, on_step=on_step)
+    return found.bodies[0]
+
+
+def register_bodies(
+    bodies: Sequence[Body],
+    film: Any,
+    camera: Any = None,
+    *,
+    mask: Any = None,
+    relations: Sequence[RelativePrior] = (),
+    freedoms: Sequence[ViewFreedom] = (),
+    settings: Settings = Settings(),
+    on_step: Callable[[Step], None] | None = None,
+) -> BodiesResult:
+    """Find several rigid bodies in one or more radiographs, all in one system of equations.
+
+    bodies: what is sought, each with its start and perhaps a prior.  Where bodies overlap in a film, their
+    images add up.  relations: how bodies lie to each other.  freedoms: what may be wrong with the views'
+    calibration.  film, camera, mask, settings, on_step: as in `register`.
+    """
     began = time.perf_counter()
-    film, mask, camera = _inputs(film, mask, camera)
-    pose = torch.eye(4, dtype=torch.float64) if init is None else torch.as_tensor(init, dtype=torch.float64)
-    se3.require_rigid(pose, "init")
-    require_in_beam(volume, camera, pose)
-    volume.quantised()  # once, and not on the first level's time
-    search = Search(volume, settings, on_step)
+    views = check_views(film, mask, camera)
+    unknowns = Unknowns(bodies, [v.camera for v in views], freedoms, relations)
+    for body, pose in zip(unknowns.bodies, unknowns.start.poses, strict=True):
+        require_in_beam(body.volume, [v.camera for v in views], pose)
+        if settings.beam.storage == "int16":
+            body.volume.quantised()  # once, and not on the first level's time
+    search = Search(unknowns, views, settings, on_step)
     seconds = {"prepare": time.perf_counter() - began}
-    for number, level in enumerate(settings.levels):
+    state = unknowns.start
+    for number in range(len(settings.levels)):
         start = time.perf_counter()
-        search.descend(number, _target(film, mask, camera, level), pose)
-        pose = search.last.pose
+        state = search.descend(number, state)
         seconds[f"level {number}"] = time.perf_counter() - start
+    start = time.perf_counter()
+    agreement = search.restart(state) if settings.restarts else None
+    if agreement is not None:
+        seconds["restarts"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
-    return _answer(search, seconds)
+    return _answer(search, agreement, seconds)
 
 
 class Search:
     """The state of one registration: what has been tried, and where it stands."""
 
-    def __init__(self, volume: Volume, settings: Settings, on_step: Callable[[Step], None] | None) -> None:
-        self.volume, self.settings, self.on_step = volume, settings, on_step
+    def __init__(
+        self,
+        unknowns: Unknowns,
+        views: Sequence[View],
+        settings: Settings,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.unknowns, self.views, self.settings, self.on_step = unknowns, views, settings, on_step
         self.trajectory: list[Step] = []
         self.renders = 0
         self.last: Progress
 
-    def center(self, pose: Tensor) -> Float[Tensor, " 3"]:
-        """Where a pose puts the volume's middle, world mm."""
-        return se3.apply(pose, self.volume.center.to(pose)[None])[0]
+    def targets(self, number: int, state: State) -> list[Target]:
+        """The views at a level's resolution, as seen from a state."""
+        targets = [target_of(view, self.settings.levels[number]) for view in self.views]
+        margin = self.settings.shadow
+        if margin is None:
+            return targets
+        return [in_shadow(t, self.unknowns, state, v, margin, self.settings) for v, t in enumerate(targets)]
 
-    def descend(self, number: int, target: Target, pose: Tensor) -> None:
-        """Refine the pose on one level."""
-        before, level = self.renders, self.settings.levels[number]
+    def looker(
+        self, number: int, targets: Sequence[Target], weight: float | None
+    ) -> Callable[[State], Evidence]:
+        """What `refine` calls with a state: the films' evidence at a level, and the priors at a weight."""
+        level = self.settings.levels[number]
 
-        def look(at: Tensor) -> Evidence:
-            self.renders += 1
-            return _look(self.volume, target, level, self.settings, at)
+        def see(state: State) -> Evidence:
+            self.renders += len(self.views) * len(self.unknowns.bodies)
+            found = look(targets, self.unknowns, state, level, self.settings)
+            return found if weight is None else with_priors(found, self.unknowns, state, weight)
 
-        def note(state: Progress) -> None:
-            step = Step(number, target.bin, state.pose, state.evidence.score, before + state.renders)
+        return see
+
+    def descend(self, number: int, state: State) -> State:
+        """Refine a state on one level, and remember how."""
+        targets, before = self.targets(number, state), self.renders
+        first = self.looker(number, targets, None)(state)
+        weight = prior_weight(first)
+        first = with_priors(first, self.unknowns, state, weight)
+
+        def note(progress: Progress) -> None:
+            poses, score = progress.state.poses, progress.evidence.score
+            step = Step(number, targets[0].n, poses[0], score, self.renders, poses)
             self.trajectory.append(step)
             if self.on_step is not None:
                 self.on_step(step)
 
-        start = (pose, look(pose))
-        note(Progress(*start, 1))
-        self.last = refine(look, start, self.center, _limits(target, level, self.settings), note)
-
-
-def _inputs(film: Any, mask: Any, camera: Camera | None) -> tuple[Tensor, Tensor, Camera]:
-    if hasattr(film, "line_integrals"):
-        camera = film.camera if camera is None else camera
-        mask = film.mask if mask is None else mask
-        film = film.line_integrals
-    if camera is None:
-        raise RegistrationError("register needs a camera: pass one, or a radiograph whose header has one")
-    if camera.batch_shape:
-        raise RegistrationError(
-            f"register takes one camera, got a batch of shape {tuple(camera.batch_shape)}"
+        self.renders = before + len(self.views) * len(self.unknowns.bodies)
+        note(Progress(state, first, 1))
+        see = self.looker(number, targets, weight)
+        self.last = refine(
+            see, (state, first), self.unknowns, limits_of(self.views, number, self.settings), note
         )
-    film = torch.as_tensor(film).detach().float().cpu()
-    if tuple(film.shape) != tuple(camera.size):
-        raise ImageError(
-            f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or "
-            "bin the camera along with the film (camera.crop, camera.bin)"
-        )
-    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
-    if valid.shape != film.shape:
-        raise ImageError(f"mask must have the film's shape {tuple(film.shape)}, got {tuple(valid.shape)}")
-    if not bool(torch.isfinite(film[valid]).all()):
-        raise ImageError("film holds NaN or infinite pixels; mask them out or repair them")
-    if not bool(valid.any()) or float(film[valid].std()) < 1e-12:
-        raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
-    return torch.where(valid, film, film[valid].mean()), valid, camera
+        return self.last.state
+
+    def restart(self, state: State) -> float:
+        """How far (mm at the edge) searches from beside a state end from it, at most."""
+        number, worst = max(0, len(self.settings.levels) - 2), 0.0
+        targets = self.targets(number, state)
+        limits = limits_of(self.views, number, self.settings)
+        see = self.looker(number, targets, prior_weight(self.last.evidence))
+        home = refine(see, (state, see(state)), self.unknowns, limits, lambda _: None).state
+        balance = self.unknowns.balance(self.settings.length_scale)
+        for seed in range(self.settings.restarts):
+            aside = torch.randn(
+                self.unknowns.count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
+            aside[6 * len(self.unknowns.bodies) :] = 0
+            aside = aside / aside.norm() * balance * self.settings.restart_mm
+            try:
+                start = self.unknowns.moved(state, aside)
+                end = refine(see, (start, see(start)), self.unknowns, limits, lambda _: None).state
+            except GeometryError:
+                continue
+            worst = max(worst, apart(self.unknowns, home, end, self.settings.length_scale))
+        return worst
 
 
-def _target(film: Tensor, mask: Tensor, camera: Camera, level: Level) -> Target:
-    longest = max(camera.size)
-    n = 1 if level.pixels is None else max(1, math.ceil(longest / level.pixels))
-    pool = 2 if n % 2 == 0 and n >= 4 else 1
-    height, width = (s // n * n for s in camera.size)
-    film, mask, camera = film[:height, :width], mask[:height, :width], camera.crop(0, 0, height, width)
-    small = F.avg_pool2d(film[None], n)[0]
-    valid = F.avg_pool2d(mask.float()[None], n)[0] > 0.999
-    return Target(small, valid, camera.bin(n), camera.bin(n // pool), pool, n)
+def apart(unknowns: Unknowns, a: State, b: State, length_scale: float) -> float:
+    """How far two states put the edge of a body from each other, mm, at most over bodies."""
+    worst = 0.0
+    for number, (one, other) in enumerate(zip(a.poses, b.poses, strict=True)):
+        move = other @ se3.inverse(one)
+        center = unknowns.center(a, number)
+        shift = se3.apply(move, center[None])[0] - center
+        worst = max(worst, float(se3.so3_log(move[:3, :3]).norm()) * length_scale + float(shift.norm()))
+    return worst
 
 
-def _look(volume: Volume, target: Target, level: Level, settings: Settings, pose: Tensor) -> Evidence:
-    image, jacobian = drr_with_jacobian(volume, target.fine, pose, beam=settings.beam)
-    both = torch.cat([image[None], jacobian]).cpu()
-    if target.pool > 1:
-        both = F.avg_pool2d(both, target.pool)
-    return evaluate(both[0], both[1:], target.film, target.mask, level.terms)
+def prior_weight(evidence: Evidence) -> float:
+    """What one squared standard deviation is worth in units of the cost.
+
+    The residual of a patch, 2 (1 - score), is taken as its noise, and a quarter of the patches as
+    independent, since four share a pixel; where a film cannot be matched, priors gain weight.
+    """
+    return max(2 * (1 - evidence.score), 1e-3) / max(evidence.patches / 4, 1.0)
 
 
-def _limits(target: Target, level: Level, settings: Settings) -> Limits:
-    pixel = float(target.camera.spacing.mean()) if target.camera.sdd is not None else 1.0
+def with_priors(evidence: Evidence, unknowns: Unknowns, state: State, weight: float) -> Evidence:
+    """The evidence with the priors' part of cost, gradient and matrix added."""
+    cost, gradient, hessian = unknowns.penalty(state)
+    return replace(
+        evidence,
+        cost=evidence.cost + weight * cost,
+        gradient=evidence.gradient + weight * gradient,
+        hessian=evidence.hessian + weight * hessian,
+    )
+
+
+def limits_of(views: Sequence[View], number: int, settings: Settings) -> Limits:
+    """When a level ends."""
+    level = settings.levels[number]
+    camera, n = views[0].camera, target_of(views[0], level).n
+    pixel = float(camera.spacing.mean()) * n if camera.sdd is not None else 1.0
     turn, move = settings.step_limit
     return Limits(level.iterations, level.tolerance * pixel, math.radians(turn), move, settings.length_scale)
 
 
-def _answer(search: Search, seconds: dict[str, float]) -> RegistrationResult:
-    settings, evidence = search.settings, search.last.evidence
-    balance = balance_of(settings.length_scale)
-    balance = balance[:, None] * balance
-    matrix = evidence.hessian * balance
-    condition = float(torch.linalg.cond(matrix))
-    inverse = torch.linalg.pinv(matrix, hermitian=True)
-    covariance = inverse @ (evidence.scatter * balance) @ inverse * balance
-    covariance = 0.5 * (covariance + covariance.T)
-    found, needed = evidence.score, settings.accept_score
-    accepted = condition < WORST_CONDITION and found >= needed
-    if not condition < WORST_CONDITION:
-        reason = f"the film does not determine the pose (condition number {condition:.1e})"
-    elif not found >= needed:
-        reason = f"the best score {found:.3f} is below {needed:.3f}: no match was found from this start"
-    else:
-        reason = f"score {found:.3f} (at least {needed:.3f} is needed), condition number {condition:.1e}"
-    return RegistrationResult(
-        search.last.pose,
-        covariance,
-        search.center(search.last.pose),
-        found,
-        accepted,
-        reason,
-        tuple(search.trajectory),
-        search.renders,
-        seconds,
-    )
+def _answer(search: Search, agreement: float | None, seconds: dict[str, float]) -> BodiesResult:
+    unknowns, settings, last = search.unknowns, search.settings, search.last
+    covariance = spread_of(last.evidence, unknowns, settings)
+    verdict = verdict_of(last.evidence, unknowns, covariance, agreement, settings)
+    bodies = []
+    for number, pose in enumerate(last.state.poses):
+        at = slice(6 * number, 6 * number + 6)
+        bodies.append(
+            RegistrationResult(
+                pose,
+                covariance[at, at],
+                unknowns.center(last.state, number),
+                last.evidence.score,
+                verdict.accepted,
+                verdict.reason,
+                tuple(search.trajectory),
+                search.renders,
+                seconds,
+                verdict,
+            )
+        )
+    cameras = tuple(unknowns.camera(last.state, v) for v in range(len(unknowns.cameras)))
+    return BodiesResult(tuple(bodies), covariance, cameras, verdict)

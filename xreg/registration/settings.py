@@ -33,7 +33,10 @@ class Settings:
     where a march in fixed steps has one that is off by percents, and ends two to three times further away.
     length_scale (mm) balances rotation against translation: how far from the centre the anatomy that matters
     reaches.  step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a
-    result is not accepted.
+    result is not accepted.  robust: squared residual of a patch, 2 (1 - NCC), beyond which it counts less and
+    less; large: every patch counts alike.  shadow: None, or count only pixels within this distance (mm) of
+    the volume's shadow at the level's start, for a single bone in a film of a whole wrist.  restarts: how
+    many searches from beside the answer (restart_mm at the anatomy's edge) shall confirm it, for the verdict.
     """
 
     levels: tuple[Level, ...] = field(
@@ -48,6 +51,10 @@ class Settings:
     length_scale: float = 100.0
     step_limit: tuple[float, float] = (8.0, 30.0)
     accept_score: float = 0.5
+    robust: float = 0.5
+    shadow: float | None = None
+    restarts: int = 0
+    restart_mm: float = 6.0
 
     def __post_init__(self) -> None:
         if not self.levels:

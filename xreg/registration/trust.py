@@ -1,0 +1,133 @@
+"""How sure an answer is: its covariance, and whether to use it."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.registration.gauss_newton import newton_step, step_size
+from xreg.registration.result import Verdict
+from xreg.registration.settings import Settings
+from xreg.registration.unknowns import Unknowns
+from xreg.similarity import Evidence
+
+MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
+WORST_CONDITION = 2e3  # of the normal equations in balanced units
+
+
+@cache
+def model() -> dict:
+    """What was fitted on simulated films: the covariance's scale, and the verdict's weights."""
+    return json.loads(MODEL.read_text())
+
+
+def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Float[Tensor, "N N"]:
+    """Covariance of the unknowns: the sandwich of the normal equations, scaled by what simulation showed."""
+    balance = unknowns.balance(settings.length_scale)
+    balance = balance[:, None] * balance
+    inverse = torch.linalg.pinv(evidence.hessian * balance, hermitian=True)
+    covariance = inverse @ (evidence.scatter * balance) @ inverse
+    floor = torch.eye(len(covariance), dtype=torch.float64) * model()["covariance"]["floor_mm"] ** 2
+    covariance = (model()["covariance"]["scale"] * covariance + floor) * balance
+    return 0.5 * (covariance + covariance.T)
+
+
+def measured(
+    evidence: Evidence, unknowns: Unknowns, covariance: Tensor, agreement: float | None, settings: Settings
+) -> dict[str, float]:
+    """What a verdict is judged by, by name."""
+    balance = unknowns.balance(settings.length_scale)
+    matrix = evidence.hessian * balance[:, None] * balance
+    in_mm = (covariance / balance[:, None] / balance).diagonal()[: 6 * len(unknowns.bodies)]
+    try:
+        left = step_size(newton_step(evidence, balance), unknowns, settings.length_scale)
+    except Exception:  # no finite step: as bad as can be
+        left = 1e3
+    found = {
+        "score": evidence.score,
+        "least_term": min(evidence.terms) if evidence.terms else evidence.score,
+        "step_left_mm": min(left, 1e3),
+        "condition": float(torch.linalg.cond(matrix)),
+        "deviation_mm": min(float(in_mm.clamp_min(0).amax().sqrt()), 1e3),
+        "views_apart_mm": views_apart(evidence, unknowns, settings),
+    }
+    if agreement is not None:
+        found["restarts_apart_mm"] = min(agreement, 1e3)
+    return found
+
+
+def views_apart(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> float:
+    """How far the views pull apart: the largest step that one alone would take, mm; 0 for a single view."""
+    if len(evidence.parts) < 2:
+        return 0.0
+    balance = unknowns.balance(settings.length_scale)
+    steps = [newton_step(part, balance, 1e-2) for part in evidence.parts]
+    return max(step_size(step, unknowns, settings.length_scale) for step in steps)
+
+
+def probability_of(found: dict[str, float]) -> float:
+    """That the pose is right, by the logistic model over the logarithms of what was measured."""
+    weights = model()["verdict"]
+    total = weights["bias"]
+    for name, weight in weights["weights"].items():
+        total += weight * transformed(name, found.get(name, weights["typical"].get(name, 0.0)))
+    return 1 / (1 + math.exp(-max(-50.0, min(50.0, total))))
+
+
+def transformed(name: str, value: float) -> float:
+    """A measured quantity as the model sees it."""
+    if name in ("score", "least_term"):
+        return math.atanh(max(-0.999, min(0.999, value)))
+    return math.log10(max(value, 1e-4))
+
+
+def verdict_of(
+    evidence: Evidence, unknowns: Unknowns, covariance: Tensor, agreement: float | None, settings: Settings
+) -> Verdict:
+    """Accept or reject, and say why."""
+    found = measured(evidence, unknowns, covariance, agreement, settings)
+    probability = probability_of(found)
+    needed = model()["verdict"]["threshold"]
+    accepted, reason = True, f"score {found['score']:.3f}, right with probability {probability:.2f}"
+    if not found["condition"] < WORST_CONDITION:
+        accepted = False
+        reason = f"the film does not determine the pose (condition number {found['condition']:.1e})"
+    elif not found["score"] >= settings.accept_score:
+        accepted = False
+        reason = (
+            f"the best score {found['score']:.3f} is below {settings.accept_score:.3f}: no match was found "
+            "from this start"
+        )
+    elif not probability >= needed:
+        accepted = False
+        reason = f"right with probability {probability:.2f} only (needs {needed:.2f}): {_weakest(found)}"
+    return Verdict(accepted, reason, probability, model()["verdict"]["tolerance_mm"], found)
+
+
+def _weakest(found: dict[str, float]) -> str:
+    """The quantity that speaks most against the answer, in words."""
+    weights = model()["verdict"]
+    words = {
+        "score": "the score is low",
+        "least_term": "image or gradients disagree",
+        "step_left_mm": "the search had not settled",
+        "condition": "the film hardly determines the pose",
+        "deviation_mm": "the standard deviation is large",
+        "views_apart_mm": "the views disagree",
+        "restarts_apart_mm": "searches from beside it end elsewhere",
+    }
+    pulls = {
+        name: weight * (transformed(name, found[name]) - transformed(name, weights["typical"][name]))
+        for name, weight in weights["weights"].items()
+        if name in found and name in weights["typical"]
+    }
+    if not pulls:
+        return "the evidence is weak"
+    worst = min(pulls, key=lambda name: pulls[name])
+    return f"{words[worst]} ({worst} {found[worst]:.3g}, usually {weights['typical'][worst]:.3g})"

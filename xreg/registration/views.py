@@ -1,0 +1,209 @@
+"""The films of a registration: checked, brought to a level's resolution, and compared with renders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from xreg.errors import ImageError, RegistrationError
+from xreg.geometry import Camera
+from xreg.registration.settings import Level, Settings
+from xreg.registration.unknowns import State, Unknowns, ViewFreedom
+from xreg.renderer import drr, drr_with_jacobian, rays_in_volume
+from xreg.similarity import Evidence, combine, evaluate
+from xreg.volume import Volume
+
+FOOTPRINT = 0.02  # part of the densest ray above which a pixel is in a body's shadow
+
+
+@dataclass(frozen=True)
+class View:
+    """A film at full resolution, which of its pixels count, and its camera."""
+
+    film: Float[Tensor, "H W"]
+    mask: Bool[Tensor, "H W"]
+    camera: Camera
+
+
+@dataclass(frozen=True)
+class Target:
+    """A view at one level: binned pixels, and how a camera is made to fit them.
+
+    Renders are made `n / pool` times coarser than the film and averaged by `pool`, so that coarse pixels
+    are areas.
+    """
+
+    film: Float[Tensor, "H W"]
+    mask: Bool[Tensor, "H W"]
+    cut: tuple[int, int]
+    n: int
+    pool: int
+
+    def fine(self, camera: Camera) -> Camera:
+        """The camera of the renders."""
+        return camera.crop(0, 0, *self.cut).bin(self.n // self.pool)
+
+    def average(self, images: Float[Tensor, "C H W"]) -> Float[Tensor, "C h w"]:
+        """Renders brought to the film's pixels."""
+        return F.avg_pool2d(images, self.pool) if self.pool > 1 else images
+
+
+def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
+    """A view from what a user has: a film as an array or a `Radiograph`, and its camera."""
+    if hasattr(film, "line_integrals"):
+        camera = film.camera if camera is None else camera
+        mask = film.mask if mask is None else mask
+        film = film.line_integrals
+    if camera is None:
+        raise RegistrationError("register needs a camera: pass one, or a radiograph whose header has one")
+    if camera.batch_shape:
+        raise RegistrationError(
+            f"register takes one camera a film, got a batch of shape {tuple(camera.batch_shape)}"
+        )
+    film = torch.as_tensor(film).detach().float().cpu()
+    if tuple(film.shape) != tuple(camera.size):
+        raise ImageError(
+            f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or "
+            "bin the camera along with the film (camera.crop, camera.bin)"
+        )
+    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
+    if valid.shape != film.shape:
+        raise ImageError(f"mask must have the film's shape {tuple(film.shape)}, got {tuple(valid.shape)}")
+    if not bool(torch.isfinite(film[valid]).all()):
+        raise ImageError("film holds NaN or infinite pixels; mask them out or repair them")
+    if not bool(valid.any()) or float(film[valid].std()) < 1e-12:
+        raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
+    return View(torch.where(valid, film, film[valid].mean()), valid, camera)
+
+
+def check_views(film: Any, mask: Any, camera: Any) -> list[View]:
+    """The views of one film, or of several with as many cameras (a list or a `Rig`)."""
+    if not isinstance(film, (list, tuple)):
+        if camera is not None and not isinstance(camera, Camera):
+            raise RegistrationError("one film takes one camera; give several films as a list")
+        return [check_view(film, mask, camera)]
+    cameras = [camera] if isinstance(camera, Camera) else list(camera or [None] * len(film))
+    masks = [None] * len(film) if mask is None else list(mask)
+    if not film or not len(film) == len(cameras) == len(masks):
+        raise RegistrationError(
+            f"several views need as many films, cameras and masks, got {len(film)}, {len(cameras)} and "
+            f"{len(masks)}"
+        )
+    return [check_view(f, m, c) for f, m, c in zip(film, masks, cameras, strict=True)]
+
+
+def target_of(view: View, level: Level) -> Target:
+    """The view binned to a level's resolution."""
+    longest = max(view.camera.size)
+    n = 1 if level.pixels is None else max(1, math.ceil(longest / level.pixels))
+    pool = 2 if n % 2 == 0 and n >= 4 else 1
+    height, width = (s // n * n for s in view.camera.size)
+    film, mask = view.film[:height, :width], view.mask[:height, :width]
+    small = F.avg_pool2d(film[None], n)[0]
+    valid = F.avg_pool2d(mask.float()[None], n)[0] > 0.999
+    return Target(small, valid, (height, width), n, pool)
+
+
+def in_shadow(
+    target: Target, unknowns: Unknowns, state: State, view: int, margin: float, settings: Settings
+) -> Target:
+    """The target with only those pixels that lie within margin (mm at the body) of a body's shadow."""
+    camera = target.fine(unknowns.camera(state, view))
+    image = sum(_image(body.volume, camera, pose, settings)
+                for body, pose in zip(unknowns.bodies, state.poses, strict=True))  # fmt: skip
+    image = target.average(image[None])[0].cpu()
+    pixel = float(camera.spacing.mean()) * target.pool if camera.sdd is not None else 1.0
+    reach = max(1, round(margin / pixel))
+    shadow = F.max_pool2d((image > FOOTPRINT * image.max()).float()[None], 2 * reach + 1, 1, reach)[0] > 0.5
+    return replace(target, mask=target.mask & shadow)
+
+
+def _image(volume: Volume, camera: Camera, pose: Tensor, settings: Settings) -> Tensor:
+    beam = settings.beam
+    return drr(volume, camera, pose, integrator=beam.integrator, samples=beam.samples, storage=beam.storage)
+
+
+def look(
+    targets: Sequence[Target], unknowns: Unknowns, state: State, level: Level, settings: Settings
+) -> Evidence:
+    """What all views say about a state."""
+    parts = [
+        _look_at(target, unknowns, state, number, level, settings) for number, target in enumerate(targets)
+    ]
+    whole = combine(parts, [1 / len(parts)] * len(parts))
+    return replace(whole, parts=tuple(parts))
+
+
+def _look_at(
+    target: Target, unknowns: Unknowns, state: State, view: int, level: Level, settings: Settings
+) -> Evidence:
+    free = unknowns.freedom_of(view)
+    camera = target.fine(unknowns.camera(state, view))
+    image, blocks, changes = 0.0, [], 0.0
+    for number, (body, pose) in enumerate(zip(unknowns.bodies, state.poses, strict=True)):
+        more = (
+            None
+            if free is None
+            else _camera_rays(body.volume, target, unknowns.cameras[view], *free, state, pose)
+        )
+        one, jacobian = drr_with_jacobian(
+            body.volume, camera, pose, center=unknowns.center(state, number), beam=settings.beam, more=more
+        )
+        image = image + one
+        blocks.append(jacobian[:6])
+        changes = changes + jacobian[6:]
+    columns = list(range(6 * len(blocks)))
+    if free is not None:
+        blocks.append(changes)
+        columns += [6 * len(unknowns.bodies) + k for k in range(free[1].start, free[1].stop)]
+    both = target.average(torch.cat([image[None], *blocks]).cpu())
+    found = evaluate(both[0], both[1:], target.film, target.mask, level.terms, robust=settings.robust)
+    return _spread(found, columns, unknowns.count)
+
+
+def _camera_rays(
+    volume: Volume,
+    target: Target,
+    camera: Camera,
+    freedom: ViewFreedom,
+    at: slice,
+    state: State,
+    pose: Tensor,
+) -> Float[Tensor, "K 6 3"]:
+    """Derivatives of the rays in a volume by central differences of a view's unknowns.
+
+    Rays are eighteen float64 numbers a view, so this costs nothing and is good to nine digits.
+    """
+    rows, here = [], state.changes[at]
+    for k, sigma in enumerate(freedom.sigmas):
+        h = torch.zeros_like(here)
+        h[k] = 1e-4 * sigma
+        ends = [
+            rays_in_volume(volume, target.fine(freedom.camera(camera, here + way * h)), pose)
+            for way in (1, -1)
+        ]
+        rows.append((ends[0] - ends[1]) / (2 * h[k]))
+    return torch.stack(rows)
+
+
+def _spread(evidence: Evidence, columns: list[int], count: int) -> Evidence:
+    """An evidence about some unknowns as one about all."""
+    if len(columns) == count:
+        return evidence
+    at = torch.tensor(columns)
+    gradient = torch.zeros(count, dtype=torch.float64)
+    hessian, scatter = (
+        torch.zeros(count, count, dtype=torch.float64),
+        torch.zeros(count, count, dtype=torch.float64),
+    )
+    gradient[at] = evidence.gradient
+    hessian[at[:, None], at] = evidence.hessian
+    scatter[at[:, None], at] = evidence.scatter
+    return replace(evidence, gradient=gradient, hessian=hessian, scatter=scatter)
