@@ -44,6 +44,7 @@ class Outcome:
     xreg_mm: float
     xreg_renders: int
     xreg_full_size: float
+    xreg_checks: int
     xreg_seconds: float
     xreg_score: float
     xreg_accepted: bool
@@ -85,8 +86,10 @@ def run_xreg(volume: Volume, case: Case, number: int, points: Tensor) -> Outcome
         except XregError as error:
             print(f"case {number}: {error}")
         seconds = time.perf_counter() - start
-    if out is not None and len(pixels) != out.renders:
-        raise RuntimeError(f"xreg.register says {out.renders} renders, {len(pixels)} were counted")
+    if out is not None and len(pixels) != out.renders + out.checks:
+        raise RuntimeError(
+            f"xreg.register says {out.renders} + {out.checks} renders, {len(pixels)} were counted"
+        )
     pose = case.start if out is None else out.world_from_body
     path = () if out is None else out.trajectory
     first = next((s.renders for s in path if mtre(s.world_from_body, case.truth, points) <= SUCCESS_MM), None)
@@ -96,8 +99,9 @@ def run_xreg(volume: Volume, case: Case, number: int, points: Tensor) -> Outcome
         secondary=case.secondary,
         start_mm=before,
         xreg_mm=mtre(pose, case.truth, points),
-        xreg_renders=len(pixels),
-        xreg_full_size=sum(pixels) / case.film.numel(),
+        xreg_renders=len(pixels) if out is None else out.renders,
+        xreg_full_size=sum(pixels[: None if out is None else out.renders]) / case.film.numel(),
+        xreg_checks=0 if out is None else out.checks,
         xreg_seconds=seconds,
         xreg_score=float("nan") if out is None else out.score,
         xreg_accepted=out is not None and out.accepted,

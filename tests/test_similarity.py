@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xreg.errors import RegistrationError
-from xreg.similarity import Term, evaluate, shrink, sobel
+from xreg.similarity import Term, combine, evaluate, scores, shrink, sobel
 
 SIZE = (40, 48)
 
@@ -136,3 +136,64 @@ def test_nothing_to_compare_is_an_error(scene):
 def test_terms_are_checked(options):
     with pytest.raises(RegistrationError):
         Term(**options)
+
+
+def test_squared_differences_have_the_derivatives_of_their_cost(scene):
+    image, jacobian, film, mask = scene
+    term = (Term(window=10, kind="ssd"),)
+    h = 1e-3
+    found = evaluate(image, jacobian, film, mask, term, robust=1e6)
+    for k in range(6):
+        ends = [
+            evaluate(image + s * h * jacobian[k], jacobian, film, mask, term, robust=1e6).cost
+            for s in (1, -1)
+        ]
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(float(found.gradient[k]), rel=2e-2, abs=2e-4)
+
+
+def test_squared_differences_see_gain_and_offset_and_ncc_does_not(scene):
+    image, jacobian, _, mask = scene
+    for kind, expected in (("ncc", 1.0), ("ssd", None)):
+        same = evaluate(image, jacobian, image, mask, (Term(kind=kind),)).score
+        other = evaluate(1.5 * image + 1, jacobian, image, mask, (Term(kind=kind),)).score
+        assert same == pytest.approx(1.0, abs=1e-4)
+        assert other == pytest.approx(expected, abs=1e-4) if expected else other < 0.9
+
+
+@pytest.mark.parametrize(
+    "terms", [(Term(),), (Term("image", 10), Term("gradient", 12, 2.0)), (Term("image", 8, kind="ssd"),)]
+)
+def test_scores_of_a_batch_are_those_of_each_image(scene, terms):
+    image, jacobian, film, mask = scene
+    mask[:9, :11] = False
+    images = torch.stack([image, smooth(4), film])
+    found = scores(images, film, mask, terms)
+    for k, one in enumerate(images):
+        assert float(found[k]) == pytest.approx(evaluate(one, jacobian, film, mask, terms).score, abs=1e-4)
+
+
+def test_a_flat_image_scores_least(scene):
+    image, _, film, mask = scene
+    found = scores(torch.stack([torch.zeros_like(image), image]), film, mask, (Term("image", 10),))
+    assert float(found[0]) == -1.0
+    assert bool(torch.isfinite(found).all())
+
+
+def test_flat_and_masked_patches_give_no_nan(scene):
+    image, jacobian, film, mask = scene
+    image, film = image.clone(), film.clone()
+    image[:20], film[25:] = 3.0, 1.0
+    mask[:, 30:] = False
+    found = evaluate(image, jacobian, film, mask, (Term("image", 10), Term("gradient", 8)))
+    for value in (found.gradient, found.hessian, found.scatter):
+        assert bool(torch.isfinite(value).all())
+    assert np.isfinite([found.score, found.cost]).all()
+
+
+def test_evidence_of_two_views_adds_up(scene):
+    image, jacobian, film, mask = scene
+    one, other = (evaluate(i, jacobian, film, mask, (Term("image", 10),)) for i in (image, smooth(5)))
+    both = combine([one, other], [0.25, 0.75])
+    torch.testing.assert_close(both.gradient, 0.25 * one.gradient + 0.75 * other.gradient)
+    torch.testing.assert_close(both.scatter, 0.0625 * one.scatter + 0.5625 * other.scatter)
+    assert both.patches == one.patches + other.patches

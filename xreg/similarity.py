@@ -58,7 +58,7 @@ class Evidence:
     score: weighted mean similarity, -1 to 1.  cost: robust sum that is minimised.  gradient [N] and hessian
     [N, N] (Gauss-Newton) of the cost; scatter [N, N]: covariance of the gradient under the residuals seen,
     for the sandwich covariance.  terms: similarity of each term.  patches: how many were compared.  parts:
-    what it was combined from, where that is of interest.
+    what it was combined from, where that is of interest.  prior: as scatter, of what was known beforehand.
     """
 
     score: float
@@ -69,6 +69,7 @@ class Evidence:
     terms: tuple[float, ...]
     patches: int
     parts: tuple["Evidence", ...] = ()
+    prior: Float[Tensor, "N N"] | None = None
 
 
 def sobel(images: Float[Tensor, "*batch C H W"]) -> tuple[Tensor, Tensor]:
@@ -215,7 +216,7 @@ def _batch_score(stack: Float[Tensor, "B 2 H W"], valid: Tensor, term: Term) -> 
     usable = _usable(gram, _needed(valid, term.window))
     flat = gram.flatten(0, 1)
     if term.kind == "ssd":
-        score, _, _, norm = _patch_ssd(flat, _film_scale(flat))
+        score, _, _, norm = _patch_ssd(flat, _film_scale(gram, usable).expand(usable.shape).flatten())
     else:
         score, _, _, norm = _patch_ncc(flat)
     weight = usable * _patch_weights(norm.reshape(usable.shape) * usable)
@@ -237,10 +238,10 @@ def _needed(valid: Tensor, window: int | None) -> Tensor | float:
     return 0.5 * (window * window if window else valid.sum())
 
 
-def _film_scale(gram: Float[Tensor, "P C C"]) -> Tensor:
-    """Variance of the film over all patches, the unit of squared differences."""
-    c = _centred(gram)[:, 1, 1]
-    return (c.sum() / gram[:, 0, 0].sum().clamp_min(1.0)).clamp_min(1e-12)
+def _film_scale(gram: Float[Tensor, "*batch P C C"], usable: Bool[Tensor, "*batch P"]) -> Tensor:
+    """Variance of the film over the usable patches, the unit of squared differences; [..., 1]."""
+    within, count = _centred(gram)[..., 1, 1] * usable, gram[..., 0, 0] * usable
+    return (within.sum(-1, keepdim=True) / count.sum(-1, keepdim=True).clamp_min(1.0)).clamp_min(1e-12)
 
 
 def _evaluate_part(stack: Tensor, valid: Tensor, term: Term, robust: float) -> Evidence:
@@ -252,7 +253,9 @@ def _evaluate_part(stack: Tensor, valid: Tensor, term: Term, robust: float) -> E
             "reach them. Check the mask, the camera and the starting pose"
         )
     if term.kind == "ssd":
-        score, gradient, hessian, contrast = _patch_ssd(gram, _film_scale(gram))
+        score, gradient, hessian, contrast = _patch_ssd(
+            gram, _film_scale(gram, torch.ones_like(gram[:, 0, 0]))
+        )
     else:
         score, gradient, hessian, contrast = _patch_ncc(gram)
     weight = _patch_weights(contrast)

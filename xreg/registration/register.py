@@ -100,7 +100,7 @@ class Search:
     ) -> None:
         self.unknowns, self.views, self.settings, self.on_step = unknowns, views, settings, on_step
         self.trajectory: list[Step] = []
-        self.renders = 0
+        self.renders, self.checks = 0, 0
         self.last: Progress
 
     def targets(self, number: int, state: State) -> list[Target]:
@@ -148,7 +148,7 @@ class Search:
 
     def restart(self, state: State) -> float:
         """How far (mm at the edge) searches from beside a state end from it, at most."""
-        number, worst = max(0, len(self.settings.levels) - 2), 0.0
+        number, worst, before = max(0, len(self.settings.levels) - 2), 0.0, self.renders
         targets = self.targets(number, state)
         limits = limits_of(self.views, number, self.settings)
         see = self.looker(number, targets, prior_weight(self.last.evidence))
@@ -166,6 +166,7 @@ class Search:
             except GeometryError:
                 continue
             worst = max(worst, apart(self.unknowns, home, end, self.settings.length_scale))
+        self.renders, self.checks = before, self.renders - before
         return worst
 
 
@@ -197,6 +198,7 @@ def with_priors(evidence: Evidence, unknowns: Unknowns, state: State, weight: fl
         cost=evidence.cost + weight * cost,
         gradient=evidence.gradient + weight * gradient,
         hessian=evidence.hessian + weight * hessian,
+        prior=weight**2 * hessian,  # residuals of a prior have unit variance
     )
 
 
@@ -228,6 +230,7 @@ def _answer(search: Search, agreement: float | None, seconds: dict[str, float]) 
                 search.renders,
                 seconds,
                 verdict,
+                search.checks,
             )
         )
     cameras = tuple(unknowns.camera(last.state, v) for v in range(len(unknowns.cameras)))

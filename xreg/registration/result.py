@@ -46,8 +46,8 @@ class RegistrationResult:
     `se3.retract(world_from_body, ξ, center)`, from the normal equations at the last level and from how its
     patches disagree, scaled as simulated films ask.  center: world mm.  score: weighted mean NCC of the last
     level, -1 to 1.  accepted: whether the evidence suffices; reason: in words; verdict: what they rest on.
-    trajectory: accepted steps, the start first.  renders: images rendered, each with its Jacobian.  seconds:
-    wall time a stage.
+    trajectory: accepted steps, the start first.  renders: images rendered to find it, each with its Jacobian;
+    checks: those rendered to judge it.  seconds: wall time a stage.
     """
 
     world_from_body: Float[Tensor, "4 4"]
@@ -60,6 +60,7 @@ class RegistrationResult:
     renders: int
     seconds: dict[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
+    checks: int = 0
 
 
 @dataclass(frozen=True)

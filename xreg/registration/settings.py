@@ -50,10 +50,10 @@ class Settings:
     beam: Beam = field(default_factory=lambda: Beam("joseph"))
     length_scale: float = 100.0
     step_limit: tuple[float, float] = (8.0, 30.0)
-    accept_score: float = 0.5
+    accept_score: float = 0.25
     robust: float = 0.5
     shadow: float | None = None
-    restarts: int = 0
+    restarts: int = 2
     restart_mm: float = 6.0
 
     def __post_init__(self) -> None:

@@ -153,6 +153,11 @@ class Unknowns:
         tangent = torch.tensor([1 / length_scale] * 3 + [1.0] * 3, dtype=torch.float64)
         return torch.cat([*[tangent] * len(self.bodies), self.sigmas])
 
+    @property
+    def priors(self) -> bool:
+        """Whether something is known beforehand."""
+        return bool(self.relations or len(self.sigmas) or any(b.prior is not None for b in self.bodies))
+
     def penalty(self, state: State) -> tuple[float, Float[Tensor, " N"], Float[Tensor, "N N"]]:
         """½ the sum of squared prior residuals, in standard deviations, its gradient and matrix."""
         cost, gradient = 0.0, torch.zeros(self.count, dtype=torch.float64)

@@ -1,0 +1,141 @@
+"""Registrations that may go wrong: degraded films, far starts, several views, and films of somebody else.
+
+Shared by `calibrate.py`, which fits the trust model on some of them, and `trust.py`, which tests it on
+others.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import load_ct
+from films import bone_points, make_case, mtre, random_look, take
+from torch import Tensor
+
+import xreg
+from xreg.errors import XregError
+from xreg.geometry import Camera, se3
+from xreg.registration import Settings, register
+from xreg.registration.trust import scaled, unscaled, voxel_of
+from xreg.volume import Volume
+
+NEAR, FAR = (20.0, 10.0), (60.0, 30.0)  # mm, degrees on each axis
+SECOND_VIEW = 70.0  # degrees of primary angle from the first
+NO_TRUTH = 1e3  # mm: the error of any answer about a film of somebody else
+
+
+@dataclass
+class Trial:
+    """One registration: what kind it was, how wrong it ended, and what it said of itself."""
+
+    kind: str
+    body: str
+    seed: int
+    start_mm: float
+    error_mm: float
+    seconds: float
+    accepted: bool = False
+    probability: float = 0.0
+    score: float = -1.0
+    evidence: dict = field(default_factory=dict)
+    tangent: list = field(default_factory=list)  # of the truth about the answer, in balanced units (mm)
+    raw: list = field(default_factory=list)  # covariance by the normal equations, balanced, [6, 6]
+    voxel: float = 1.0  # mm
+    note: str = ""
+
+
+def load_bodies(chest: str | None, pelvis: str | None) -> dict[str, Volume]:
+    """The volumes: chest always, pelvis where its file is given."""
+    from common import find_ct
+
+    bodies = {"chest": load_ct(find_ct(chest))}
+    if pelvis:
+        bodies["pelvis"] = Volume.load(Path(pelvis))
+    return bodies
+
+
+def kinds_of(bodies: dict[str, Volume]) -> list[tuple[str, str]]:
+    """(kind, body) in turn, so that any number of trials is a fair mixture."""
+    kinds = []
+    for name in bodies:
+        kinds += [("near", name), ("far", name), ("near, two views", name), ("far", name)]
+        kinds += [("mirrored", name), ("two moments", name)]
+    return kinds + ([("somebody else", n) for n in bodies] if len(bodies) > 1 else [])
+
+
+def run_trial(bodies: dict[str, Volume], kind: str, body: str, seed: int, settings: Settings) -> Trial:
+    """Make the films of a seed and register them."""
+    volume = bodies[body]
+    filmed = volume if kind != "somebody else" else next(v for n, v in bodies.items() if n != body)
+    offset = FAR if kind == "far" else NEAR
+    case = make_case(filmed, 256, seed, offset, look=random_look(seed))
+    films, masks, cameras, start = [case.film], [case.mask], [case.camera], case.start
+    if kind in ("near, two views", "two moments"):
+        camera = second_view(case.camera, case.primary, filmed)
+        pose = case.truth if kind == "near, two views" else elsewhere(case.truth, filmed, seed)
+        film, mask = take(filmed, camera, pose, seed + 500_000, random_look(seed + 500_000))
+        films, masks, cameras = [case.film, film], [case.mask, mask], [case.camera, camera]
+    if kind == "mirrored":
+        films, masks = [case.film.flip(-1)], [case.mask.flip(-1)]
+    if filmed is not volume:
+        start = se3.from_translation(filmed.center - volume.center) @ start
+    points = bone_points(volume) if filmed is volume else None
+    right = points is not None and kind not in ("mirrored", "two moments")
+    before = mtre(case.start, case.truth, points) if right else NO_TRUTH
+    began = time.perf_counter()
+    try:
+        out = register(volume, films, cameras, start, mask=masks, settings=settings)
+    except XregError as error:
+        return Trial(kind, body, seed, before, NO_TRUTH, time.perf_counter() - began, note=str(error))
+    seconds = time.perf_counter() - began
+    error = mtre(out.world_from_body, case.truth, points) if right else NO_TRUTH
+    tangent, raw = balanced(out, case.truth, volume, settings.length_scale) if right else ([], [])
+    return Trial(
+        kind, body, seed, before, error, seconds, out.accepted, out.verdict.probability, out.score,
+        out.verdict.evidence, tangent, raw, voxel_of(volume),
+    )  # fmt: skip
+
+
+def elsewhere(pose: Tensor, volume: Volume, seed: int) -> Tensor:
+    """A pose 15 mm and 7° away, as if the patient had moved between two films."""
+    step = torch.randn(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    step = torch.cat([0.12 * step[:3] / step[:3].norm(), 15 * step[3:] / step[3:].norm()])
+    return se3.retract(pose, step, se3.apply(pose, volume.center[None])[0])
+
+
+def second_view(first: Camera, primary: float, volume: Volume) -> Camera:
+    """A view across the first."""
+    from films import FIELD_MM, SDD, SOD
+
+    angle = primary + (SECOND_VIEW if primary < 0 else -SECOND_VIEW)
+    size = first.size
+    return Camera.c_arm(
+        sdd=SDD, sod=SOD, primary=angle, secondary=0, size=size, spacing=FIELD_MM / size[0],
+        isocenter=volume.center,
+    )  # fmt: skip
+
+
+def balanced(out: xreg.RegistrationResult, truth: Tensor, volume: Volume, length: float) -> tuple[list, list]:
+    """The truth as a tangent about the answer, and the unscaled covariance, in mm at the anatomy's edge."""
+    motion = truth @ se3.inverse(out.world_from_body)
+    local = se3.from_translation(-out.center) @ motion @ se3.from_translation(out.center)
+    scale = torch.tensor([length] * 3 + [1.0] * 3, dtype=torch.float64)
+    xi = se3.log(local) * scale
+    voxels = torch.full((6,), voxel_of(volume), dtype=torch.float64)
+    return xi.tolist(), unscaled(out.covariance * scale[:, None] * scale, voxels).tolist()
+
+
+def nees(trial: Trial) -> float:
+    """Squared error in standard deviations, which should follow chi-squared with six degrees of freedom."""
+    voxels = torch.full((6,), trial.voxel, dtype=torch.float64)
+    covariance = scaled(torch.tensor(trial.raw, dtype=torch.float64), voxels).numpy()
+    return float(np.array(trial.tangent) @ np.linalg.solve(covariance, np.array(trial.tangent)))
+
+
+def as_dicts(trials: list[Trial]) -> list[dict]:
+    """Plain values, without the matrices."""
+    return [{k: v for k, v in asdict(t).items() if k not in ("tangent", "raw")} for t in trials]

@@ -1,0 +1,115 @@
+"""Several films of one moment, and calibrations that are a little wrong."""
+
+import numpy as np
+import pytest
+import torch
+from poses_of_body import moved, target_error
+
+import xreg
+from xreg import Camera, Rig
+from xreg.errors import RegistrationError
+from xreg.registration import Body, Settings, ViewFreedom, register_bodies
+from xreg.registration.settings import Level
+from xreg.registration.unknowns import Unknowns
+from xreg.registration.views import check_view, look, target_of
+from xreg.similarity import Term
+
+
+@pytest.fixture(scope="module")
+def rig(body) -> Rig:
+    common = {"sdd": 1000, "sod": 700, "size": (96, 104), "spacing": (3.0, 3.0), "isocenter": body.center}
+    return Rig(
+        (Camera.c_arm(primary=-40, secondary=5, **common), Camera.c_arm(primary=45, secondary=-8, **common))
+    )
+
+
+@pytest.fixture(scope="module")
+def films(body, rig, truth):
+    made = []
+    for n, camera in enumerate(rig):
+        image = xreg.drr(body, camera.resize((192, 208)), truth, integrator="siddon", storage="float")
+        image = torch.nn.functional.avg_pool2d(image[None], 2)[0]
+        made.append(1.4 * image + 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(n)))
+    return made
+
+
+def test_two_views_find_what_one_finds_less_well(body, rig, films, truth):
+    start = moved(body, (8, -7, 6), (15, -12, 14), truth)
+    both = xreg.register(body, films, rig, start)
+    alone = xreg.register(body, films[0], rig[0], start)
+    assert target_error(body, both.world_from_body, truth) < 0.3
+    assert both.accepted
+    deepest = [np.linalg.eigvalsh(out.covariance[3:, 3:].numpy())[-1] for out in (both, alone)]
+    assert deepest[0] < 0.25 * deepest[1]
+    assert both.renders % 2 == 0
+
+
+def test_a_list_of_cameras_is_as_good_as_a_rig(body, rig, films, truth):
+    start = moved(body, (2, 2, 2), (5, 5, 5), truth)
+    a = xreg.register(body, films, rig, start)
+    b = xreg.register(body, films, list(rig), start, mask=[torch.ones(96, 104)] * 2)
+    torch.testing.assert_close(a.world_from_body, b.world_from_body)
+
+
+def test_views_of_different_moments_are_told_from_their_disagreement(body, rig, films, truth):
+    good = xreg.register(body, films, rig, truth)
+    other = xreg.drr(body, rig[1], moved(body, (6, 5, -4), (9, 8, 12), truth))
+    bad = xreg.register(body, [films[0], other], rig, truth)
+    assert bad.verdict.evidence["views_apart_mm"] > 3 * good.verdict.evidence["views_apart_mm"]
+    assert bad.verdict.probability < good.verdict.probability
+
+
+@pytest.mark.parametrize("free", [{"focal": 0.02}, {"principal": 15.0}, {"pose": (1.0, 4.0)}])
+def test_the_derivative_along_a_freedom_is_that_of_the_image(body, rig, free):
+    freedom = ViewFreedom(1, **free)
+    unknowns = Unknowns([Body(body)], list(rig), [freedom])
+    level = Level(None, (Term("image", 16, kind="ssd"),))
+    settings = Settings(robust=1e6)
+    targets = [
+        target_of(check_view(xreg.drr(body, c, moved(body, (2, 1, 1), (3, 2, 1))), None, c), level)
+        for c in rig
+    ]
+    evidence = look(targets, unknowns, unknowns.start, level, settings)
+    for k in range(len(freedom.sigmas)):
+        step = torch.zeros(unknowns.count, dtype=torch.float64)
+        step[6 + k] = 0.02 * freedom.sigmas[k]
+        ends = [
+            look(targets, unknowns, unknowns.moved(unknowns.start, s * step), level, settings).cost
+            for s in (1, -1)
+        ]
+        slope = (ends[0] - ends[1]) / (2 * float(step[6 + k]))
+        scale = float(evidence.gradient[6:].abs().max())
+        assert slope == pytest.approx(float(evidence.gradient[6 + k]), rel=0.05, abs=0.03 * scale)
+
+
+def test_a_wrong_calibration_is_found_where_it_is_free(body, rig, films, truth):
+    freedom = ViewFreedom(1, focal=0.02, principal=10.0)
+    wrong = freedom.camera(rig[1], torch.tensor([0.015, 5.0, -4.0], dtype=torch.float64))
+    start = moved(body, (3, -2, 2), (5, -4, 6), truth)
+    errors = []
+    for freedoms in ((), (freedom,)):
+        out = register_bodies([Body(body, start)], films, [rig[0], wrong], freedoms=freedoms)
+        errors.append(target_error(body, out.bodies[0].world_from_body, truth))
+    assert errors[1] < 0.5
+    assert errors[1] < 0.3 * errors[0]
+    torch.testing.assert_close(out.cameras[1].K, rig[1].K, rtol=0, atol=2.0)
+    assert out.covariance.shape == (9, 9)
+
+
+class TestBadViews:
+    def test_too_few_cameras(self, body, rig, films):
+        with pytest.raises(RegistrationError, match="as many films, cameras and masks, got 2, 1 and 2"):
+            xreg.register(body, films, rig[0])
+
+    def test_one_film_of_a_rig(self, body, rig, films):
+        with pytest.raises(RegistrationError, match="several films as a list"):
+            xreg.register(body, films[0], rig)
+
+    def test_no_camera_at_all(self, body, films):
+        with pytest.raises(RegistrationError, match="needs a camera"):
+            xreg.register(body, films)
+
+    @pytest.mark.parametrize("freedom", [ViewFreedom(2, focal=0.1), ViewFreedom(0)])
+    def test_a_freedom_of_nothing(self, body, rig, films, freedom):
+        with pytest.raises(RegistrationError, match="does not name"):
+            register_bodies([Body(body)], films, rig, freedoms=[freedom])
