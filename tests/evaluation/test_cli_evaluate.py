@@ -1,0 +1,102 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from evaluation_files import write_manifest
+
+from xreg import registration
+from xreg.cli import main
+from xreg.evaluation import read_trials
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["evaluate", *map(str, words)])
+
+
+@pytest.fixture
+def two_cases(cases):
+    """A manifest of two of the cases, from one start each."""
+    data = json.loads(cases.read_text())
+    data["defaults"]["starts"] = {"random": {"mm": 5, "degrees": 2}}
+    return write_manifest(cases.parent / "two_cases.json", data["cases"][:2], data["defaults"])
+
+
+def test_cases_are_registered_and_reported(two_cases, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'xreg[evaluate]'")
+    out = tmp_path / "a" / "out"
+    result = run(two_cases, "-o", out, "--require", "gross_failure<=0", "--within", 5)
+    assert result.exit_code == 0, result.output
+    assert "gross_failure<=0: held" in result.stdout
+    assert "success" in result.stdout
+    assert "2/2, view 1: mTRE" in result.stderr
+    names = ["report.json", "report.md", "report.png", "trials.jsonl"]
+    assert sorted(f.name for f in out.iterdir()) == names
+    again = run(two_cases, "-o", out, "--json", "--no-plots", "--within", 5)
+    answer = json.loads(again.stdout)
+    assert answer["status"] == "done"
+    assert answer["methods"]["refine"]["trials"] == 2
+    assert answer["methods"]["refine"]["mtre_median_mm"] < 5
+    assert len(read_trials(out / "trials.jsonl")) == 2
+
+
+def test_a_gate_that_does_not_hold_is_exit_code_3(two_cases, tmp_path):
+    words = [two_cases, "-o", tmp_path, "--no-plots", "--require", "mtre_median_mm<0"]
+    result = run(*words)
+    assert result.exit_code == 3, result.output
+    assert "mtre_median_mm<0: FAILED" in result.stdout
+    answer = json.loads(run(*words, "--json").stdout)
+    assert answer["status"] == "rejected"
+    assert answer["gates"] == {"mtre_median_mm<0": False}
+
+
+def test_methods_are_compared(two_cases, tmp_path, monkeypatch):
+    """Both by stand-ins: a search takes minutes, and which one is called is what counts here."""
+    monkeypatch.setattr(registration, "register", lambda volume, film, camera, init: init)
+    monkeypatch.setattr(registration, "register_anywhere", lambda volume, film, camera, init: torch.eye(4))
+    result = run(
+        two_cases, "-o", tmp_path, "--method", "refine", "--method", "search", "--jobs", 2, "--no-plots"
+    )
+    assert result.exit_code == 0, result.output
+    records = read_trials(tmp_path / "trials.jsonl")
+    assert {r["method"] for r in records} == {"refine", "search"}
+    assert all((r["pose"] == torch.eye(4).tolist()) == (r["method"] == "search") for r in records)
+    assert "refine 2, search 2" in result.stdout
+
+
+def test_a_run_without_any_answer_has_failed(two_cases, tmp_path, monkeypatch):
+    def broken(volume, film, camera, init):
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr(registration, "register", broken)
+    result = run(two_cases, "-o", tmp_path, "--no-plots")
+    assert result.exit_code == 1
+    assert "none of 2 trials gave a pose; the first: ZeroDivisionError: no luck" in result.stderr
+    monkeypatch.setattr(registration, "register", lambda volume, film, camera, init: init)
+    assert run(two_cases, "-o", tmp_path, "--no-plots").exit_code == 1, "failures are results too"
+    assert run(two_cases, "-o", tmp_path, "--no-plots", "--retry").exit_code == 0
+
+
+def test_a_wrong_manifest_is_exit_code_1_and_writes_nothing(tmp_path):
+    path = write_manifest(tmp_path / "m.json", [{"name": "a"}])
+    result = run(path, "-o", tmp_path / "out", "--no-plots")
+    assert result.exit_code == 1
+    assert f"error: {path}: the field cases[0].ct is missing" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--require", "speed>1"],
+        ["--require", "search.success>0.5"],
+        ["--method", "guess"],
+        ["--jobs", "0"],
+        ["--within", "20"],
+    ],
+)
+def test_wrong_words_are_exit_code_2(words, two_cases, tmp_path):
+    result = run(two_cases, "-o", tmp_path / "out", *words)
+    assert result.exit_code == 2, result.output
+    assert "Usage:" in result.stderr
+    assert not (tmp_path / "out").exists()
