@@ -11,7 +11,7 @@ from xreg.errors import RegistrationError
 from xreg.registration import Body, Settings, ViewFreedom, register_bodies
 from xreg.registration.settings import Level
 from xreg.registration.unknowns import Unknowns
-from xreg.registration.views import check_view, look, target_of
+from xreg.registration.views import check_view, in_shadow, look, target_of
 from xreg.similarity import Term
 
 
@@ -113,3 +113,19 @@ class TestBadViews:
     def test_a_freedom_of_nothing(self, body, rig, films, freedom):
         with pytest.raises(RegistrationError, match="does not name"):
             register_bodies([Body(body)], films, rig, freedoms=[freedom])
+
+
+def test_only_the_shadow_of_the_body_is_looked_at(body, camera, film, truth):
+    """What lies beside the body in the film neither counts nor costs."""
+    wide = camera.pad(100, 100, 100, 100)
+    spoiled = torch.nn.functional.pad(film, (100, 100, 100, 100), value=0.3)
+    spoiled[:90] = torch.rand(spoiled[:90].shape, generator=torch.Generator().manual_seed(0)) * 9
+    start = moved(body, (2, -2, 2), (4, 3, -5), truth)
+    settings = Settings(levels=(Level(128, iterations=12), Level(None)), shadow=10.0)
+    out = xreg.register(body, spoiled, wide, start, settings=settings)
+    assert target_error(body, out.world_from_body, truth) < 1.0
+    unknowns = Unknowns([Body(body, start)], [wide])
+    target = target_of(check_view(spoiled, None, wide), settings.levels[0])
+    small = in_shadow(target, unknowns, unknowns.start, 0, 10.0, settings)
+    assert small.film.numel() < 0.5 * target.film.numel()
+    assert small.fine(wide).size == tuple(small.pool * s for s in small.film.shape)

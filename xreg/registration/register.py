@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xreg.errors import GeometryError
 from xreg.geometry import se3
@@ -17,7 +18,7 @@ from xreg.registration.result import BodiesResult, RegistrationResult, Step
 from xreg.registration.settings import Settings
 from xreg.registration.trust import spread_of, verdict_of
 from xreg.registration.unknowns import Body, RelativePrior, State, Unknowns, ViewFreedom
-from xreg.registration.views import Target, View, check_views, in_shadow, look, target_of
+from xreg.registration.views import Target, View, binning, check_views, in_shadow, look, pixel_at, target_of
 from xreg.renderer import require_in_beam
 from xreg.similarity import Evidence
 from xreg.volume import Volume
@@ -142,7 +143,11 @@ class Search:
         note(Progress(state, first, 1))
         see = self.looker(number, targets, weight)
         self.last = refine(
-            see, (state, first), self.unknowns, limits_of(self.views, number, self.settings), note
+            see,
+            (state, first),
+            self.unknowns,
+            limits_of(self.views, self.unknowns.center(state, 0), number, self.settings),
+            note,
         )
         return self.last.state
 
@@ -150,7 +155,7 @@ class Search:
         """How far (mm at the edge) searches from beside a state end from it, at most."""
         number, worst, before = max(0, len(self.settings.levels) - 2), 0.0, self.renders
         targets = self.targets(number, state)
-        limits = limits_of(self.views, number, self.settings)
+        limits = limits_of(self.views, self.unknowns.center(state, 0), number, self.settings)
         see = self.looker(number, targets, prior_weight(self.last.evidence))
         home = refine(see, (state, see(state)), self.unknowns, limits, lambda _: None).state
         balance = self.unknowns.balance(self.settings.length_scale)
@@ -202,11 +207,10 @@ def with_priors(evidence: Evidence, unknowns: Unknowns, state: State, weight: fl
     )
 
 
-def limits_of(views: Sequence[View], number: int, settings: Settings) -> Limits:
-    """When a level ends."""
+def limits_of(views: Sequence[View], center: Tensor, number: int, settings: Settings) -> Limits:
+    """When a level ends; center: where the first body is, world mm."""
     level = settings.levels[number]
-    camera, n = views[0].camera, target_of(views[0], level).n
-    pixel = float(camera.spacing.mean()) * n if camera.sdd is not None else 1.0
+    pixel = pixel_at(views[0].camera, center) * binning(views[0], level)
     turn, move = settings.step_limit
     return Limits(level.iterations, level.tolerance * pixel, math.radians(turn), move, settings.length_scale)
 

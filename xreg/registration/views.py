@@ -37,18 +37,18 @@ class Target:
     """A view at one level: binned pixels, and how a camera is made to fit them.
 
     Renders are made `n / pool` times coarser than the film and averaged by `pool`, so that coarse pixels
-    are areas.
+    are areas.  cut: the part of the film that is looked at, (top, left, height, width) in its own pixels.
     """
 
     film: Float[Tensor, "H W"]
     mask: Bool[Tensor, "H W"]
-    cut: tuple[int, int]
+    cut: tuple[int, int, int, int]
     n: int
     pool: int
 
     def fine(self, camera: Camera) -> Camera:
         """The camera of the renders."""
-        return camera.crop(0, 0, *self.cut).bin(self.n // self.pool)
+        return camera.crop(*self.cut).bin(self.n // self.pool)
 
     def average(self, images: Float[Tensor, "C H W"]) -> Float[Tensor, "C h w"]:
         """Renders brought to the film's pixels."""
@@ -99,30 +99,66 @@ def check_views(film: Any, mask: Any, camera: Any) -> list[View]:
     return [check_view(f, m, c) for f, m, c in zip(film, masks, cameras, strict=True)]
 
 
+def pixel_at(camera: Camera, point: Float[Tensor, " 3"]) -> float:
+    """How many mm at a world point a pixel of a view covers."""
+    depth = (
+        1.0
+        if camera.parallel
+        else float((camera.camera_from_world @ torch.cat([point, point.new_ones(1)]))[2])
+    )
+    return abs(depth) / float(camera.focal.mean())
+
+
+def binning(view: View, level: Level) -> int:
+    """How many pixels of the film a level takes as one, along each axis."""
+    return 1 if level.pixels is None else max(1, math.ceil(max(view.camera.size) / level.pixels))
+
+
 def target_of(view: View, level: Level) -> Target:
     """The view binned to a level's resolution."""
-    longest = max(view.camera.size)
-    n = 1 if level.pixels is None else max(1, math.ceil(longest / level.pixels))
+    n = binning(view, level)
     pool = 2 if n % 2 == 0 and n >= 4 else 1
     height, width = (s // n * n for s in view.camera.size)
     film, mask = view.film[:height, :width], view.mask[:height, :width]
     small = F.avg_pool2d(film[None], n)[0]
     valid = F.avg_pool2d(mask.float()[None], n)[0] > 0.999
-    return Target(small, valid, (height, width), n, pool)
+    return Target(small, valid, (0, 0, height, width), n, pool)
 
 
 def in_shadow(
     target: Target, unknowns: Unknowns, state: State, view: int, margin: float, settings: Settings
 ) -> Target:
-    """The target with only those pixels that lie within margin (mm at the body) of a body's shadow."""
+    """The part of a target that lies within margin (mm at the body) of a body's shadow."""
     camera = target.fine(unknowns.camera(state, view))
     image = sum(_image(body.volume, camera, pose, settings)
                 for body, pose in zip(unknowns.bodies, state.poses, strict=True))  # fmt: skip
     image = target.average(image[None])[0].cpu()
-    pixel = float(camera.spacing.mean()) * target.pool if camera.sdd is not None else 1.0
+    pixel = pixel_at(camera, unknowns.center(state, 0)) * target.pool
     reach = max(1, round(margin / pixel))
     shadow = F.max_pool2d((image > FOOTPRINT * image.max()).float()[None], 2 * reach + 1, 1, reach)[0] > 0.5
-    return replace(target, mask=target.mask & shadow)
+    return _cropped(replace(target, mask=target.mask & shadow))
+
+
+def _cropped(target: Target) -> Target:
+    """The target cut to where its mask is true: a bone in a large film need not cost as much as the film."""
+    if not bool(target.mask.any()):
+        return target
+    rows, columns = (target.mask.any(axis).nonzero().flatten() for axis in (1, 0))
+    (top, bottom), (left, right) = (
+        _with_border(at, n) for at, n in zip((rows, columns), target.mask.shape, strict=True)
+    )
+    part, n = (slice(top, bottom), slice(left, right)), target.n
+    return replace(
+        target,
+        film=target.film[part],
+        mask=target.mask[part],
+        cut=(target.cut[0] + top * n, target.cut[1] + left * n, (bottom - top) * n, (right - left) * n),
+    )
+
+
+def _with_border(at: Tensor, size: int) -> tuple[int, int]:
+    """From the first to the last of some indices, with a pixel around for the Sobel kernel."""
+    return max(int(at[0]) - 1, 0), min(int(at[-1]) + 2, size)
 
 
 def _image(volume: Volume, camera: Camera, pose: Tensor, settings: Settings) -> Tensor:
