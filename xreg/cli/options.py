@@ -104,10 +104,34 @@ def c_arm_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _with(_VIEW, function)
 
 
+def views_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that give one view or several: camera files or a rig, or a C-arm in DICOM's words."""
+    camera = "Camera: JSON of xreg, or of another tool (see convert). Once a film, or one rig of them all."
+    words = _with([name for name in _VIEW if name != "camera"], function)
+    return shared("camera", camera, multiple=True)(words)
+
+
 def _with(names: Iterable[str], function: Callable[..., Any]) -> Callable[..., Any]:
     for name in reversed(list(names)):
         function = shared(name)(function)
     return function
+
+
+def per_film(values: tuple[Any, ...], count: int, flag: str, *, spread: bool = False) -> list[Any]:
+    """One value a film of an option that may be repeated: None where it was left out.
+
+    spread: one value may stand for all films.  UsageError where there are neither none nor one a film.
+    """
+    if not values:
+        return [None] * count
+    if len(values) == 1 and spread:
+        return list(values) * count
+    if len(values) != count:
+        films = "1 film" if count == 1 else f"{count} films"
+        raise click.UsageError(
+            f"{flag} was given {len(values)} times for {films}; give it once a film, in their order."
+        )
+    return list(values)
 
 
 def split(known: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,6 +156,21 @@ def load_ct(path: Path, ct: Mapping[str, Any]) -> Volume:
     )
 
 
+def check_views(view: Mapping[str, Any], count: int) -> None:
+    """UsageError where the options of ``views_options`` cannot be those of so many films."""
+    given = check_one_view(view)
+    if "size" in given:
+        raise click.UsageError("--size is for drr; the film has a size of its own.")
+    if len(view["camera"]) > 1 or count == 1:
+        per_film(view["camera"], count, "--camera")
+    wrong = [name for name in given if name != "isocenter"]
+    if count > 1 and wrong:
+        raise click.UsageError(
+            f"{_flags(wrong)} describes one view, and there are {count} films: give --camera once a film, or "
+            "one rig. DICOM films may bring their own views."
+        )
+
+
 def check_view(view: Mapping[str, Any]) -> None:
     """UsageError where the options of ``c_arm_options`` give no view, or two."""
     given = check_one_view(view)
@@ -143,7 +182,7 @@ def check_view(view: Mapping[str, Any]) -> None:
 def check_one_view(view: Mapping[str, Any]) -> list[str]:
     """The words of a C-arm that were given; UsageError where there is a camera beside them."""
     given = [name for name in (*C_ARM_WORDS, "isocenter") if view.get(name) is not None]
-    if view.get("camera") is not None and given:
+    if view.get("camera") and given:
         raise click.UsageError(f"--camera says all about the view; leave out {_flags(given)}.")
     return given
 
@@ -178,6 +217,27 @@ def read_camera(path: Path) -> Camera:
             raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
         return camera
     return load_camera(path)
+
+
+def read_cameras(paths: tuple[Path, ...], count: int) -> list[Camera | None]:
+    """A camera a film, from as many files or from one rig; None each where no file was given."""
+    from xreg.errors import FileError
+    from xreg.io import load_rig, read_json
+
+    if not paths:
+        return [None] * count
+    data = read_json(paths[0], "a camera or a rig (JSON)") if len(paths) == 1 else None
+    if not isinstance(data, dict) or not str(data.get("schema", "")).startswith("xreg.rig/"):
+        if len(paths) != count:
+            raise FileError(
+                f"{paths[0]}: is one camera, and there are {count} films; give --camera once a film, or a "
+                'rig (JSON of schema "xreg.rig/1")'
+            )
+        return [read_camera(path) for path in paths]
+    rig = load_rig(paths[0])
+    if len(rig) != count:
+        raise FileError(f"{paths[0]}: is a rig of {len(rig)} cameras, and there are {count} films")
+    return list(rig)
 
 
 def read_pose(path: Path) -> Tensor:

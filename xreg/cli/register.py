@@ -1,4 +1,4 @@
-"""`xreg register`: finds the pose of a CT in a radiograph."""
+"""`xreg register`: finds the pose of a CT in one radiograph or several."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from xreg.cli.options import (
     C_ARM_WORDS,
     CT_NAMES,
     PATH,
-    c_arm_options,
     check_folder,
-    check_one_view,
+    check_views,
     ct_options,
     ct_text,
     load_ct,
-    read_camera,
-    read_pose,
+    per_film,
+    read_cameras,
     shared,
     split,
     view_text,
+    views_options,
 )
-from xreg.cli.terminal import Clock, Tell, Terminal
+from xreg.cli.starts import Start, check_start, find_start, solve, start_options, teller
+from xreg.cli.terminal import Clock, Tell, Terminal, short
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from xreg.geometry import Camera
@@ -36,16 +39,36 @@ if TYPE_CHECKING:
     from xreg.volume import Volume
 
 _NEGATIVE = -0.3  # score at the start below which a film is the negative of what is rendered
+_STARTS = """\b
+Kinds of start (one of them):
+  (none)                     where the CT's header puts it, if right to about 20 mm and 10 degrees
+  --init POSE                a pose that is as near; repeated, the best answer is kept
+  --landmarks P --pixels Q   the same points in the CT and in the film, some may be wrong
+  --search                   nothing is known: looks through a box, for up to a minute
+
+\b
+What -o OUT holds afterwards:
+  pose.json    world_from_body, covariance, score, verdict     pose.tfm  for 3D Slicer
+  overlay.png  before and after (overlay_1.png, ... a film)    result.json  all that --json prints
+  rig.json     the cameras, where there are several films
+
+Exit codes: 0 accepted, 1 failed, 2 wrong usage, 3 found but rejected."""
 
 
-@verb("register", "Find the pose of a CT in a radiograph.")
+@verb("register", "Find the pose of a CT in one radiograph or several.", epilog=_STARTS)
 @click.argument("ct", type=PATH)
-@click.argument("film", type=PATH)
-@shared("output", "Folder for pose.json, pose.tfm, overlay.png, result.json.", required=True)
+@click.argument("film", type=PATH, nargs=-1, required=True)
+@shared("output", "Folder for the results; see below.", required=True)
+@start_options
 @click.option(
-    "--init", type=PATH, help="Pose to start from (JSON or .tfm).  [default: as the CT's header says]"
+    "--restarts",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Searches from beside the answer that shall confirm it: a surer verdict, for more time.",
 )
-@c_arm_options
+@views_options
 @click.option(
     "--intensity",
     type=click.Choice(["auto", "linear", "log", "line_integral"]),
@@ -61,64 +84,96 @@ _NEGATIVE = -0.3  # score at the start below which a film is the negative of wha
     help="1: brighter is more beam.",
 )
 @click.option(
-    "--film-mask", type=PATH, help="Image that is not zero where FILM is valid.  [default: from the film]"
+    "--film-mask",
+    type=PATH,
+    multiple=True,
+    help="Image that is not zero where FILM is valid. Once a film.  [default: from the film]",
 )
-@shared("frame", "Frame of FILM, from 0.")
+@shared("frame", "Frame of FILM, from 0; once for all, or once a film.", multiple=True, default=(0,))
 @ct_options
-def command(terminal: Terminal, ct: Path, film: Path, output: Path, **options: Any) -> dict[str, Any]:
-    """Find where the anatomy of CT is in the radiograph FILM, starting from a rough pose.
+def command(
+    terminal: Terminal, ct: Path, film: tuple[Path, ...], output: Path, **options: Any
+) -> dict[str, Any]:
+    """Find where the anatomy of CT is in the radiograph FILM, or in several of one moment.
 
     \b
         xreg register ct.nii.gz film.tif --camera cam.json --init pose.json -o out/
+        xreg register ct.nii.gz film.png --sdd 1020 --sod 850 --spacing 0.4 0.4 --search -o out/
+        xreg register ct.nii.gz film.dcm --landmarks pts.mrk.json --pixels px.csv -o out/
+        xreg register ct.nii.gz ap.dcm lat.dcm --camera rig.json --restarts 3 -o out/
 
-    FILM is DICOM, PNG, TIFF or NPY. A DICOM film may bring its own view; C-arm words given here win over its
-    header. The pose is world_from_body in RAS mm: it moves the CT, as its header places it, to where the film
-    shows it. pose.tfm holds the same for 3D Slicer. Exit code 3 says that the result was rejected: read why,
-    and do not use the pose.
+    FILM is DICOM, PNG, TIFF or NPY. Its view comes from --camera, from C-arm words (--sdd to --mirrored), or
+    from its own DICOM header; words win over the header. The pose is world_from_body in RAS mm: it moves the
+    CT, as its header places it, to where the film shows it. Exit code 3 says that the result was rejected:
+    read why, and do not use the pose.
     """
     known, options = split(options, CT_NAMES)
-    check_one_view(options)
-    if options["size"] is not None:
-        raise click.UsageError("--size is for drr; the film has a size of its own.")
+    check_views(options, len(film))
+    check_start(options, len(film))
+    options["film_mask"] = per_film(options["film_mask"], len(film), "--film-mask")
+    options["frame"] = per_film(options["frame"], len(film), "--frame", spread=True)
     check_folder(output)
     clock = Clock()
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
-        radiograph = _read_film(film, volume, options)
-        start = None if options["init"] is None else read_pose(options["init"])
+        films = _read_films(film, volume, options)
+        start = find_start(options, films, terminal)
     with terminal.working("registering") as tell, clock.part("register"):
-        found = run(volume, radiograph, start, tell)
+        found = solve(volume, films, start, options, tell)
     made = {
         "method": "xreg register",
         "ct": str(ct),
-        "film": str(film),
-        "init": options["init"] and str(options["init"]),
+        "film": _one_or_all([str(path) for path in film]),
+        "init": _one_or_all([str(path) for path in options["init"]]),
+        "start": {"kind": start.kind, **start.facts},
     }
-    result = _result(found, radiograph, made, clock)
+    result = _result(found, films, made, clock)
     with terminal.working("drawing"), clock.part("picture"):
-        picture = _picture(volume, radiograph, found)
-    _write(output, found, radiograph.camera, made, picture, result)
-    lines = [("CT", ct_text(volume, ct)), ("film", _film_text(film, radiograph))]
-    terminal.lines([*lines, ("view", view_text(radiograph.camera)), *_found_lines(found, result)])
+        pictures = [_picture(volume, radiograph, found) for radiograph in films]
+    _write(output, found, films, made, pictures, result)
+    terminal.lines(
+        [("CT", ct_text(volume, ct)), *_view_lines(film, films), *_found_lines(found, start, result)]
+    )
     return result
 
 
-def _read_film(path: Path, volume: Volume, options: dict[str, Any]) -> Radiograph:
-    """The film with its camera: of --camera, of the C-arm words, or of its header."""
+def _one_or_all(values: list[str]) -> str | list[str] | None:
+    return values if len(values) > 1 else next(iter(values), None)
+
+
+def _read_films(paths: Sequence[Path], volume: Volume, options: dict[str, Any]) -> list[Radiograph]:
+    """The films with their cameras: of --camera, of the C-arm words, or of their headers."""
+    cameras = read_cameras(options["camera"], len(paths))
+    films = zip(paths, cameras, options["film_mask"], options["frame"], strict=True)
+    return [
+        _read_film(path, volume, options, camera, mask=mask, frame=frame)
+        for path, camera, mask, frame in films
+    ]
+
+
+def _read_film(
+    path: Path,
+    volume: Volume,
+    options: dict[str, Any],
+    camera: Camera | None,
+    *,
+    mask: Path | None,
+    frame: int,
+) -> Radiograph:
     from xreg.errors import ImageError
     from xreg.io import load_radiograph
 
     words = {name: options[name] for name in C_ARM_WORDS if name != "size" and options[name] is not None}
-    if options["camera"] is not None:
-        words = {"camera": read_camera(options["camera"])}
+    if camera is not None:
+        words = {"camera": camera}
     else:
         words["isocenter"] = options["isocenter"] or tuple(volume.center.tolist())
     radiograph = load_radiograph(
         path,
-        frame=options["frame"],
+        frame=frame,
         intensity=options["intensity"],
         sign="auto" if options["sign"] == "auto" else int(options["sign"]),
-        mask="auto" if options["film_mask"] is None else options["film_mask"],
+        mask="auto" if mask is None else mask,
         **words,
     )
     if radiograph.camera is None:
@@ -129,13 +184,10 @@ def _read_film(path: Path, volume: Volume, options: dict[str, Any]) -> Radiograp
 
 
 def run(volume: Volume, film: Radiograph, start: Tensor | None, tell: Tell) -> RegistrationResult:
-    """Register, and tell each step that was taken."""
+    """Register one film from one start, and tell each step that was taken."""
     from xreg.registration import register
 
-    def on_step(step: Any) -> None:
-        tell(f"binned {step.bin}×, {step.renders} renders, score {step.score:.3f}", key=step.level)
-
-    return register(volume, film, film.camera, start, on_step=on_step)
+    return register(volume, film, film.camera, start, on_step=teller(tell))
 
 
 def _picture(volume: Volume, film: Radiograph, found: RegistrationResult) -> Any:
@@ -160,8 +212,10 @@ def deviations(found: RegistrationResult) -> dict[str, list[float]]:
     return {"degrees": [math.degrees(v) for v in spread[:3].tolist()], "mm": spread[3:].tolist()}
 
 
-def save_result_pose(folder: Path, found: RegistrationResult, camera: Camera, made: dict[str, Any]) -> None:
-    """Write the pose of a registration as pose.json and pose.tfm."""
+def save_result_pose(
+    folder: Path, found: RegistrationResult, camera: Camera | None, made: dict[str, Any]
+) -> None:
+    """Write the pose of a registration as pose.json and pose.tfm; camera: None for several views."""
     from xreg import __version__
     from xreg.io import PoseRecord, save_pose, save_tfm
 
@@ -173,17 +227,19 @@ def save_result_pose(folder: Path, found: RegistrationResult, camera: Camera, ma
         score=found.score,
         accepted=found.accepted,
         reason=found.reason,
-        provenance={**made, "xreg": __version__, "renders": found.renders},
+        provenance={**made, "xreg": __version__, "renders": found.renders, "verdict": _verdict(found)},
     )
     save_pose(folder / "pose.json", record)
     save_tfm(folder / "pose.tfm", found.world_from_body)
 
 
 def _result(
-    found: RegistrationResult, film: Radiograph, made: dict[str, Any], clock: Clock
+    found: RegistrationResult, films: Sequence[Radiograph], made: dict[str, Any], clock: Clock
 ) -> dict[str, Any]:
     from xreg.ops.registry import backend
 
+    cameras = [film.camera.to_dict() for film in films]
+    valid = [float(film.mask.float().mean()) for film in films]
     return {
         "status": "done" if found.accepted else "rejected",
         **made,
@@ -194,13 +250,29 @@ def _result(
         "score": found.score,
         "accepted": found.accepted,
         "reason": found.reason,
+        "verdict": _verdict(found),
         "renders": found.renders,
         "steps": len(found.trajectory),
         "hint": _hint(found),
-        "valid": float(film.mask.float().mean()),
-        "camera": film.camera.to_dict(),
+        **(
+            {"valid": valid[0], "camera": cameras[0]}
+            if len(films) == 1
+            else {"valid": valid, "cameras": cameras}
+        ),
         "backend": backend(),
         "seconds": {**clock.parts, "stages": dict(found.seconds)},
+    }
+
+
+def _verdict(found: RegistrationResult) -> dict[str, Any] | None:
+    """What the acceptance rests on: a probability, of being within how much, and what was measured."""
+    if found.verdict is None:
+        return None
+    return {
+        "accepted": found.accepted,
+        "probability": found.verdict.probability,
+        "tolerance_mm": found.verdict.tolerance_mm,
+        "evidence": dict(found.verdict.evidence),
     }
 
 
@@ -212,17 +284,37 @@ def _hint(found: RegistrationResult) -> str | None:
 
 
 def _write(
-    output: Path, found: Any, camera: Camera, made: dict[str, Any], picture: Any, result: dict[str, Any]
+    output: Path,
+    found: RegistrationResult,
+    films: Sequence[Radiograph],
+    made: dict[str, Any],
+    pictures: Sequence[Any],
+    result: dict[str, Any],
 ) -> None:
     from xreg import __version__
-    from xreg.io import write_json
+    from xreg.geometry import Rig
+    from xreg.io import save_rig, write_json
     from xreg.pictures import save_picture
 
     output.mkdir(parents=True, exist_ok=True)
-    save_result_pose(output, found, camera, made)
-    save_picture(output / "overlay.png", picture)
+    one = len(films) == 1
+    names = ["overlay.png"] if one else [f"overlay_{n + 1}.png" for n in range(len(films))]
+    save_result_pose(output, found, films[0].camera if one else None, made)
+    if not one:
+        save_rig(output / "rig.json", Rig(tuple(film.camera for film in films)))
+    for name, picture in zip(names, pictures, strict=True):
+        save_picture(output / name, picture)
     write_json(output / "result.json", {"schema": "xreg.result/1", "xreg": __version__, **result})
-    result["files"] = [str(output / name) for name in ("pose.json", "pose.tfm", "overlay.png", "result.json")]
+    files = ["pose.json", "pose.tfm", *([] if one else ["rig.json"]), *names, "result.json"]
+    result["files"] = [str(output / name) for name in files]
+
+
+def _view_lines(paths: Sequence[Path], films: Sequence[Radiograph]) -> list[tuple[str, str]]:
+    lines = []
+    for n, (path, film) in enumerate(zip(paths, films, strict=True)):
+        number = f" {n + 1}" if len(films) > 1 else ""
+        lines += [(f"film{number}", _film_text(path, film)), (f"view{number}", view_text(film.camera))]
+    return lines
 
 
 def _film_text(path: Path, film: Radiograph) -> str:
@@ -231,7 +323,7 @@ def _film_text(path: Path, film: Radiograph) -> str:
     return f"{path}: {height}×{width} px, {valid:.0f} % in the beam, {film.relationship} {film.sign:+d}"
 
 
-def _found_lines(found: RegistrationResult, result: dict[str, Any]) -> list[tuple[str, str]]:
+def _found_lines(found: RegistrationResult, start: Start, result: dict[str, Any]) -> list[tuple[str, str]]:
     import torch
 
     from xreg.geometry import se3
@@ -247,10 +339,24 @@ def _found_lines(found: RegistrationResult, result: dict[str, Any]) -> list[tupl
     seconds = result["seconds"]["register"]
     hint = [("hint", result["hint"])] if result["hint"] else []
     return [
+        ("start", start.text),
         ("pose", f"turned {math.degrees(float(turn)):.2f}°, centre moved by {moved} mm (R, A, S)"),
         ("±", f"{deviation} (one standard deviation, about and along R, A, S)"),
         ("verdict", f"{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"),
+        *_evidence_lines(result["verdict"]),
         *hint,
         ("time", f"{seconds:.2f} s for {found.renders} renders ({result['backend']})"),
         ("files", ", ".join(result["files"])),
+    ]
+
+
+def _evidence_lines(verdict: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if verdict is None:
+        return []
+    chance, within = verdict["probability"], verdict["tolerance_mm"]
+    share = "over 99 %" if chance > 0.99 else "under 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+    measured = ", ".join(f"{name} {short(value)}" for name, value in verdict["evidence"].items())
+    return [
+        ("trust", f"{share} that the pose is within {within:g} mm (mean over the anatomy)"),
+        ("evidence", measured),
     ]

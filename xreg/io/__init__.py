@@ -1,4 +1,4 @@
-"""Reading and writing: CT volumes, label maps, radiographs, poses, cameras.
+"""Reading and writing: CT volumes, label maps, radiographs, poses, cameras, landmarks.
 
 Names are resolved when they are first used, so that ``import xreg.io`` loads none of the file libraries.
 """
@@ -36,6 +36,13 @@ _HOMES = {
     "save_camera": "poses",
     "load_rig": "poses",
     "save_rig": "poses",
+    "Landmarks": "landmarks",
+    "PixelLandmarks": "landmarks",
+    "MatchedLandmarks": "landmarks",
+    "load_landmarks": "landmarks",
+    "save_landmarks": "landmarks",
+    "load_pixels": "landmarks",
+    "match_landmarks": "landmarks",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,5 +1,6 @@
 """Where is the anatomy: 2D/3D registration by second-order refinement of poses."""
 
+from xreg.registration.landmarks import LandmarkPose, pose_from_landmarks
 from xreg.registration.register import register, register_bodies
 from xreg.registration.result import BodiesResult, RegistrationResult, Step, Verdict
 from xreg.registration.search import SearchBox, SearchSettings, locate, register_anywhere, register_best
@@ -11,6 +12,7 @@ __all__ = [
     "BodiesResult",
     "Body",
     "Frame",
+    "LandmarkPose",
     "Level",
     "RegistrationResult",
     "RelativePrior",
@@ -22,6 +24,7 @@ __all__ = [
     "Verdict",
     "ViewFreedom",
     "locate",
+    "pose_from_landmarks",
     "register",
     "register_anywhere",
     "register_best",

@@ -16,6 +16,7 @@ from xreg.geometry import Camera, se3
 NEAREST = 1.0  # mm before the source: a point that is nearer has no image
 _DAMPING = (1e-3, 1e-9, 1e6)  # at the start, least, most
 _GROW, _SHRINK = 8.0, 0.2
+_STILL = 1e-9  # rad, mm: a step that moves nothing
 _FLOOR = 1e-9  # of the largest entry of the diagonal: directions that nothing determines stay where they are
 
 
@@ -132,10 +133,10 @@ def minimise(
         better = value < cost
         poses = torch.where(better[..., None, None], trial, poses)
         here = torch.where(better[..., None, None], there, here)
-        settled = bool((cost - value <= 1e-14 * value)[better].all()) and bool(better.any())
+        settled = (better & (cost - value <= 1e-12 * value)) | (step.abs().amax(-1) < _STILL)
         cost = torch.where(better, value, cost)
         damping = (damping * torch.where(better, _SHRINK, _GROW)).clamp(_DAMPING[1], _DAMPING[2])
-        if settled:
+        if bool(settled.all()):
             break
     return poses, cost
 
