@@ -3,8 +3,8 @@
 python benchmarks/calibrate.py --pelvis ct.nii.gz      (see --help)
 
 Two things are fitted.  The covariance of the normal equations is too small, because films differ from
-renders by more than noise; a factor and a floor make 95 % of true poses fall into its 95 % ellipsoid.  The verdict is a
-logistic model over what can be measured at an answer, monotone in each quantity, and regularised.
+renders by more than noise; a factor and a floor make 95 % of true poses fall into its 95 % ellipsoid.  The
+verdict is a logistic model over what can be measured at an answer, monotone in each quantity, regularised.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -138,6 +139,7 @@ def _tools(size: tuple[int, int], look: Look) -> Tensor:
     return found
 
 
+@lru_cache(maxsize=4)
 def bone_points(volume: Volume, count: int = 400) -> Float[Tensor, "N 3"]:
     """Random voxels of bone, mm, the same ones each time."""
     index = (volume.mu > BONE_PER_MM).nonzero()

@@ -10,13 +10,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from common import load_ct
-from films import bone_points, make_case, mtre, random_look, take
+from films import bone_points, make_case, random_look, take
 from torch import Tensor
 
 import xreg
+from xreg import metrics
 from xreg.errors import XregError
 from xreg.geometry import Camera, se3
 from xreg.registration import Settings, register
@@ -85,14 +85,14 @@ def run_trial(bodies: dict[str, Volume], kind: str, body: str, seed: int, settin
         start = se3.from_translation(filmed.center - volume.center) @ start
     points = bone_points(volume) if filmed is volume else None
     right = points is not None and kind not in ("mirrored", "two moments")
-    before = mtre(case.start, case.truth, points) if right else NO_TRUTH
+    before = metrics.mtre(case.start, case.truth, points) if right else NO_TRUTH
     began = time.perf_counter()
     try:
         out = register(volume, films, cameras, start, mask=masks, settings=settings)
     except XregError as error:
         return Trial(kind, body, seed, before, NO_TRUTH, time.perf_counter() - began, note=str(error))
     seconds = time.perf_counter() - began
-    error = mtre(out.world_from_body, case.truth, points) if right else NO_TRUTH
+    error = metrics.mtre(out.world_from_body, case.truth, points) if right else NO_TRUTH
     tangent, raw = balanced(out, case.truth, volume, settings.length_scale) if right else ([], [])
     return Trial(
         kind, body, seed, before, error, seconds, out.accepted, out.verdict.probability, out.score,
@@ -121,10 +121,8 @@ def second_view(first: Camera, primary: float, volume: Volume) -> Camera:
 
 def balanced(out: xreg.RegistrationResult, truth: Tensor, volume: Volume, length: float) -> tuple[list, list]:
     """The truth as a tangent about the answer, and the unscaled covariance, in mm at the anatomy's edge."""
-    motion = truth @ se3.inverse(out.world_from_body)
-    local = se3.from_translation(-out.center) @ motion @ se3.from_translation(out.center)
     scale = torch.tensor([length] * 3 + [1.0] * 3, dtype=torch.float64)
-    xi = se3.log(local) * scale
+    xi = metrics.tangent_error(out.world_from_body, truth, out.center) * scale
     voxels = torch.full((6,), voxel_of(volume), dtype=torch.float64)
     return xi.tolist(), unscaled(out.covariance * scale[:, None] * scale, voxels).tolist()
 
@@ -132,8 +130,8 @@ def balanced(out: xreg.RegistrationResult, truth: Tensor, volume: Volume, length
 def nees(trial: Trial) -> float:
     """Squared error in standard deviations, which should follow chi-squared with six degrees of freedom."""
     voxels = torch.full((6,), trial.voxel, dtype=torch.float64)
-    covariance = scaled(torch.tensor(trial.raw, dtype=torch.float64), voxels).numpy()
-    return float(np.array(trial.tangent) @ np.linalg.solve(covariance, np.array(trial.tangent)))
+    covariance = scaled(torch.tensor(trial.raw, dtype=torch.float64), voxels)
+    return metrics.nees(torch.tensor(trial.tangent, dtype=torch.float64), covariance)
 
 
 def as_dicts(trials: list[Trial]) -> list[dict]:
