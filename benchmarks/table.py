@@ -1,7 +1,7 @@
 """Write the tables of README.md from the results: `python benchmarks/table.py [README ...]`.
 
-A table stands between `<!-- projector:begin -->` and `<!-- projector:end -->`, or the same of `registration`;
-what is there is replaced.
+A table stands between `<!-- projector:begin -->` and `<!-- projector:end -->`, or the same of `registration`
+and `trust`; what is there is replaced.
 """
 
 from __future__ import annotations
@@ -103,6 +103,28 @@ def registration(result: dict) -> str:
     return "\n\n".join([*parts, _goals(result["goals"]), _setting(result["run"])])
 
 
+def trust(result: dict) -> str:
+    """Each kind of case, then what may be said of the verdict and the covariance."""
+    head = ["case", "films", "within 1 mm", "within 2 mm", "median mm", "accepted"]
+    body = [
+        [f"{r['body']}, {r['kind']}", str(r["cases"]), f"{r['within_1mm']:.0%}", f"{r['within_2mm']:.0%}",
+         _number(r["median_mm"]), f"{r['accepted']:.0%}"]
+        for r in result["kinds"]
+    ]  # fmt: skip
+    v = result["verdict"]
+    said = [
+        [
+            "good answers (within 2 mm) that were accepted",
+            ">= 90%",
+            f"{v['good_accepted']:.0%} of {v['good']}",
+        ],
+        ["accepted answers above 5 mm", "0", f"{v['accepted_above_5mm']} of {v['cases']}"],
+        ["area under the verdict's ROC", "", f"{v['auc']:.3f}"],
+        ["truth inside the 95 % ellipsoid, good answers", "93-97%", f"{v['coverage']['0.95']:.0%}"],
+    ]
+    return "\n\n".join([_grid(head, body), _grid(["", "asked", "measured"], said), _setting(result["run"])])
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -123,7 +145,7 @@ def main(files, results) -> None:
     """Fill the marked tables of FILES (default: README.md of the repository)."""
     for path in files or [Path(__file__).resolve().parents[1] / "README.md"]:
         text = path.read_text(encoding="utf-8")
-        for name, make in (("projector", projector), ("registration", registration)):
+        for name, make in (("projector", projector), ("registration", registration), ("trust", trust)):
             source = Path(results) / f"{name}.json"
             if source.is_file():
                 text = fill(text, name, make(json.loads(source.read_text(encoding="utf-8"))))

@@ -197,3 +197,11 @@ def test_evidence_of_two_views_adds_up(scene):
     torch.testing.assert_close(both.gradient, 0.25 * one.gradient + 0.75 * other.gradient)
     torch.testing.assert_close(both.scatter, 0.0625 * one.scatter + 0.5625 * other.scatter)
     assert both.patches == one.patches + other.patches
+
+
+def test_an_image_smaller_than_a_patch_is_one_patch(scene):
+    image, jacobian, film, _ = scene
+    mask = torch.ones(9, 14, dtype=torch.bool)
+    small = [t[..., :9, :14] for t in (image, jacobian, film)]
+    found = evaluate(*small, mask, (Term("image", 12),))
+    assert found.score == pytest.approx(evaluate(*small, mask, (Term(),)).score, abs=1e-6)

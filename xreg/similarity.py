@@ -233,9 +233,10 @@ def _filtered(stack: Tensor, mask: Tensor, term: Term) -> list[tuple[Tensor, Ten
     return [(part, valid) for part in sobel(stack)]
 
 
-def _needed(valid: Tensor, window: int | None) -> Tensor | float:
-    """How many valid pixels make a patch count."""
-    return 0.5 * (window * window if window else valid.sum())
+def _needed(valid: Float[Tensor, "H W"], window: int | None) -> Tensor | float:
+    """How many valid pixels make a patch count: half of it, or of all where the image is one patch."""
+    whole = window is None or window > min(valid.shape)
+    return 0.5 * (valid.sum() if whole else window * window)
 
 
 def _film_scale(gram: Float[Tensor, "*batch P C C"], usable: Bool[Tensor, "*batch P"]) -> Tensor:

@@ -103,7 +103,7 @@ def locate(
         )
     return _sorted(
         scout.race(
-            _apart([p for p, _ in found], search.finalists, volume.center), SECOND_HEAT, search.finalists
+            apart_poses([p for p, _ in found], search.finalists, volume.center), SECOND_HEAT, search.finalists
         )
     )
 
@@ -200,7 +200,7 @@ class Scout:
     def best(self, poses: Float[Tensor, "N 4 4"], count: int) -> list[Tensor]:
         """The best poses by their coarse score, without near repeats."""
         order = self.score(poses).argsort(descending=True)[: 4 * count]
-        return _apart([poses[i] for i in order], count, self.volume.center)
+        return apart_poses([poses[i] for i in order], count, self.volume.center)
 
     def race(
         self, starts: Sequence[Tensor], levels: tuple[Level, ...], keep: int
@@ -265,7 +265,7 @@ def _sorted(found: list[tuple[Tensor, float]]) -> list[tuple[Tensor, float]]:
     return sorted(found, key=lambda pair: -pair[1])
 
 
-def _apart(
+def apart_poses(
     poses: Sequence[Tensor], count: int, center: Tensor, degrees: float = 4.0, mm: float = 8.0
 ) -> list[Tensor]:
     """The first poses of a list that are not near an earlier one; center: the body's middle, in its frame."""

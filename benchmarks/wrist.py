@@ -1,0 +1,228 @@
+"""Registers the radius and the ulna of a real wrist in biplane radiographs, and says how repeatable that is.
+
+python benchmarks/wrist.py FOLDER      (see --help)
+
+FOLDER holds Autoscoper's sample wrist: cam0N_FRAME.tif, xr_calib_wrist_cam0N.txt, radius.tif, ulna.tif.  No
+true poses are published.  Each bone starts from two points clicked in each film, about which its turn is
+unknown; answers are judged by their spread over starts, by how far one view alone ends from both, and by eye.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import RESULTS, write_json
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+import xreg
+from xreg import Rig, Volume, se3
+from xreg.geometry.conventions import autoscoper
+from xreg.registration import Level, Settings, register
+from xreg.registration.search import apart_poses
+from xreg.similarity import Term, scores
+
+VOXEL = (0.39625, 0.39625, 0.625)  # mm along x, y and the slices
+MU_AT_TOP = 0.06  # 1/mm of the brightest voxel; the similarity does not see this scale
+SHRINK = 4  # of the films, to 440²
+# The distal end and a point of the shaft, in px of the films as given: ((u, v) distal, (u, v) shaft) a view.
+CLICKS = {
+    ("radius", 2): (((935, 1202), (910, 1634)), ((608, 1202), (578, 1634))),
+    ("ulna", 2): (((855, 1219), (805, 1634)), ((754, 1232), (737, 1634))),
+    ("radius", 99): (((867, 1207), (885, 1634)), ((716, 1207), (634, 1634))),
+    ("ulna", 99): (((779, 1207), (767, 1634)), ((855, 1244), (799, 1634))),
+}
+SCATTERED = (0.3, 0.3, math.pi, 8.0, 8.0, 10.0)  # rad about, mm along the bone's axes: where the search looks
+ASIDE = (8.0, 5.0)  # degrees, mm: random starts for the spread
+
+
+def terms(window: int) -> tuple[Term, ...]:
+    """Gradients count most: other bones and soft tissue lie over the one that is sought."""
+    return (Term("gradient", window, 0.6), Term("image", window, 0.4))
+
+
+COMMON = {"length_scale": 25.0, "step_limit": (10.0, 8.0), "restarts": 0}
+ROUGH = Settings(
+    levels=(Level(110, terms(12), 12, 0.1), Level(220, terms(16), 10, 0.1)), shadow=6.0, **COMMON
+)
+FINE = Settings(
+    levels=(Level(110, terms(12), 12, 0.1), Level(220, terms(16), 12, 0.02), Level(440, terms(20), 12, 0.01)),
+    shadow=6.0, **COMMON,
+)  # fmt: skip
+
+
+@dataclass
+class Moment:
+    """The two films of one frame, binned, with masks and cameras."""
+
+    films: list[Tensor]
+    masks: list[Tensor]
+    rig: Rig
+
+
+def load_rig(folder: Path) -> Rig:
+    """The calibrated cameras, for films as given."""
+    texts = [(folder / f"xr_calib_wrist_cam0{n}.txt").read_text() for n in (1, 2)]
+    return Rig(tuple(autoscoper.to_camera(autoscoper.parse(text)) for text in texts))
+
+
+def load_moment(folder: Path, rig: Rig, frame: int) -> Moment:
+    """Line integrals up to a gain and an offset, without the dark surround."""
+    films, masks = [], []
+    for n in (1, 2):
+        values = torch.from_numpy(np.array(Image.open(folder / f"cam0{n}_{frame:04d}.tif"), dtype=np.float32))
+        dark = F.avg_pool2d((values < 25).float()[None], 41, 1, 20)[0] > 1e-3
+        films.append(F.avg_pool2d(-torch.log((values / 255).clamp_min(0.02))[None], SHRINK)[0])
+        masks.append(F.avg_pool2d((~dark).float()[None], SHRINK)[0] > 0.999)
+    return Moment(films, masks, rig.map(lambda camera: camera.bin(SHRINK)))
+
+
+def load_bone(folder: Path, name: str) -> Volume:
+    """The bone; its slices run from the wrist to the elbow, and its axes are right-handed as stored."""
+    stack = Image.open(folder / f"{name}.tif")
+    slices = []
+    for n in range(stack.n_frames):
+        stack.seek(n)
+        slices.append(np.array(stack, dtype=np.float32))
+    return Volume(torch.from_numpy(np.stack(slices)) / 4095 * MU_AT_TOP, np.diag([*VOXEL, 1.0]))
+
+
+def first_guess(rig: Rig, clicks: tuple, bone: Volume) -> Float[Tensor, "4 4"]:
+    """The bone along the clicked line; its turn about that is arbitrary."""
+    ends = [
+        rig.triangulate([torch.tensor([view[k]], dtype=torch.float64) for view in clicks])[0][0]
+        for k in (0, 1)
+    ]
+    z = (ends[1] - ends[0]) / (ends[1] - ends[0]).norm()
+    x = torch.linalg.cross(z, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    x = x / x.norm()
+    rotation = torch.stack([x, torch.linalg.cross(z, x), z], 1)
+    middle = ends[0] + z * bone.extent[2] / 2
+    return se3.from_rt(rotation, middle - rotation @ bone.center)
+
+
+def scattered(pose: Tensor, bone: Volume, reach: tuple, count: int, seed: int) -> Float[Tensor, "N 4 4"]:
+    """Poses spread evenly about one, each axis of the bone within its reach."""
+    engine = torch.quasirandom.SobolEngine(6, scramble=True, seed=seed)
+    x = (2 * engine.draw(count, dtype=torch.float64) - 1) * torch.tensor(reach, dtype=torch.float64)
+    home = se3.from_translation(bone.center)
+    return pose @ home @ se3.exp(x) @ se3.inverse(home)
+
+
+def search(bone: Volume, moment: Moment, guess: Tensor, count: int) -> tuple[Tensor, list[float]]:
+    """The best of many coarse renders, refined; and the scores of the best few."""
+    poses = scattered(guess, bone, SCATTERED, count, 0)
+    coarse, total = bone.resample(1.2), torch.zeros(count)
+    for film, mask, camera in zip(moment.films, moment.masks, moment.rig, strict=True):
+        small = F.avg_pool2d(film[None], 4)[0]
+        valid = F.avg_pool2d(mask.float()[None], 4)[0] > 0.999
+        for part in torch.arange(count).split(200):
+            images = xreg.drr(coarse, camera.bin(4), poses[part], integrator="joseph")
+            total[part] += scores(images, small, valid, terms(12)) / 2
+    order = total.argsort(descending=True)[:80]
+    found = []
+    for start in apart_poses([poses[i] for i in order], 14, bone.center, 8.0, 4.0):
+        out = register(bone, moment.films, moment.rig, start, mask=moment.masks, settings=ROUGH)
+        found.append((out.score, out.world_from_body))
+    found.sort(key=lambda pair: -pair[0])
+    return found[0][1], [score for score, _ in found[:4]]
+
+
+def from_middle(poses: Float[Tensor, "N 4 4"], middle: Tensor, bone: Volume) -> tuple[Tensor, Tensor]:
+    """Degrees and mm (at the bone's centre) of each pose from one."""
+    turn, _ = se3.geodesic_distance(middle, poses)
+    shift = se3.apply(poses, bone.center[None])[:, 0] - se3.apply(middle, bone.center[None])[0]
+    return torch.rad2deg(turn), shift
+
+
+def spread(bone: Volume, moment: Moment, answer: Tensor, starts: int) -> dict:
+    """How far answers from random starts lie from the one in their middle."""
+    reach = (*[math.radians(ASIDE[0])] * 3, *[ASIDE[1]] * 3)
+    poses, seconds = [], []
+    for start in scattered(answer, bone, reach, starts, 1):
+        began = time.perf_counter()
+        out = register(bone, moment.films, moment.rig, start, mask=moment.masks, settings=FINE)
+        seconds.append(time.perf_counter() - began)
+        poses.append(out.world_from_body)
+    degrees, shift = from_middle(torch.stack(poses), answer, bone)
+    mm = shift.norm(dim=-1)
+    same = (mm < 2) & (degrees < 5)
+    return {
+        "starts": starts,
+        "same_answer": int(same.sum()),
+        "rms_mm": float(mm[same].square().mean().sqrt()),
+        "rms_degrees": float(degrees[same].square().mean().sqrt()),
+        "worst_mm": float(mm.max()),
+        "worst_degrees": float(degrees.max()),
+        "seconds": float(np.median(seconds)),
+    }
+
+
+def alone(bone: Volume, moment: Moment, answer: Tensor) -> list[dict]:
+    """Where each view alone ends, from the answer of both: along its detector and along its beam."""
+    found = []
+    for film, mask, camera in zip(moment.films, moment.masks, moment.rig, strict=True):
+        out = register(bone, film, camera, answer, mask=mask, settings=FINE)
+        degrees, shift = from_middle(out.world_from_body[None], answer, bone)
+        local = camera.camera_from_world[:3, :3] @ shift[0]
+        found.append(
+            {
+                "degrees": float(degrees[0]),
+                "in_plane_mm": float(local[:2].norm()),
+                "depth_mm": float(local[2].abs()),
+            }
+        )
+    return found
+
+
+def picture(bone: Volume, moment: Moment, pose: Tensor, path: Path) -> None:
+    """Each film around the bone, alone and with the render over it."""
+    tiles = []
+    for film, camera in zip(moment.films, moment.rig, strict=True):
+        image = xreg.drr(bone, camera, pose)
+        image = image / image.max()
+        rows, columns = (torch.where((image > 0.02).any(axis))[0] for axis in (1, 0))
+        part = (slice(max(0, rows[0] - 15), rows[-1] + 15), slice(max(0, columns[0] - 25), columns[-1] + 25))
+        grey = film[part] / torch.quantile(film[part].flatten(), 0.98)
+        over = torch.stack([grey, torch.maximum(0.6 * grey, image[part]), grey], -1)
+        tiles += [over, grey[..., None].expand_as(over)]
+    height = max(t.shape[0] for t in tiles)
+    sheet = torch.cat([F.pad(t, (0, 0, 0, 0, 0, height - t.shape[0])) for t in tiles], 1).clamp(0, 1)
+    shown = Image.fromarray((255 * sheet).byte().numpy())
+    shown.resize((3 * shown.width, 3 * shown.height)).save(path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--starts", default=30, show_default=True, help="Random starts for the spread.")
+@click.option("--samples", default=2048, show_default=True, help="Coarse renders of the search.")
+@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "wrist.json", help="Result (JSON).")
+def main(folder: Path, starts: int, samples: int, pictures: Path | None, out: Path) -> None:
+    """Register both bones at both frames."""
+    rig, rows = load_rig(folder), []
+    for (name, frame), clicks in CLICKS.items():
+        bone, moment = load_bone(folder, name), load_moment(folder, rig, frame)
+        rough, heat = search(bone, moment, first_guess(rig, clicks, bone), samples)
+        both = register(bone, moment.films, moment.rig, rough, mask=moment.masks, settings=FINE)
+        answer = both.world_from_body
+        row = {"bone": name, "frame": frame, "score": both.score, "heat": heat}
+        row |= {"spread": spread(bone, moment, answer, starts), "alone": alone(bone, moment, answer)}
+        rows.append(row)
+        print(row, flush=True)
+        if pictures:
+            pictures.mkdir(parents=True, exist_ok=True)
+            picture(bone, moment, answer, pictures / f"{name}_{frame}.png")
+    write_json(out, {"schema": "xreg.benchmark.wrist/1", "threads": torch.get_num_threads(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
