@@ -87,10 +87,9 @@ def beside_rows(volume: Volume, cases: int, console: Console) -> list[dict]:
         out = register(volume, case.film, case.camera, case.start, mask=case.mask, settings=settings)
         seconds = time.perf_counter() - began
         peer = register_with_cmaes(volume, case, points)
-        rows.append(
-            {"seed": seed, "mm": mtre(out.world_from_body, case.truth, points), "renders": out.renders,
-             "seconds": seconds, "peer_mm": peer.final, "peer_renders": peer.renders, "peer_seconds": peer.seconds}
-        )  # fmt: skip
+        row = {"seed": seed, "mm": mtre(out.world_from_body, case.truth, points)}
+        row |= {"renders": out.renders, "seconds": seconds, "peer_mm": peer.final}
+        rows.append(row | {"peer_renders": peer.renders, "peer_seconds": peer.seconds})
         console.print(f"beside {rows[-1]}")
     return rows
 

@@ -353,8 +353,9 @@ def _found_lines(found: RegistrationResult, start: Start, result: dict[str, Any]
 def _evidence_lines(verdict: dict[str, Any] | None) -> list[tuple[str, str]]:
     if verdict is None:
         return []
-    chance, within = verdict["probability"], verdict["tolerance_mm"]
-    share = "over 99 %" if chance > 0.99 else "under 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+    from xreg.registration.trust import chance
+
+    share, within = chance(verdict["probability"]), verdict["tolerance_mm"]
     measured = ", ".join(f"{name} {short(value)}" for name, value in verdict["evidence"].items())
     return [
         ("trust", f"{share} that the pose is within {within:g} mm (mean over the anatomy)"),

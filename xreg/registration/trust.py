@@ -121,7 +121,7 @@ def verdict_of(
     found = measured(evidence, unknowns, covariance, agreement, settings)
     probability = probability_of(found)
     needed = model()["verdict"]["threshold"]
-    accepted, reason = True, f"score {found['score']:.3f}, right with probability {probability:.2f}"
+    accepted, reason = True, f"score {found['score']:.3f}, right with a probability of {chance(probability)}"
     if not found["condition"] < WORST_CONDITION and not unknowns.priors:
         accepted = False
         reason = f"the film does not determine the pose (condition number {found['condition']:.1e})"
@@ -133,8 +133,20 @@ def verdict_of(
         )
     elif not probability >= needed:
         accepted = False
-        reason = f"right with probability {probability:.2f} only (needs {needed:.2f}): {_weakest(found)}"
+        doubt = f"right with a probability of {chance(probability)} only (needs {chance(needed)})"
+        reason = f"{doubt}: {_weakest(found)}"
     return Verdict(accepted, reason, probability, model()["verdict"]["tolerance_mm"], found)
+
+
+def chance(probability: float) -> str:
+    """A probability in words that claim no more than simulation can show."""
+    return (
+        "over 99 %"
+        if probability > 0.99
+        else "under 1 %"
+        if probability < 0.01
+        else f"{100 * probability:.0f} %"
+    )
 
 
 def _weakest(found: dict[str, float]) -> str:
