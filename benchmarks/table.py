@@ -1,7 +1,7 @@
 """Write the tables of README.md from the results: `python benchmarks/table.py [README ...]`.
 
-A table stands between `<!-- projector:begin -->` and `<!-- projector:end -->`, or the same of `registration`
-and `trust`; what is there is replaced.
+A table stands between `<!-- projector:begin -->` and `<!-- projector:end -->`, or the same of `registration`,
+`trust`, `projector_cuda` and `step`; what is there is replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 from common import RESULTS
+from table_cuda import MAKERS as ON_A_CARD
 
 from xreg.io import atomic_write
 
@@ -145,10 +146,13 @@ def main(files, results) -> None:
     """Fill the marked tables of FILES (default: README.md of the repository)."""
     for path in files or [Path(__file__).resolve().parents[1] / "README.md"]:
         text = path.read_text(encoding="utf-8")
-        for name, make in (("projector", projector), ("registration", registration), ("trust", trust)):
+        makers = {"projector": projector, "registration": registration, "trust": trust}
+        for name, make in (makers | ON_A_CARD).items():
             source = Path(results) / f"{name}.json"
             if source.is_file():
-                text = fill(text, name, make(json.loads(source.read_text(encoding="utf-8"))))
+                result = json.loads(source.read_text(encoding="utf-8"))
+                if not result.get("dry_run"):
+                    text = fill(text, name, make(result))
         with atomic_write(path) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 

@@ -116,13 +116,13 @@ HD void label_moments_pixel(const Grid& grid, const int16_t* label, int channels
 }
 
 // Spreads one pixel's cotangent over slices [k0, k1) of the volume.
-template <LabelRule Rule, class Grid, class Real>
+template <LabelRule Rule, class Grid, class Real, class Cell>
 HD void spread_pixel(const Grid& grid, const int16_t* label, int channels, const View& view, const Beam& beam,
-                     const Pixel& p, double scale, const Real* cotangent, Real* volume, int k0, int k1) {
+                     const Pixel& p, double scale, const Real* cotangent, Cell* volume, int k0, int k1) {
   const Region region = region_of(grid, k0, k1);
   const Rays<1> r = rays_of(view, p.at);
   if (Rule == kUnlabelled && cotangent[p.index] == Real(0)) return;
-  Scatter<Grid, Real, Rule> sink{};
+  Scatter<Grid, Real, Rule, Cell> sink{};
   sink.grid = grid;
   sink.out = volume;
   sink.k0 = k0;

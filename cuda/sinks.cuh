@@ -2,6 +2,7 @@
 // sort them by label.  A march calls point / cell / plane / voxel; a sink says what each means.
 #pragma once
 #include "grid.cuh"
+#include "whole.cuh"
 
 namespace xreg {
 inline namespace XREG_ISA {
@@ -286,12 +287,13 @@ struct Deposit {
 
 // Adds factor * cotangent * weight to every voxel of slices [k0, k1): the exact transpose of Integral.
 // With labels the cotangent is that of the label's channel.  On the host a slab has one writer that
-// takes the rays in order, so the result does not depend on the number of threads.
-template <class Grid_, class Out, LabelRule Rule>
-struct Scatter : Deposit<Scatter<Grid_, Out, Rule>, Out> {
+// takes the rays in order, so the result does not depend on the number of threads; on a card Cell is
+// Whole, and the order does not matter.
+template <class Grid_, class Out, LabelRule Rule, class Cell>
+struct Scatter : Deposit<Scatter<Grid_, Out, Rule, Cell>, Out> {
   using Grid = Grid_;
   Grid grid;
-  Out* out;
+  Cell* out;
   int k0, k1;
   Out factor;
   const int16_t* label;
@@ -310,11 +312,7 @@ struct Scatter : Deposit<Scatter<Grid_, Out, Rule>, Out> {
     Out g = Rule == kUnlabelled ? *cotangent : Out(0);
     if (Rule == kSoft) g = of(n);
     if (Rule == kHard && this->inside(grid, at.i, at.j, at.k)) g = of(grid.offset(at.i, at.j, at.k));
-#if defined(__CUDA_ARCH__)
-    atomicAdd(out + n, factor * g * w);
-#else
-    out[n] += factor * g * w;
-#endif
+    deposit(out + n, factor * g * w);
   }
 };
 

@@ -154,7 +154,7 @@ def drr_with_jacobian(
             rays_dot = torch.cat([rays_dot, more.expand(*rays_dot.shape[:-3], *more.shape[-3:])], -3)
         batch, count = rays.shape[:-2], rays_dot.shape[-3]
         mu, scale = _voxels(volume, beam)
-        flat = rays.reshape(-1, 6, 3).to(mu.device)
+        flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
         image, moments = project(
             mu, flat, metric_of(volume.affine[:3, :3]), camera.size, scale=scale,
             integrator=beam.integrator, steps=_steps(_depth_range(volume, rays), beam), moments=True,
@@ -282,7 +282,7 @@ def _render(volume: Volume, view: _View, beam: Beam, labels: str | None) -> Tens
     rays, size = view.rays, view.camera.size
     batch, steps = rays.shape[:-2], _steps((view.near, view.far), beam)
     mu, scale = _voxels(volume, beam)
-    flat = rays.reshape(-1, 6, 3).to(mu.device)
+    flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
     known = {"scale": scale, "integrator": beam.integrator, "steps": steps}
     metric = metric_of(volume.affine[:3, :3])
     if labels is None:

@@ -40,7 +40,7 @@ def run_apart(script: str) -> dict:
 def without_library(tmp_path_factory: pytest.TempPathFactory) -> dict:
     hidden = tmp_path_factory.mktemp("hidden") / "xreg_cpu.so"
     return run_apart(f"""
-        registry.library_path = lambda: Path({str(hidden)!r})
+        registry.library_path = lambda half="cpu": Path({str(hidden)!r})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             images = render()
@@ -82,7 +82,7 @@ def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "xreg_cpu.so"
     broken.write_bytes(b"not a library")
     found = run_apart(f"""
-        registry.library_path = lambda: Path({str(broken)!r})
+        registry.library_path = lambda half="cpu": Path({str(broken)!r})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             registry.load()
@@ -105,3 +105,18 @@ def test_the_library_is_found_where_it_was_built() -> None:
     path = registry.library_path()
     assert path.parent == Path(xreg.__file__).parent / "_lib"
     assert path.suffix in {".so", ".dylib"}
+
+
+def test_a_card_without_kernels_is_slow_and_says_so_once() -> None:
+    found = run_apart("""
+        import torch
+        registry.cuda_reason = lambda: "xreg_cuda.so has not been built"
+        slow = registry._slow_on_a_card(lambda *arguments: sum(arguments))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            answers = [slow(1, 2), slow(3, 4)]
+        print(json.dumps(dict(answers=answers, warnings=[str(w.message) for w in caught])))
+    """)
+    assert found["answers"] == [3, 7]
+    assert len(found["warnings"]) == 1
+    assert "slow torch reference on the GPU, because xreg_cuda.so has not been built" in found["warnings"][0]

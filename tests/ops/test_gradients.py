@@ -296,3 +296,9 @@ def test_twice_is_refused_where_the_image_enters_linearly(mu: Tensor, integrator
     (gradient,) = torch.autograd.grad(image_of(mu, rays, integrator).sum(), rays, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(gradient.square().sum() + rays.sum(), rays)
+
+
+def test_push_forward_goes_where_the_moments_are() -> None:
+    """A camera on the host, and moments on a card; the meta device stands in for one."""
+    moments = torch.empty(1, 6, *SIZE, device="meta")
+    assert push_forward(moments, weights(1, 2, 6, 3)).device == moments.device

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -174,15 +175,28 @@ def _kernels() -> list[Fact]:
 def _cuda_backend() -> Fact:
     import torch
 
-    from xreg.ops.registry import library_path
+    from xreg.ops.registry import cuda_reason, library_path
 
-    name, path = "backend on the GPU", library_path("cuda")
+    name = "backend on the GPU"
     if not torch.cuda.is_available():
         return Fact(name, None, note="no GPU that torch can use", text="none")
-    if path.exists():
-        return Fact(name, "cuda", note=str(path))
-    note = f"{path.name} has not been built (it needs nvcc and a CUDA torch): plain torch answers, slowly"
-    return Fact(name, "reference", note=note)
+    reason = cuda_reason()
+    if reason is None:
+        return Fact(name, "cuda", note=str(library_path("cuda")))
+    return Fact(name, "reference", note=f"{reason}: plain torch answers, slowly. {_cuda_cure()}")
+
+
+def _cuda_cure() -> str:
+    """What to do where a CUDA torch has no kernels."""
+    import torch
+
+    build = "run `pip install --no-build-isolation .` in the sources of xreg"
+    if shutil.which(os.environ.get("NVCC", "nvcc")) is None:
+        return (
+            f"There is no nvcc on the path: install the CUDA toolkit {torch.version.cuda} (or name its nvcc "
+            f"in NVCC), and {build}"
+        )
+    return f"nvcc is here, so {build}"
 
 
 def _self_test() -> tuple[list[Fact], float]:
@@ -203,15 +217,55 @@ def _self_test() -> tuple[list[Fact], float]:
         # the derivatives of these two jump where a ray meets a border between voxels
         what = ("image",) if name in ("siddon", "joseph") else ("image", "derivatives")
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            start = time.perf_counter()
-            found = torch.ops.xreg.project(mu.float().to(device), 1.0, rays.to(device), *known)
-            errors = {w: _relative(f.cpu(), t) for w, f, t in zip(what, found, truth, strict=False)}
-            text = ", ".join(f"{w} {e:.1e}" for w, e in errors.items())
-            taken = f"{1000 * (time.perf_counter() - start):.1f} ms"
-            facts.append(
-                Fact(name if device == "cpu" else f"{name} on the GPU", errors, note=taken, text=text)
-            )
+            title = name if device == "cpu" else f"{name} on the GPU"
+
+            def run(device: str = device, known: tuple = known) -> Any:
+                return torch.ops.xreg.project(mu.float().to(device), 1.0, rays.to(device), *known)
+
+            facts.append(_compared(title, run, dict(zip(what, truth, strict=False))))
+    if torch.cuda.is_available():
+        facts += _gpu_tests(mu, rays, metric)
     return facts, max(error for fact in facts for error in fact.value.values())
+
+
+def _gpu_tests(mu: Any, rays: Any, metric: Any) -> list[Fact]:
+    """The transpose, and Joseph's rule over textures, on the GPU against plain torch on the CPU."""
+    import torch
+
+    from xreg.ops import reference, registry
+
+    g = torch.linspace(-1, 1, 2 * 14 * 18, dtype=torch.float64).reshape(2, 14, 18)
+    known = (1.0, *mu.shape, None, False)
+    with _one_thread():
+        back = reference.backproject(g, *known, rays, metric, 0, 60)
+        image, _ = reference.project(mu, 1.0, rays, metric, 14, 18, 1, 1, False)
+
+    def transpose() -> tuple[Any, ...]:
+        return (torch.ops.xreg.backproject(g.float().cuda(), *known, rays.cuda(), metric, 0, 60),)
+
+    facts = [_compared("transpose on the GPU", transpose, {"volume": back})]
+    if registry.cuda_reason() is None:
+        from xreg.ops.atlas import Atlas
+
+        scale = float(mu.max()) / 32767
+        voxels = (mu / scale).round().to(torch.int16)
+
+        def textures() -> tuple[Any, ...]:
+            return Atlas(voxels.cuda(), scale).project(rays.cuda(), metric, (14, 18))
+
+        facts.append(_compared("joseph by textures", textures, {"image": image}))
+    return facts
+
+
+def _compared(title: str, run: Callable[[], tuple[Any, ...]], truths: dict[str, Any]) -> Fact:
+    """How far each result of a run is from what is true, and how long it took."""
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the facts above say which backend answers
+        found = run()
+    errors = {w: _relative(f.cpu(), t) for (w, t), f in zip(truths.items(), found, strict=False)}
+    taken = f"{1000 * (time.perf_counter() - start):.1f} ms"
+    return Fact(title, errors, note=taken, text=", ".join(f"{w} {e:.1e}" for w, e in errors.items()))
 
 
 @contextlib.contextmanager

@@ -52,7 +52,8 @@ def push_forward(
     height, width = moments.shape[-2:]
     flat = moments.reshape(views, 6, -1)
     # [V, (1, u, v), P, (s, d)]: what a pixel's moments are multiplied with
-    c = torch.cat([rays_dot[:, :, :3], rays_dot[:, :, 3:]], -1).permute(0, 2, 1, 3).to(moments.dtype)
+    c = torch.cat([rays_dot[:, :, :3], rays_dot[:, :, 3:]], -1).permute(0, 2, 1, 3)
+    c = c.to(moments.device, moments.dtype, non_blocking=True)  # cameras are often on the host
     u = torch.arange(width, dtype=moments.dtype, device=moments.device)
     v = torch.arange(height, dtype=moments.dtype, device=moments.device)[:, None]
     parts = torch.bmm(c.reshape(views, 3 * params, 6), flat).reshape(views, 3, params, height, width)

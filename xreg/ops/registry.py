@@ -7,6 +7,7 @@ where it is missing, the torch reference of `xreg.ops.reference` answers in its 
 import ctypes
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,14 +84,44 @@ def _fall_back(key: str) -> None:
     from xreg.ops import reference
 
     for name in SCHEMAS:
-        LIBRARY.impl(name, getattr(reference, name), key)
+        answer = getattr(reference, name)
+        LIBRARY.impl(name, _slow_on_a_card(answer) if key == "CUDA" else answer, key)
+
+
+@functools.cache
+def _say_slow_on_a_card() -> None:
+    warnings.warn(
+        f"xreg runs on its slow torch reference on the GPU, because {cuda_reason()}. `pip install "
+        f"--no-build-isolation .` builds the kernels where nvcc of CUDA {torch.version.cuda} is on the path; "
+        "`xreg doctor` says more.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _slow_on_a_card(answer: Callable) -> Callable:
+    """The reference, for tensors on a card: it says once that the kernels are missing."""
+
+    def run(*arguments):
+        _say_slow_on_a_card()
+        return answer(*arguments)
+
+    return run
+
+
+@functools.cache
+def cuda_reason() -> str | None:
+    """Why the CUDA kernels do not answer for tensors on a card, and plain torch does; None where they do."""
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    return _open(library_path("cuda")) or None
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled host library, or None with the reason why it is not used."""
     _fall_back("MPS")
-    if not torch.version.cuda or _open(library_path("cuda")):
+    if cuda_reason() is not None:
         _fall_back("CUDA")
     reason = _open(library_path())
     if not reason:

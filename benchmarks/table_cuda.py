@@ -1,0 +1,54 @@
+"""The README's tables of what ran on a card."""
+
+from __future__ import annotations
+
+
+def projector_cuda(result: dict) -> str:
+    """Microseconds of the kernels and of an eager call, the views side by side in a cell."""
+    from table import _goals, _grid, _three
+
+    parts = []
+    for size, batch in dict.fromkeys((r["size"], r["batch"]) for r in result["rows"]):
+        here = [r for r in result["rows"] if (r["size"], r["batch"]) == (size, batch)]
+        views = " / ".join(dict.fromkeys(r["view"] for r in here))
+        head = [f"{size}, batch {batch}, µs: {views}", "forward", "+ pose", "+ volume", "one eager forward"]
+        body = []
+        for name in dict.fromkeys(r["renderer"] for r in here):
+            mine = [r for r in here if r["renderer"] == name]
+            cells = [_medians(mine, mode, "kernel") for mode in ("forward", "pose", "volume")]
+            forward = [r for r in mine if r["mode"] == "forward"]
+            body.append([name, *cells, _medians(mine, "forward", "wall"), _three(forward, "{:.1e}", "error")])
+        parts.append(_grid([*head, "error"], body))
+    left_out = [f"Not measured: {name} ({why})." for name, why in result["skipped"].items()]
+    return "\n\n".join([*parts, _goals(result["goals"]), *left_out, _card(result)])
+
+
+def step(result: dict) -> str:
+    """One registration step in a graph."""
+    from table import _goals, _grid
+
+    graph = result["graph_us"]
+    body = [
+        ["in a CUDA graph, µs", f"{graph['median']:.1f}"],
+        ["eager, µs", f"{result['wall_us']['median']:.1f}"],
+        ["operators", str(result["operators"])],
+        ["off from xreg.registration, of a step", f"{max(result['off_from_registration']):.1e}"],
+    ]
+    head = [f"one step at {result['pixels']}²" + (", compiled" if result["compiled"] else ""), ""]
+    goal = {"value": graph["median"], **result["goal"]}
+    return "\n\n".join([_grid(head, body), _goals([goal]), _card(result)])
+
+
+def _medians(rows: list[dict], mode: str, what: str) -> str:
+    mine = [r for r in rows if r["mode"] == mode]
+    return " / ".join(f"{r[what]['median']:.1f}" if r.get(what) else "-" for r in mine)
+
+
+def _card(result: dict) -> str:
+    from table import _setting
+
+    card = result["card"]
+    return f"{card['name']}, driver {card['driver']}, CUDA {card['cuda']}; " + _setting(result["run"])
+
+
+MAKERS = {"projector_cuda": projector_cuda, "step": step}
