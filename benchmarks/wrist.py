@@ -54,9 +54,9 @@ ROUGH = Settings(
     levels=(Level(110, terms(12), 12, 0.1), Level(220, terms(16), 10, 0.1)), shadow=6.0, **COMMON
 )
 FINE = Settings(
-    levels=(Level(110, terms(12), 12, 0.1), Level(220, terms(16), 12, 0.02), Level(440, terms(20), 12, 0.01)),
-    shadow=6.0, **COMMON,
-)  # fmt: skip
+    levels=(Level(220, terms(16), 12, 0.02), Level(440, terms(20), 12, 0.01)), shadow=2.5, **COMMON
+)
+ROUNDS = 3  # of FINE: what is in the bone's shadow is decided at the start of each
 
 
 @dataclass
@@ -136,6 +136,15 @@ def search(bone: Volume, moment: Moment, guess: Tensor, count: int) -> tuple[Ten
     return found[0][1], [score for score, _ in found[:4]]
 
 
+def settle(bone: Volume, films, cameras, masks, start: Tensor) -> tuple[Tensor, float]:
+    """From a rough start to the answer: its pose and score."""
+    pose = register(bone, films, cameras, start, mask=masks, settings=ROUGH).world_from_body
+    for _ in range(ROUNDS):
+        out = register(bone, films, cameras, pose, mask=masks, settings=FINE)
+        pose = out.world_from_body
+    return pose, out.score
+
+
 def from_middle(poses: Float[Tensor, "N 4 4"], middle: Tensor, bone: Volume) -> tuple[Tensor, Tensor]:
     """Degrees and mm (at the bone's centre) of each pose from one."""
     turn, _ = se3.geodesic_distance(middle, poses)
@@ -149,9 +158,8 @@ def spread(bone: Volume, moment: Moment, answer: Tensor, starts: int) -> dict:
     poses, seconds = [], []
     for start in scattered(answer, bone, reach, starts, 1):
         began = time.perf_counter()
-        out = register(bone, moment.films, moment.rig, start, mask=moment.masks, settings=FINE)
+        poses.append(settle(bone, moment.films, moment.rig, moment.masks, start)[0])
         seconds.append(time.perf_counter() - began)
-        poses.append(out.world_from_body)
     degrees, shift = from_middle(torch.stack(poses), answer, bone)
     mm = shift.norm(dim=-1)
     same = (mm < 2) & (degrees < 5)
@@ -170,8 +178,8 @@ def alone(bone: Volume, moment: Moment, answer: Tensor) -> list[dict]:
     """Where each view alone ends, from the answer of both: along its detector and along its beam."""
     found = []
     for film, mask, camera in zip(moment.films, moment.masks, moment.rig, strict=True):
-        out = register(bone, film, camera, answer, mask=mask, settings=FINE)
-        degrees, shift = from_middle(out.world_from_body[None], answer, bone)
+        pose, _ = settle(bone, film, camera, mask, answer)
+        degrees, shift = from_middle(pose[None], answer, bone)
         local = camera.camera_from_world[:3, :3] @ shift[0]
         found.append(
             {
@@ -212,9 +220,8 @@ def main(folder: Path, starts: int, samples: int, pictures: Path | None, out: Pa
     for (name, frame), clicks in CLICKS.items():
         bone, moment = load_bone(folder, name), load_moment(folder, rig, frame)
         rough, heat = search(bone, moment, first_guess(rig, clicks, bone), samples)
-        both = register(bone, moment.films, moment.rig, rough, mask=moment.masks, settings=FINE)
-        answer = both.world_from_body
-        row = {"bone": name, "frame": frame, "score": both.score, "heat": heat}
+        answer, score = settle(bone, moment.films, moment.rig, moment.masks, rough)
+        row = {"bone": name, "frame": frame, "score": score, "heat": heat}
         row |= {"spread": spread(bone, moment, answer, starts), "alone": alone(bone, moment, answer)}
         rows.append(row)
         print(row, flush=True)

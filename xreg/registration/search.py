@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -225,6 +227,12 @@ class Scout:
         half = torch.tensor(math.pi, dtype=torch.float64)
         return [se3.about(se3.exp(_turn(axis, half)), center) @ pose for axis in (self.axes[1], self.axes[0])]
 
+    def about(self, start: Tensor) -> Scout:
+        """The same scout with its box about another pose."""
+        near = copy.copy(self)
+        near.nominal, near.center = start, se3.apply(start, self.volume.center.to(start)[None])[0]
+        return near
+
     def evolve(self, start: Tensor) -> Tensor:
         """The best pose that CMA-ES finds from a start, within the box's reach of it."""
         try:
@@ -233,12 +241,7 @@ class Scout:
             raise RegistrationError(
                 "the search by evolution needs the package cmaes: pip install 'xreg[search]', or evolution=0"
             ) from error
-        import numpy as np
-
-        reach, scout = self.box.reach, replace(self.search, samples=1)
-        near = Scout.__new__(Scout)
-        near.__dict__.update(self.__dict__, nominal=start, search=scout)
-        near.center = se3.apply(start, self.volume.center.to(start)[None])[0]
+        reach, near = self.box.reach, self.about(start)
         optimiser = CMA(
             mean=np.zeros(6), sigma=0.4, seed=self.search.seed, population_size=self.search.population,
             bounds=np.array([[-1.5, 1.5]] * 6),
