@@ -53,7 +53,7 @@ class Objective:
 
     def pose(self, x: np.ndarray, about: Tensor) -> Float[Tensor, "*b 4 4"]:
         """Six numbers (degrees, mm, along the camera's axes) as a pose."""
-        x = torch.as_tensor(x, dtype=torch.float64)
+        x = torch.tensor(np.array(x), dtype=torch.float64)
         xi = torch.cat([torch.deg2rad(x[..., :3]) @ self.axes.T, x[..., 3:] @ self.axes.T], -1)
         return se3.retract(about, xi, self.center)
 

@@ -25,8 +25,11 @@ QUICK = SearchSettings(samples=1024, heat=8, finalists=2, antipode=False, evolut
 
 
 def tracking_settings() -> Settings:
-    """Two levels that start near the answer: enough from one frame to the next."""
-    return Settings(levels=(Level(64, FINE, 8, 0.1), Level(128, FINE, 6, 0.05)))
+    """Two levels that start near the answer: enough from one frame to the next.
+
+    No restarts: they would take as long as the answer, and a jump is judged by `Tracker` itself.
+    """
+    return Settings(levels=(Level(64, FINE, 8, 0.1), Level(128, FINE, 6, 0.05)), restarts=0)
 
 
 @dataclass(frozen=True)
