@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from films import Case, mtre
+from films import Case
 from jaxtyping import Float
 from torch import Tensor
 
 import xreg
 from xreg.errors import XregError
 from xreg.geometry import Camera, se3
+from xreg.metrics import mtre
 from xreg.volume import Volume
 
 SCALES = (4, 2, 1)

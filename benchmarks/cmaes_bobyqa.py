@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from films import Case, mtre
+from films import Case
 from jaxtyping import Float
 from torch import Tensor
 
 import xreg
 from xreg.errors import GeometryError
 from xreg.geometry import se3
+from xreg.metrics import mtre
 from xreg.similarity import Term, scores
 from xreg.volume import Volume
 

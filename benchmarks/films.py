@@ -145,8 +145,3 @@ def bone_points(volume: Volume, count: int = 400) -> Float[Tensor, "N 3"]:
     index = (volume.mu > BONE_PER_MM).nonzero()
     chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(1))[:count]
     return se3.apply(volume.affine, index[chosen].flip(1).double())
-
-
-def mtre(a: Tensor, b: Tensor, points: Float[Tensor, "N 3"]) -> float:
-    """Mean distance (mm) between where two poses put the points."""
-    return float((se3.apply(a, points) - se3.apply(b, points)).norm(dim=-1).mean())

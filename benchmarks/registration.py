@@ -18,7 +18,7 @@ import click
 import numpy as np
 import torch
 from common import PHANTOM, RESULTS, describe_run, find_ct, load_ct, write_json
-from films import Case, bone_points, make_case, mtre
+from films import Case, bone_points, make_case
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 import xreg
 import xreg.registration  # so that its modules are there to be counted in
 from xreg.errors import XregError
+from xreg.metrics import mtre
 from xreg.volume import Volume
 
 SUCCESS_MM = 1.0

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from cmaes_bobyqa import register_with_cmaes
 from common import PHANTOM, RESULTS, describe_run, find_ct, write_json
-from films import Case, bone_points, make_case, mtre, random_look, take
+from films import Case, bone_points, make_case, random_look, take
 from hard_cases import load_bodies
 from rich.console import Console
 
 from xreg.errors import XregError
 from xreg.geometry import se3
+from xreg.metrics import mtre
 from xreg.registration import SearchBox, Settings, Tracker, register, register_anywhere
 from xreg.registration.search import Scout, SearchSettings
 from xreg.registration.views import check_views

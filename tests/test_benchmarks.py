@@ -2,19 +2,9 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
-
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-def run(*words: str) -> str:
-    command = [sys.executable, str(FOLDER / words[0]), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from benchmark_scripts import run
 
 
 @pytest.mark.parametrize("script", ["projector.py", "registration.py", "table.py"])

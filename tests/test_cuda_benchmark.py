@@ -7,15 +7,7 @@ import sys
 
 import pytest
 import torch
-
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-def run(*words: str) -> str:
-    command = [sys.executable, str(FOLDER / words[0]), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from benchmark_scripts import FOLDER, run
 
 
 @pytest.fixture

@@ -195,3 +195,13 @@ def test_what_is_not_rigid_is_named_and_explained(spoil, message: str) -> None:
     with pytest.raises(GeometryError, match=message) as caught:
         se3.require_rigid(spoil(good), "pelvis_from_ct")
     assert "pelvis_from_ct" in str(caught.value)
+
+
+def test_distance_between_poses_may_be_told_at_a_center():
+    generator = torch.Generator().manual_seed(4)
+    first, second = (se3.exp(torch.randn(5, 6, generator=generator, dtype=torch.float64)) for _ in range(2))
+    center = torch.tensor([30.0, -20.0, 10.0], dtype=torch.float64)
+    angle, shift = se3.geodesic_distance(first, second, center)
+    expected = (se3.apply(second, center[None]) - se3.apply(first, center[None]))[:, 0].norm(dim=-1)
+    torch.testing.assert_close(shift, expected)
+    torch.testing.assert_close(angle, se3.geodesic_distance(first, second)[0])

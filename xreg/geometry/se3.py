@@ -211,14 +211,21 @@ def interpolate(
 
 
 def geodesic_distance(
-    first: Float[Tensor, "*batch 4 4"], second: Float[Tensor, "*batch 4 4"]
+    first: Float[Tensor, "*batch 4 4"],
+    second: Float[Tensor, "*batch 4 4"],
+    center: Float[Tensor, 3] | None = None,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return (angle in rad, distance in mm) between two transforms of the same frames.
 
-    The distance is that between the images of the origin, |t₂ − t₁|. At equal poses the gradient is zero.
+    The distance is that between the images of ``center`` (mm, in the frame that both map from), by default of
+    the origin, |t₂ − t₁|; a body's middle gives one that does not depend on where its origin lies. At equal
+    poses the gradient is zero.
     """
     angle = _safe_norm(so3_log(first[..., :3, :3].transpose(-1, -2) @ second[..., :3, :3]))
-    return angle, _safe_norm(second[..., :3, 3] - first[..., :3, 3])
+    shift = second[..., :3, 3] - first[..., :3, 3]
+    if center is not None:
+        shift = shift + rotate(second - first, center.to(shift)[None])[..., 0, :]
+    return angle, _safe_norm(shift)
 
 
 def nearest_rigid(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:

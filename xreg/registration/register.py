@@ -127,7 +127,7 @@ class Search:
 
     def descend(self, number: int, state: State) -> State:
         """Refine a state on one level, and remember how."""
-        targets, before = self.targets(number, state), self.renders
+        targets = self.targets(number, state)
         first = self.looker(number, targets, None)(state)
         weight = prior_weight(first)
         first = with_priors(first, self.unknowns, state, weight)
@@ -139,7 +139,6 @@ class Search:
             if self.on_step is not None:
                 self.on_step(step)
 
-        self.renders = before + len(self.views) * len(self.unknowns.bodies)
         note(Progress(state, first, 1))
         see = self.looker(number, targets, weight)
         self.last = refine(
@@ -179,10 +178,8 @@ def apart(unknowns: Unknowns, a: State, b: State, length_scale: float) -> float:
     """How far two states put the edge of a body from each other, mm, at most over bodies."""
     worst = 0.0
     for number, (one, other) in enumerate(zip(a.poses, b.poses, strict=True)):
-        move = other @ se3.inverse(one)
-        center = unknowns.center(a, number)
-        shift = se3.apply(move, center[None])[0] - center
-        worst = max(worst, float(se3.so3_log(move[:3, :3]).norm()) * length_scale + float(shift.norm()))
+        turn, shift = se3.geodesic_distance(one, other, unknowns.bodies[number].volume.center)
+        worst = max(worst, float(turn) * length_scale + float(shift))
     return worst
 
 

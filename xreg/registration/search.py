@@ -18,7 +18,7 @@ from xreg.geometry import se3
 from xreg.registration.register import Search, register_bodies
 from xreg.registration.result import RegistrationResult
 from xreg.registration.settings import COARSE, FINE, Level, Settings
-from xreg.registration.unknowns import Body, Unknowns
+from xreg.registration.unknowns import Body, Unknowns, middle_of
 from xreg.registration.views import Target, View, check_views, target_of
 from xreg.renderer import drr
 from xreg.similarity import Term, scores
@@ -170,7 +170,7 @@ class Scout:
         self.targets: list[Target] = [target_of(view, COARSE_LEVEL) for view in views]
         self.cameras = [t.fine(v.camera) for t, v in zip(self.targets, views, strict=True)]
         self.axes = views[0].camera.world_from_camera[:3, :3].T  # rows: u, v, beam
-        self.center = se3.apply(nominal, self.volume.center.to(nominal)[None])[0]
+        self.center = middle_of(self.volume, nominal)
 
     def pose(self, x: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 4 4"]:
         """The pose at a point of the box: (about v, about u, about the beam; along u, v, beam)."""
@@ -189,7 +189,7 @@ class Scout:
     def score(self, poses: Float[Tensor, "N 4 4"]) -> Float[Tensor, " N"]:
         """Coarse score of each pose, the mean over views."""
         total = torch.zeros(len(poses))
-        for target, camera, _ in zip(self.targets, self.cameras, self.views, strict=True):
+        for target, camera in zip(self.targets, self.cameras, strict=True):
             for part in torch.arange(len(poses)).split(256):
                 try:
                     images = target.average(drr(self.volume, camera, poses[part], integrator="joseph"))
@@ -223,14 +223,14 @@ class Scout:
 
     def antipodes(self, pose: Tensor) -> list[Tensor]:
         """The pose seen from behind: turned half about the detector's two axes."""
-        center = se3.apply(pose, self.volume.center.to(pose)[None])[0]
+        center = middle_of(self.volume, pose)
         half = torch.tensor(math.pi, dtype=torch.float64)
         return [se3.about(se3.exp(_turn(axis, half)), center) @ pose for axis in (self.axes[1], self.axes[0])]
 
     def about(self, start: Tensor) -> Scout:
         """The same scout with its box about another pose."""
         near = copy.copy(self)
-        near.nominal, near.center = start, se3.apply(start, self.volume.center.to(start)[None])[0]
+        near.nominal, near.center = start, middle_of(self.volume, start)
         return near
 
     def evolve(self, start: Tensor) -> Tensor:
@@ -274,12 +274,8 @@ def apart_poses(
     """The first poses of a list that are not near an earlier one; center: the body's middle, in its frame."""
     kept: list[Tensor] = []
     for pose in poses:
-        near = False
-        for other in kept:
-            turn, _ = se3.geodesic_distance(pose, other)
-            shift = se3.apply(torch.stack([pose, other]), center.to(pose)[None])[:, 0].diff(dim=0).norm()
-            near = near or (float(turn) < math.radians(degrees) and float(shift) < mm)
-        if not near:
+        away = (se3.geodesic_distance(pose, other, center) for other in kept)
+        if not any(float(turn) < math.radians(degrees) and float(shift) < mm for turn, shift in away):
             kept.append(pose)
         if len(kept) == count:
             break

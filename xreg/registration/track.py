@@ -120,9 +120,7 @@ class Tracker:
     def _plausible(self, found: RegistrationResult, expected: Tensor) -> bool:
         if not self.accepts(found):
             return False
-        center = self.volume.center.to(expected)[None]
-        turn, _ = se3.geodesic_distance(found.world_from_body, expected)
-        shift = (se3.apply(found.world_from_body, center) - se3.apply(expected, center)).norm()
+        turn, shift = se3.geodesic_distance(found.world_from_body, expected, self.volume.center)
         return math.degrees(float(turn)) <= self.jump[0] and float(shift) <= self.jump[1]
 
     def _seek(self, film: Any, mask: Any, about: Tensor) -> RegistrationResult | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -119,8 +119,7 @@ class Unknowns:
 
     def center(self, state: State, body: int) -> Float[Tensor, " 3"]:
         """Where a state puts a body's middle, world mm."""
-        pose = state.poses[body]
-        return se3.apply(pose, self.bodies[body].volume.center.to(pose)[None])[0]
+        return middle_of(self.bodies[body].volume, state.poses[body])
 
     def moved(self, state: State, step: Float[Tensor, " N"]) -> State:
         """The state after a step."""
@@ -208,6 +207,11 @@ class Unknowns:
         return here, rows
 
 
+def middle_of(volume: Volume, pose: Float[Tensor, "4 4"]) -> Float[Tensor, " 3"]:
+    """Where a pose puts a volume's middle, world mm."""
+    return se3.apply(pose, volume.center.to(pose)[None])[0]
+
+
 def _start(body: Body) -> Float[Tensor, "4 4"]:
     pose = torch.eye(4, dtype=torch.float64) if body.init is None else torch.as_tensor(body.init).double()
     se3.require_rigid(pose, "init")
@@ -221,8 +225,3 @@ def _away(motion: Float[Tensor, "4 4"], center: Tensor, sigma: tuple[float, floa
     turn = se3.so3_log(motion[:3, :3]) / math.radians(sigma[0])
     shift = se3.apply(motion, center.to(motion)[None])[0] - center.to(motion)
     return torch.cat([turn, shift / sigma[1]])
-
-
-def with_init(body: Body, pose: Float[Tensor, "4 4"]) -> Body:
-    """The body starting from another pose."""
-    return replace(body, init=pose)
