@@ -60,3 +60,9 @@ def test_covariance_grows_with_noise(body, camera, film, truth):
     noise = torch.randn(film.shape, generator=torch.Generator().manual_seed(3))
     clear, noisy = (xreg.register(body, film + s * noise, camera, truth) for s in (0.0, 0.3))
     assert float(noisy.covariance.trace()) > 2 * float(clear.covariance.trace())
+
+
+def test_a_restart_that_sees_nothing_does_not_confirm(body, camera, film, truth):
+    out = xreg.register(body, film, camera, truth, settings=Settings(restart_mm=5000.0))
+    assert out.verdict.evidence["restarts_apart_mm"] > 100
+    assert out.verdict.probability < xreg.register(body, film, camera, truth).verdict.probability

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xreg.errors import GeometryError
+from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import se3
 from xreg.registration.gauss_newton import Limits, Progress, refine
 from xreg.registration.result import BodiesResult, RegistrationResult, Step
 from xreg.registration.settings import Settings
-from xreg.registration.trust import spread_of, verdict_of
+from xreg.registration.trust import FAR_MM, spread_of, verdict_of
 from xreg.registration.unknowns import Body, RelativePrior, State, Unknowns, ViewFreedom
 from xreg.registration.views import Target, View, binning, check_views, in_shadow, look, pixel_at, target_of
 from xreg.renderer import require_in_beam
@@ -167,7 +167,8 @@ class Search:
             try:
                 start = self.unknowns.moved(state, aside)
                 end = refine(see, (start, see(start)), self.unknowns, limits, lambda _: None).state
-            except GeometryError:
+            except (GeometryError, RegistrationError):  # nothing to see from there: it does not confirm
+                worst = FAR_MM
                 continue
             worst = max(worst, apart(self.unknowns, home, end, self.settings.length_scale))
         self.renders, self.checks = before, self.renders - before

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xreg.errors import RegistrationError
 from xreg.registration.gauss_newton import newton_step, step_size
 from xreg.registration.result import Verdict
 from xreg.registration.settings import Settings
@@ -20,6 +21,7 @@ from xreg.volume import Volume
 
 MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
 WORST_CONDITION = 2e3  # of the normal equations in balanced units
+FAR_MM = 1e3  # what stands for a distance that is as bad as can be
 
 
 @cache
@@ -75,19 +77,19 @@ def measured(
     in_mm = (covariance / balance[:, None] / balance).diagonal()[: 6 * len(unknowns.bodies)]
     try:
         left = step_size(newton_step(evidence, balance), unknowns, settings.length_scale)
-    except Exception:  # no finite step: as bad as can be
-        left = 1e3
+    except RegistrationError:  # no finite step: as bad as can be
+        left = FAR_MM
     found = {
         "score": evidence.score,
         "least_term": min(evidence.terms) if evidence.terms else evidence.score,
-        "step_left_mm": min(left, 1e3),
+        "step_left_mm": min(left, FAR_MM),
         "condition": float(torch.linalg.cond(matrix)),
-        "deviation_mm": min(float(in_mm.clamp_min(0).amax().sqrt()), 1e3),
+        "deviation_mm": min(float(in_mm.clamp_min(0).amax().sqrt()), FAR_MM),
     }
     if len(evidence.parts) > 1:
-        found["views_apart_mm"] = min(views_apart(evidence, unknowns, settings), 1e3)
+        found["views_apart_mm"] = min(views_apart(evidence, unknowns, settings), FAR_MM)
     if agreement is not None:
-        found["restarts_apart_mm"] = min(agreement, 1e3)
+        found["restarts_apart_mm"] = min(agreement, FAR_MM)
     return found
 
 
