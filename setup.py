@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from setuptools import Command, Extension, setup
@@ -24,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 SHARED = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-          "-fno-signed-zeros", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # fmt: skip
+          "-fno-signed-zeros", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 ISA_FLAGS = {
     "base": [],
@@ -48,14 +49,15 @@ def torch_paths():
 
 
 def host_jobs(compiler, out, includes):
-    """(command, object) for each host source; the fast projector once for each instruction set."""
+    """(command, object) for each host source; the fast kernels once for each instruction set."""
     jobs = []
-    for isa in ["base", "avx2", "avx512"] if X86 else ["base"]:
-        obj = out / f"project_{isa}.o"
+    for name, isa in product(["splat", "project"], ["avx512", "avx2", "base"] if X86 else ["base"]):
+        obj = out / f"{name}_{isa}.o"
         flags = [*SHARED, *ISA_FLAGS[isa], "-fopenmp-simd", f"-DXREG_ISA={isa}"]
-        jobs.append(([*compiler, *flags, "-c", "cuda/project_cpu.cpp", "-o", str(obj)], obj))
+        jobs.append(([*compiler, *flags, "-c", f"cuda/{name}_cpu.cpp", "-o", str(obj)], obj))
     x86 = ["-DXREG_X86"] if X86 else []
-    for name, extra in [("rays_cpu", []), ("select_cpu", x86), ("bind_cpu", [STABLE_ABI, *includes])]:
+    plain = [("rays_cpu", []), ("splat_oracle", []), ("select_cpu", x86), ("bind_cpu", [STABLE_ABI, *includes])]
+    for name, extra in plain:
         obj = out / f"{name}.o"
         jobs.append(([*compiler, *SHARED, *extra, "-c", f"cuda/{name}.cpp", "-o", str(obj)], obj))
     return jobs

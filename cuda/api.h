@@ -56,6 +56,51 @@ void xreg_label_moments(const XregVolume*, const XregBeam*, const XregLabels*, c
 void xreg_backproject(const XregVolume*, const XregBeam*, const XregLabels*, const void* cotangent, void* volume,
                       XregFor run);
 
+/* Gaussians density * exp(-|diag(1/scale) R^T (x - mean)|^2 / 2) in the coordinates of the rays or of the world,
+ * R from the quaternion (x, y, z, w), whose norm does not matter.  float32 or float64, as are the results. */
+typedef struct {
+  const void *mean, *scale, *rotation, *density; /* [count][3], [count][3], [count][4], [count] */
+  int32_t dtype;
+  int64_t count; /* below 2^31 */
+} XregGaussians;
+
+/* What is added to; rays is float64 [views][6][3], or null, and not used by the voxeliser. */
+typedef struct {
+  void *mean, *scale, *rotation, *density;
+  double* rays;
+} XregGaussianGrads;
+
+typedef struct {
+  const double* rays; /* as of XregBeam; a pinhole's su and sv, and a parallel beam's du and dv, are taken as zero */
+  int64_t views;
+  int32_t height, width;
+  int32_t kind;  /* 0 pinhole, exact; 1 pinhole, affine about each mean; 2 parallel */
+  double cutoff; /* a Gaussian is zero beyond so many sigmas */
+} XregSplatView;
+
+typedef struct {
+  double affine[12]; /* rows of the 3x4 matrix, world from index */
+  int32_t nx, ny, nz;
+  double cutoff;
+} XregGrid;
+
+/* image [views][h][w]; moments null or [views][6][h][w], as of XregProject, and null for the affine kind. */
+typedef void XregSplat(const XregGaussians*, const XregSplatView*, void* image, void* moments, XregFor run);
+/* The gradient of sum(cotangent * image), but for what a ray's length |d| as a factor of the image has of it. */
+typedef void XregSplatBackward(const XregGaussians*, const XregSplatView*, const void* cotangent,
+                               const XregGaussianGrads*, XregFor run);
+/* volume [nz][ny][nx], zero before. */
+typedef void XregVoxelize(const XregGaussians*, const XregGrid*, void* volume, XregFor run);
+typedef void XregVoxelizeBackward(const XregGaussians*, const XregGrid*, const void* cotangent,
+                                  const XregGaussianGrads*, XregFor run);
+/* base, avx2 and avx512 take float32; scalar takes all. */
+XregSplat xreg_splat_base, xreg_splat_avx2, xreg_splat_avx512, xreg_splat_scalar;
+XregSplatBackward xreg_splat_backward_base, xreg_splat_backward_avx2, xreg_splat_backward_avx512,
+    xreg_splat_backward_scalar;
+XregVoxelize xreg_voxelize_base, xreg_voxelize_avx2, xreg_voxelize_avx512, xreg_voxelize_scalar;
+XregVoxelizeBackward xreg_voxelize_backward_base, xreg_voxelize_backward_avx2, xreg_voxelize_backward_avx512,
+    xreg_voxelize_backward_scalar;
+
 #ifdef __cplusplus
 }
 #endif

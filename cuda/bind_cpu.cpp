@@ -1,6 +1,7 @@
 // The host kernels as torch operators, through LibTorch's stable ABI: one build loads in every
 // torch from 2.10 on.  Schemas, fake kernels and autograd are registered in xreg/ops/registry.py.
 #include "bind.h"
+#include "bind_splat.h"
 #include "select_cpu.h"
 
 #include <algorithm>
@@ -24,8 +25,8 @@ struct Host {
   explicit Host(const Tensor&) {}
   void project(const XregVolume* v, const XregBeam* b, void* image, void* moments) const {
     const bool wide = int64_t(v->nx) * v->ny * v->nz >= XREG_WIDE_VOXELS;
-    XregProject* kernel = v->dtype == XREG_FLOAT64 || wide ? xreg_project_scalar : xreg_project_best();
-    kernel(v, b, image, moments, run_jobs);
+    const XregKernels& kernels = v->dtype == XREG_FLOAT64 || wide ? xreg_scalar() : xreg_best();
+    kernels.project(v, b, image, moments, run_jobs);
   }
   void project_labels(const XregVolume* v, const XregBeam* b, const XregLabels* l, void* image) const {
     xreg_project_labels(v, b, l, image, run_jobs);
@@ -38,8 +39,28 @@ struct Host {
                    void* volume) const {
     xreg_backproject(v, b, l, cotangent, volume, run_jobs);
   }
+  static const XregKernels& kernels_for(const XregGaussians* g) {
+    return g->dtype == XREG_FLOAT64 ? xreg_scalar() : xreg_best();
+  }
+  void splat(const XregGaussians* g, const XregSplatView* v, void* image, void* moments) const {
+    kernels_for(g).splat(g, v, image, moments, run_jobs);
+  }
+  void splat_backward(const XregGaussians* g, const XregSplatView* v, const void* cotangent,
+                      const XregGaussianGrads* out) const {
+    kernels_for(g).splat_backward(g, v, cotangent, out, run_jobs);
+  }
+  void voxelize(const XregGaussians* g, const XregGrid* grid, void* volume) const {
+    kernels_for(g).voxelize(g, grid, volume, run_jobs);
+  }
+  void voxelize_backward(const XregGaussians* g, const XregGrid* grid, const void* cotangent,
+                         const XregGaussianGrads* out) const {
+    kernels_for(g).voxelize_backward(g, grid, cotangent, out, run_jobs);
+  }
 };
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(xreg, CPU, m) { register_operators<Host>(m); }
+STABLE_TORCH_LIBRARY_IMPL(xreg, CPU, m) {
+  register_operators<Host>(m);
+  register_splat_operators<Host>(m);
+}

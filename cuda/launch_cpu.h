@@ -11,7 +11,7 @@ void parallel(XregFor run, int64_t n, const F& body) {
   run(n, [](int64_t i, void* c) { (*static_cast<const F*>(c))(i); }, const_cast<F*>(&body));
 }
 
-Beam beam_of(const XregBeam& b) {
+inline Beam beam_of(const XregBeam& b) {
   return Beam{{b.metric[0], b.metric[1], b.metric[2], b.metric[3], b.metric[4], b.metric[5]},
               b.height, b.width, static_cast<Integrator>(b.integrator), b.steps};
 }

@@ -1,4 +1,4 @@
-// Which build of the fast projector runs on this machine.
+// Which build of the fast kernels runs on this machine.
 #include "select_cpu.h"
 
 #include <cstdlib>
@@ -8,7 +8,7 @@ namespace {
 
 struct Choice {
   const char* name;
-  XregProject* project;
+  XregKernels kernels;
 };
 
 bool supported(const char* name) {
@@ -23,13 +23,17 @@ bool supported(const char* name) {
   return false;
 }
 
+#define KERNELS_OF(isa)                                                                                      \
+  {#isa,                                                                                                     \
+   {xreg_project_##isa, xreg_splat_##isa, xreg_splat_backward_##isa, xreg_voxelize_##isa, xreg_voxelize_backward_##isa}}
+
 const Choice kChoices[] = {  // best first
 #ifdef XREG_X86
-    {"avx512", xreg_project_avx512},
-    {"avx2", xreg_project_avx2},
+    KERNELS_OF(avx512),
+    KERNELS_OF(avx2),
 #endif
-    {"base", xreg_project_base},
-    {"scalar", xreg_project_scalar},
+    KERNELS_OF(base),
+    KERNELS_OF(scalar),
 };
 
 const Choice* find(const char* name) {
@@ -61,4 +65,5 @@ extern "C" int xreg_set_isa(const char* name) {
   return c != nullptr;
 }
 
-XregProject* xreg_project_best() { return chosen()->project; }
+const XregKernels& xreg_best() { return chosen()->kernels; }
+const XregKernels& xreg_scalar() { return find("scalar")->kernels; }

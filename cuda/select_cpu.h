@@ -12,4 +12,14 @@ XREG_EXPORT const char* xreg_isa(void);
 /* Use the named build from now on: 1, or 0 where this machine cannot run it. */
 XREG_EXPORT int xreg_set_isa(const char* name);
 
-XregProject* xreg_project_best();
+/* The launchers of one build. */
+struct XregKernels {
+  XregProject* project;
+  XregSplat* splat;
+  XregSplatBackward* splat_backward;
+  XregVoxelize* voxelize;
+  XregVoxelizeBackward* voxelize_backward;
+};
+
+const XregKernels& xreg_best();
+const XregKernels& xreg_scalar();  // float64, and more than 2^31 voxels

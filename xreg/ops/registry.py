@@ -1,7 +1,7 @@
 """The operators of xreg: one schema each, whichever library answers.
 
 Schemas and shapes are registered here once.  The compiled library (`xreg/_lib`) provides the kernels;
-where it is missing, the torch reference of `xreg.ops.reference` answers in its place and says so once.
+where it is missing, the torch references (`reference`, `splat_reference`) answer in its place and says so once.
 """
 
 import ctypes
@@ -23,6 +23,17 @@ SCHEMAS = {
     "backproject": "(Tensor cotangent, float scale, int depth, int rows, int cols, Tensor? labels, bool soft,"
     f" {BEAM}, int integrator, int steps) -> Tensor",
 }
+GAUSSIANS = "Tensor mean, Tensor scale, Tensor rotation, Tensor density"
+SPLAT_SCHEMAS = {
+    "splat": f"({GAUSSIANS}, Tensor rays, int height, int width, int kind, float cutoff, bool moments)"
+    " -> (Tensor, Tensor)",
+    "splat_backward": f"(Tensor cotangent, {GAUSSIANS}, Tensor rays, int kind, float cutoff)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "voxelize": f"({GAUSSIANS}, Tensor affine, int depth, int rows, int cols, float cutoff) -> Tensor",
+    "voxelize_backward": f"(Tensor cotangent, {GAUSSIANS}, Tensor affine, float cutoff)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+}
+SCHEMAS |= SPLAT_SCHEMAS
 LIBRARY = torch.library.Library("xreg", "DEF")
 
 
@@ -47,11 +58,32 @@ def _fake_backproject(cotangent, scale, depth, rows, cols, labels, soft, rays, m
     return cotangent.new_empty((depth, rows, cols))
 
 
+def _fake_splat(mean, scale, rotation, density, rays, height, width, kind, cutoff, moments):
+    views = rays.shape[0]
+    return mean.new_empty((views, height, width)), mean.new_empty((views, 6 if moments else 0, height, width))
+
+
+def _fake_splat_backward(cotangent, mean, scale, rotation, density, rays, kind, cutoff):
+    return tuple(t.new_empty(t.shape) for t in (mean, scale, rotation, density, rays))
+
+
+def _fake_voxelize(mean, scale, rotation, density, affine, depth, rows, cols, cutoff):
+    return mean.new_empty((depth, rows, cols))
+
+
+def _fake_voxelize_backward(cotangent, mean, scale, rotation, density, affine, cutoff):
+    return tuple(t.new_empty(t.shape) for t in (mean, scale, rotation, density))
+
+
 FAKES = {
     "project": _fake_project,
     "project_labels": _fake_project_labels,
     "label_moments": _fake_label_moments,
     "backproject": _fake_backproject,
+    "splat": _fake_splat,
+    "splat_backward": _fake_splat_backward,
+    "voxelize": _fake_voxelize,
+    "voxelize_backward": _fake_voxelize_backward,
 }
 
 
@@ -81,10 +113,10 @@ def _open(path: Path) -> str:
 
 def _fall_back(key: str) -> None:
     """Let the torch reference answer for a device."""
-    from xreg.ops import reference
+    from xreg.ops import reference, splat_reference
 
     for name in SCHEMAS:
-        answer = getattr(reference, name)
+        answer = getattr(splat_reference if name in SPLAT_SCHEMAS else reference, name)
         LIBRARY.impl(name, _slow_on_a_card(answer) if key == "CUDA" else answer, key)
 
 
