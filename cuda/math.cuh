@@ -11,9 +11,11 @@
 #define XREG_LANES
 #elif defined(XREG_SCALAR)
 #define HD inline
+#define XREG_INLINE
 #define XREG_LANES
 #else
 #define HD inline __attribute__((always_inline))
+#define XREG_INLINE __attribute__((always_inline))
 #define XREG_LANES _Pragma("omp simd")
 #endif
 

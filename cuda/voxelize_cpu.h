@@ -10,7 +10,7 @@ constexpr int64_t kSlabBytes = 1 << 18;  // of the volume that one job writes: w
 
 // Calls row(z, j, k, first i, last i) for the rows of a Gaussian's ellipsoid in slices [k0, k1].
 template <class V, class Row>
-void each_row(const Blob<ScalarOf<V>>& b, ScalarOf<V> limit, int k0, int k1, const Row& row) {
+HD void each_row(const Blob<ScalarOf<V>>& b, ScalarOf<V> limit, int k0, int k1, const Row& row) {
   using Real = ScalarOf<V>;
   constexpr int kLanes = Lanes<V>::kCount;
   for (int k = k0; k <= k1; ++k) {
@@ -68,7 +68,7 @@ void voxelize_as(const XregGaussians& gaussians, const XregGrid& xg, void* volum
     const int from = static_cast<int>(slab) * thick, to = lower(from + thick, xg.nz) - 1;
     for (int64_t n = bins.begin(slab); n < bins.end(slab); ++n) {
       const Blob<Real>& b = blobs[bins[n]];
-      each_row<V>(b, limit, upper(from, b.k0), lower(to, b.k1), [&](Real z, int j, int k, int i0, int i1) {
+      each_row<V>(b, limit, upper(from, b.k0), lower(to, b.k1), [&](Real z, int j, int k, int i0, int i1) XREG_INLINE {
         const Real y = static_cast<Real>(j - b.j) - b.fj;
         Real* row = out + k * slice + static_cast<int64_t>(j) * xg.nx;
         for (int i = i0; i <= i1; i += Lanes<V>::kCount) {
@@ -98,7 +98,7 @@ void voxelize_backward_as(const XregGaussians& gaussians, const XregGrid& xg, co
       if (!blob_of(grid, g, xg.cutoff, b)) continue;
       VoxelSums<V> s;
       s.clear();
-      each_row<V>(b, limit, b.k0, b.k1, [&](Real z, int j, int k, int i0, int i1) {
+      each_row<V>(b, limit, b.k0, b.k1, [&](Real z, int j, int k, int i0, int i1) XREG_INLINE {
         const Real y = static_cast<Real>(j - b.j) - b.fj;
         const Real* row = from + k * slice + static_cast<int64_t>(j) * xg.nx;
         for (int i = i0; i <= i1; i += Lanes<V>::kCount) {
