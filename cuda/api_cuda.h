@@ -3,6 +3,7 @@
 #include "api.h"
 
 #include <cuda_runtime_api.h>
+#include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,21 @@ cudaError_t xreg_cuda_atlas_new(const XregVolume*, void* staging, XregAtlas**, c
 cudaError_t xreg_cuda_atlas_free(XregAtlas*);
 cudaError_t xreg_cuda_atlas_project(const XregAtlas*, double scale, const XregBeam*, void* image, void* moments,
                                     cudaStream_t);
+
+/* Room on the card for as long as a call's work takes: take(bytes, context). */
+typedef struct {
+  void* (*take)(size_t bytes, void* context);
+  void* context;
+} XregScratch;
+
+/* How many pairs of a Gaussian and a tile (or brick) there are is read back, which waits for the stream. */
+cudaError_t xreg_cuda_splat(const XregGaussians*, const XregSplatView*, void* image, void* moments, const XregScratch*,
+                            cudaStream_t);
+cudaError_t xreg_cuda_splat_backward(const XregGaussians*, const XregSplatView*, const void* cotangent,
+                                     const XregGaussianGrads*, const XregScratch*, cudaStream_t);
+cudaError_t xreg_cuda_voxelize(const XregGaussians*, const XregGrid*, void* volume, const XregScratch*, cudaStream_t);
+cudaError_t xreg_cuda_voxelize_backward(const XregGaussians*, const XregGrid*, const void* cotangent,
+                                        const XregGaussianGrads*, cudaStream_t);
 
 #ifdef __cplusplus
 }

@@ -2,11 +2,13 @@
 // stream of the tensor's device; nothing is synchronised.
 #include "api_cuda.h"
 #include "bind.h"
+#include "bind_splat.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <cstdlib>
+#include <vector>
 
 namespace {
 
@@ -21,6 +23,19 @@ bool any_order() {
   static const bool asked = std::getenv("XREG_CUDA_ATOMICS") != nullptr;
   return asked;
 }
+
+// Memory from torch's allocator, given back when the work is on its way: the stream's later tensors follow it.
+struct Scratch {
+  const Tensor& like;
+  std::vector<Tensor> held;
+  XregScratch ready() { return {take, this}; }
+  static void* take(size_t bytes, void* self) {
+    auto* mine = static_cast<Scratch*>(self);
+    const int64_t words = static_cast<int64_t>((bytes + 7) / 8);
+    mine->held.push_back(torch::stable::new_empty(mine->like, {words}, ScalarType::Long));
+    return mine->held.back().data_ptr();
+  }
+};
 
 // Makes the tensor's device the current one while it lives, and launches on torch's stream there.
 struct Card {
@@ -48,6 +63,26 @@ struct Card {
     const int64_t voxels = int64_t(v->nx) * v->ny * v->nz;
     Tensor sums = torch::stable::new_zeros(like, {voxels + XREG_CUDA_SUMS}, ScalarType::Long);
     check(xreg_cuda_backproject(v, b, l, cotangent, volume, sums.data_ptr(), stream));
+  }
+  void splat(const XregGaussians* g, const XregSplatView* v, void* image, void* moments) const {
+    Scratch scratch{like, {}};
+    const XregScratch room = scratch.ready();
+    check(xreg_cuda_splat(g, v, image, moments, &room, stream));
+  }
+  void splat_backward(const XregGaussians* g, const XregSplatView* v, const void* cotangent,
+                      const XregGaussianGrads* out) const {
+    Scratch scratch{like, {}};
+    const XregScratch room = scratch.ready();
+    check(xreg_cuda_splat_backward(g, v, cotangent, out, &room, stream));
+  }
+  void voxelize(const XregGaussians* g, const XregGrid* grid, void* volume) const {
+    Scratch scratch{like, {}};
+    const XregScratch room = scratch.ready();
+    check(xreg_cuda_voxelize(g, grid, volume, &room, stream));
+  }
+  void voxelize_backward(const XregGaussians* g, const XregGrid* grid, const void* cotangent,
+                         const XregGaussianGrads* out) const {
+    check(xreg_cuda_voxelize_backward(g, grid, cotangent, out, stream));
   }
 };
 
@@ -82,7 +117,10 @@ std::tuple<Tensor, Tensor> atlas_project(int64_t atlas, double scale, Tensor ray
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(xreg, CUDA, m) { register_operators<Card>(m); }
+STABLE_TORCH_LIBRARY_IMPL(xreg, CUDA, m) {
+  register_operators<Card>(m);
+  register_splat_operators<Card>(m);
+}
 
 // Only where there is a card; xreg/ops/atlas.py holds a handle and frees it.
 STABLE_TORCH_LIBRARY(xreg_cuda, m) {

@@ -17,6 +17,10 @@ class VolumeError(XregError):
     """Voxels, an affine or labels that cannot be rendered."""
 
 
+class GaussianError(XregError):
+    """Gaussians that cannot be rendered: a shape, a dtype, a number that is not finite, no rotation."""
+
+
 class ImageError(XregError):
     """A radiograph whose pixels, size or header cannot be used."""
 

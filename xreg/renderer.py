@@ -70,7 +70,7 @@ def rays_in_volume(
     Cameras without a source-to-detector distance get one that ends behind the volume.  Gradients flow to
     the camera and the pose.
     """
-    return _into_volume(volume, camera, _pose(world_from_body, camera))[0]
+    return _into_volume(volume, camera, pose_of(world_from_body, camera))[0]
 
 
 def _into_volume(volume: Volume, camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,11 +145,11 @@ def drr_with_jacobian(
     K other things, a focal length for example, whose images follow the six.  Nothing carries gradients here.
     """
     with torch.no_grad():
-        pose = _pose(world_from_body, camera)
+        pose = pose_of(world_from_body, camera)
         if center is None:
             center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
         rays, basis, linear = _into_volume(volume, camera, pose)
-        rays_dot = _rays_dot(basis, linear, center)
+        rays_dot = rays_dot_of(basis, linear, center)
         if more is not None:
             rays_dot = torch.cat([rays_dot, more.expand(*rays_dot.shape[:-3], *more.shape[-3:])], -3)
         batch, count = rays.shape[:-2], rays_dot.shape[-3]
@@ -163,7 +163,7 @@ def drr_with_jacobian(
     return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
 
 
-def _rays_dot(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
+def rays_dot_of(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
     """d rays / d ξ: moving the body by ξ moves the rays by -ξ, seen from the body."""
     arm = basis - _at_source(basis) * center[..., None, :]
     eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
@@ -176,7 +176,8 @@ def _rays_dot(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*
     return dot @ linear[..., None, :, :].transpose(-1, -2)
 
 
-def _pose(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]:
+def pose_of(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]:
+    """A pose as given by a user: float64 on the camera's device, checked; the identity for None."""
     if world_from_body is None:
         return torch.eye(4, dtype=torch.float64, device=camera.device)
     pose = torch.as_tensor(world_from_body)
@@ -231,7 +232,7 @@ def _views(volume: Volume, camera: Camera | Rig | Sequence[Camera], world_from_b
     """What the check and the render of a view have in common, once."""
     views = []
     for one in [camera] if isinstance(camera, Camera) else camera:
-        pose = _pose(world_from_body, one)
+        pose = pose_of(world_from_body, one)
         rays = _into_volume(volume, one, pose)[0]
         views.append(_View(one, pose, rays, *_depth_range(volume, rays)))
     return views

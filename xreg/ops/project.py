@@ -79,7 +79,7 @@ class _Final(torch.autograd.Function):
         )
 
 
-def _first_order(backward):
+def first_order(backward):
     """As torch's once_differentiable, but it also refuses where the incoming gradient is a constant.
 
     There the gradient still depends on what was saved, and torch would take it for a constant in silence.
@@ -115,7 +115,7 @@ class _Project(torch.autograd.Function):
         ctx.beam = (scale, integrator, steps)
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx, grad, _):
         rays, metric, moments, mu = ctx.saved_tensors
         scale, integrator, steps = ctx.beam
@@ -169,7 +169,7 @@ class _ProjectLabels(torch.autograd.Function):
         ctx.beam = (scale, integrator, steps, soft)
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx, grad):
         mu, rays, labels, metric = ctx.saved_tensors
         scale, integrator, steps, soft = ctx.beam

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.ops import registry
-from xreg.ops.project import _first_order, pull_back
+from xreg.ops.project import first_order, pull_back
 
 KINDS = {"exact": 0, "affine": 1, "parallel": 2}
 CUTOFF = 4.0  # sigmas; what is left out is exp(-8) = 3.4e-4 of a Gaussian's mass in an image, 1.1e-3 in a volume
@@ -33,7 +33,7 @@ class _Splat(torch.autograd.Function):
         ctx.known = inputs[7:9]
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx, grad, _):
         if grad is None:
             return (None,) * 10
@@ -104,7 +104,7 @@ class _Voxelize(torch.autograd.Function):
         ctx.cutoff = inputs[8]
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx, grad):
         *gaussians, affine = ctx.saved_tensors
         found = torch.ops.xreg.voxelize_backward(grad.contiguous(), *gaussians, affine, ctx.cutoff)

@@ -1,0 +1,43 @@
+// What the CUDA launchers of the splatter and the voxeliser share.
+#pragma once
+#include "splat_bins.cuh"
+#include "splat_chain.cuh"
+
+#include <type_traits>
+
+namespace xreg {
+namespace {
+
+constexpr int kThreads = 128, kWarp = 32;
+constexpr int kOwned = 8;  // Gaussians that a warp takes one after another in a backward pass
+constexpr int kSpan = kThreads / kWarp * kOwned;  // and those of a block
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
+
+template <class Real>
+GaussianArrays<Real> arrays_of(const XregGaussians& g) {
+  return {static_cast<const Real*>(g.mean), static_cast<const Real*>(g.scale), static_cast<const Real*>(g.rotation),
+          static_cast<const Real*>(g.density)};
+}
+
+template <class Real>
+GaussianGrads<Real> grads_of(const XregGaussianGrads& g) {
+  return {static_cast<Real*>(g.mean), static_cast<Real*>(g.scale), static_cast<Real*>(g.rotation),
+          static_cast<Real*>(g.density)};
+}
+
+// The sum over a warp, with the same bits in all lanes.
+template <class Real>
+__device__ double over_warp(Real v) {
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  return static_cast<double>(v);
+}
+
+template <class F>
+cudaError_t with_real(int32_t dtype, const F& f) {
+  return dtype == XREG_FLOAT64 ? f(double{}) : f(float{});
+}
+
+}  // namespace
+}  // namespace xreg
