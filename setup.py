@@ -56,8 +56,8 @@ def host_jobs(compiler, out, includes):
         flags = [*SHARED, *ISA_FLAGS[isa], "-fopenmp-simd", f"-DXREG_ISA={isa}"]
         jobs.append(([*compiler, *flags, "-c", f"cuda/{name}_cpu.cpp", "-o", str(obj)], obj))
     x86 = ["-DXREG_X86"] if X86 else []
-    plain = [("rays_cpu", []), ("splat_oracle", []), ("select_cpu", x86), ("bind_cpu", [STABLE_ABI, *includes])]
-    for name, extra in plain:
+    torch = [STABLE_ABI, *includes]
+    for name, extra in [("rays_cpu", []), ("splat_oracle", []), ("select_cpu", x86), ("bind_cpu", torch)]:
         obj = out / f"{name}.o"
         jobs.append(([*compiler, *SHARED, *extra, "-c", f"cuda/{name}.cpp", "-o", str(obj)], obj))
     return jobs
@@ -117,7 +117,7 @@ def resources(printed):
         fixed = re.search(r"_kernelI.*?IntegratorELS\w*_(\d)E", name)
         if kernel == "spread" and "WholeE" not in name:
             kernel = "spread, any order"
-        moments = " + moments" if "Lb1E" in name else ""
+        moments = " + moments" if "Lb1E" in name and not kernel.endswith("prepare") else ""
         result = "double" if re.search("VoxelsId|_kernelId", name) else "float"
         row = found.setdefault((card, kernel + moments, result), {})
         column = INTEGRATORS[int(fixed.group(1))] if fixed else ANY

@@ -1,4 +1,5 @@
-// The splatter on CUDA: a block a tile forward, a warp a Gaussian backward, the bodies of splat.cuh in both.
+// The splatter on CUDA: a block a tile forward, a warp a Gaussian backward, the bodies of splat.cuh in both.  No atomics: each sum has
+// one writer and one order.
 #include "splat_launch.cuh"
 #include "splat_tiles.cuh"
 
@@ -6,6 +7,7 @@ namespace xreg {
 namespace {
 
 constexpr int64_t kMostRecords = 1 << 22;  // footprints held at a time: 80 bytes each
+constexpr int64_t kMostViews = 65535;       // of one launch: the limit of a grid's second dimension
 constexpr int kPixels = kTile * kTile;
 
 struct Shot {  // what all kernels need to know of the views
@@ -99,10 +101,22 @@ __global__ void __launch_bounds__(kThreads) splat_weigh_kernel(Shot shot, int64_
   out[i] = static_cast<Real>(length * static_cast<double>(g[i]));
 }
 
-// The sums of one Gaussian, two rows of sixteen pixels at a time.
+// A warp a Gaussian and view: its sums over its pixels, two rows of sixteen at a time.
 template <class Real, class K>
-__device__ PixelSums<double> sums_of(const Footprint<Real>& f, const Conic<Real>& conic, const Shot& shot, const Real* g) {
+__global__ void __launch_bounds__(kThreads)
+    splat_sums_kernel(GaussianArrays<Real> all, Shot shot, int64_t views, const Real* cotangent, PixelSums<Real>* sums) {
   const int lane = threadIdx.x % kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (i >= views * shot.count) return;
+  const int64_t view = i / shot.count;
+  Sight sight;
+  Outline outline;
+  Footprint<Real> f;
+  if (!look<K::value>(lens_of<K::value>(shot.rays + 18 * view), gaussian_at(all, i - view * shot.count), shot.cutoff,
+                      shot.height, shot.width, sight, f, outline))
+    return;
+  const Conic<Real> conic = narrow<Real>(outline.conic);
+  const Real* g = cotangent + view * shot.height * shot.width;
   const Real limit = static_cast<Real>(shot.limit), slack = static_cast<Real>(0.02);
   PixelSums<Real> s;
   s.clear();
@@ -115,37 +129,41 @@ __device__ PixelSums<double> sums_of(const Footprint<Real>& f, const Conic<Real>
     for (int u = u0 + lane % kTile; u <= u1; u += kTile)
       gather<K::value>(s, f, row, offset_u<Real>(f, u), g[static_cast<int64_t>(v) * shot.width + u], limit);
   }
-  return {over_warp(s.w), over_warp(s.au), over_warp(s.av), over_warp(s.auu), over_warp(s.auv), over_warp(s.avv),
-          over_warp(s.b), over_warp(s.bu), over_warp(s.bv), over_warp(s.buu), over_warp(s.buv), over_warp(s.bvv)};
+  s = {over_warp(s.w), over_warp(s.au), over_warp(s.av), over_warp(s.auu), over_warp(s.auv), over_warp(s.avv),
+       over_warp(s.b), over_warp(s.bu), over_warp(s.bv), over_warp(s.buu), over_warp(s.buv), over_warp(s.bvv)};
+  if (lane == 0) sums[i] = s;
 }
 
-// A warp takes kOwned Gaussians, all views of each; parts [views][blocks][18] is what a block adds to a view's gradient.
+// A thread a Gaussian: from its sums to its gradient, view after view; parts [views][blocks][18] is what a block adds to
+// a view's gradient.
 template <class Real, class K>
 __global__ void __launch_bounds__(kThreads)
-    splat_backward_kernel(GaussianArrays<Real> all, Shot shot, int64_t views, const Real* cotangent,
-                          GaussianGrads<Real> grads, double* parts) {
+    splat_chain_kernel(GaussianArrays<Real> all, Shot shot, int64_t views, const PixelSums<Real>* sums,
+                       GaussianGrads<Real> grads, double* parts) {
   __shared__ double shares[kThreads / kWarp][18];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kSpan + warp * kOwned, plane = static_cast<int64_t>(shot.height) * shot.width;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (int64_t view = 0; view < views; ++view) {
     const Lens lens = lens_of<K::value>(shot.rays + 18 * view);
     LensGrad to_lens{};
-    for (int64_t n = first; n < lower(first + kOwned, shot.count); ++n) {
+    Sight sight;
+    Outline outline;
+    Footprint<Real> f;
+    if (n < shot.count) {
       const Gaussian gaussian = gaussian_at(all, n);
-      Sight sight;
-      Outline outline;
-      Footprint<Real> f;
-      if (!look<K::value>(lens, gaussian, shot.cutoff, shot.height, shot.width, sight, f, outline)) continue;
-      const PixelSums<double> s = sums_of<Real, K>(f, narrow<Real>(outline.conic), shot, cotangent + view * plane);
-      GaussianGrad mine;
-      chain<K::value, Real>(lens, gaussian, sight, s, mine, to_lens);
-      if (lane == 0) add_gradient(gaussian, mine.mean, mine.whiten, mine.density, n, grads);
-      __syncwarp();
+      if (look<K::value>(lens, gaussian, shot.cutoff, shot.height, shot.width, sight, f, outline)) {
+        const PixelSums<Real> s = sums[view * shot.count + n];
+        GaussianGrad mine;
+        chain<K::value, Real>(lens, gaussian, sight, {s.w, s.au, s.av, s.auu, s.auv, s.avv, s.b, s.bu, s.bv, s.buu, s.buv, s.bvv},
+                              mine, to_lens);
+        add_gradient(gaussian, mine.mean, mine.whiten, mine.density, n, grads);
+      }
     }
     if (!parts) continue;
-    if (lane == 0) {
-      for (int q = 0; q < 18; ++q) shares[warp][q] = 0.0;
-      add_to(shares[warp], to_lens);
+    double mine[18] = {};
+    add_to(mine, to_lens);
+    for (int q = 0; q < 18; ++q) {
+      const double total = over_warp(mine[q]);
+      if (threadIdx.x % kWarp == 0) shares[threadIdx.x / kWarp][q] = total;
     }
     __syncthreads();
     if (threadIdx.x < 18) {
@@ -202,11 +220,16 @@ cudaError_t splat_some(const XregGaussians& g, const Shot& shot, int64_t views, 
   return cudaGetLastError();
 }
 
+// Views per pass, so that scratch memory has a limit.
+int64_t views_at_once(const XregGaussians& g) {
+  return lower<int64_t>(kMostViews, upper<int64_t>(1, kMostRecords / upper<int64_t>(1, g.count)));
+}
+
 template <class Real, class K>
 cudaError_t splat_all(const XregGaussians& g, const XregSplatView& v, Real* image, Real* moments,
                       const XregScratch& scratch, cudaStream_t stream) {
   const int64_t plane = static_cast<int64_t>(v.height) * v.width;
-  const int64_t some = upper<int64_t>(1, kMostRecords / upper<int64_t>(1, g.count));
+  const int64_t some = views_at_once(g);
   for (int64_t first = 0; first < v.views; first += some) {
     const cudaError_t error =
         splat_some<Real, K>(g, shot_of(g, v, first), lower(some, v.views - first), image + first * plane,
@@ -220,15 +243,21 @@ template <class Real, class K>
 cudaError_t backward_all(const XregGaussians& g, const XregSplatView& v, const Real* cotangent,
                          const XregGaussianGrads& out, const XregScratch& scratch, cudaStream_t stream) {
   if (g.count == 0 || v.views == 0) return cudaSuccess;
-  const Shot shot = shot_of(g, v, 0);
-  const int64_t pixels = v.views * v.height * v.width;
-  Real* weighed = room_for<Real>(scratch, pixels);
-  splat_weigh_kernel<Real, K><<<blocks_for(pixels, kThreads), kThreads, 0, stream>>>(shot, pixels, cotangent, weighed);
-  const unsigned blocks = blocks_for(g.count, kSpan);
-  double* parts = out.rays ? room_for<double>(scratch, v.views * blocks * 18) : nullptr;
-  splat_backward_kernel<Real, K><<<blocks, kThreads, 0, stream>>>(arrays_of<Real>(g), shot, v.views, weighed,
-                                                                  grads_of<Real>(out), parts);
-  if (parts) add_parts_kernel<<<dim3(18, static_cast<unsigned>(v.views)), kThreads, 0, stream>>>(parts, blocks, out.rays);
+  const GaussianArrays<Real> all = arrays_of<Real>(g);
+  const int64_t plane = static_cast<int64_t>(v.height) * v.width, most = lower(views_at_once(g), v.views);
+  const unsigned blocks = blocks_for(g.count, kThreads);
+  Real* weighed = room_for<Real>(scratch, most * plane);
+  auto* sums = room_for<PixelSums<Real>>(scratch, most * g.count);
+  double* parts = out.rays ? room_for<double>(scratch, most * blocks * 18) : nullptr;
+  for (int64_t first = 0; first < v.views; first += most) {
+    const int64_t some = lower(most, v.views - first), pixels = some * plane;
+    const Shot shot = shot_of(g, v, first);
+    splat_weigh_kernel<Real, K><<<blocks_for(pixels, kThreads), kThreads, 0, stream>>>(shot, pixels, cotangent + first * plane, weighed);
+    splat_sums_kernel<Real, K><<<blocks_for(some * g.count, kThreads / kWarp), kThreads, 0, stream>>>(all, shot, some, weighed, sums);
+    splat_chain_kernel<Real, K><<<blocks, kThreads, 0, stream>>>(all, shot, some, sums, grads_of<Real>(out), parts);
+    if (parts)
+      add_parts_kernel<<<dim3(18, static_cast<unsigned>(some)), kThreads, 0, stream>>>(parts, blocks, out.rays + 18 * first);
+  }
   return cudaGetLastError();
 }
 

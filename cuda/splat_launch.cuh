@@ -9,8 +9,6 @@ namespace xreg {
 namespace {
 
 constexpr int kThreads = 128, kWarp = 32;
-constexpr int kOwned = 8;  // Gaussians that a warp takes one after another in a backward pass
-constexpr int kSpan = kThreads / kWarp * kOwned;  // and those of a block
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
@@ -29,9 +27,9 @@ GaussianGrads<Real> grads_of(const XregGaussianGrads& g) {
 
 // The sum over a warp, with the same bits in all lanes.
 template <class Real>
-__device__ double over_warp(Real v) {
+__device__ Real over_warp(Real v) {
   for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
-  return static_cast<double>(v);
+  return v;
 }
 
 template <class F>

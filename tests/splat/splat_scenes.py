@@ -1,4 +1,6 @@
-"""Small scenes of Gaussians and views that the splatter's tests share, float64; no number is round or zero."""
+"""Small scenes of Gaussians and views that the splatter's tests share, float64; no number is round or
+zero.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ SIZE = (19, 37)  # no multiple of the kernels' tiles
 KINDS = ("exact", "affine", "parallel")
 GRID_SHAPE = (13, 14, 19)  # depth, rows, columns
 AFFINE = torch.tensor(
-    [[0.9, 0.1, 0.05, -9.2], [0.05, -1.2, -0.1, 7.1], [0.02, 0.2, 1.5, -10.3], [0, 0, 0, 1]], dtype=torch.float64
+    [[0.9, 0.1, 0.05, -9.2], [0.05, -1.2, -0.1, 7.1], [0.02, 0.2, 1.5, -10.3], [0, 0, 0, 1]],
+    dtype=torch.float64,
 )
 
 Scene = tuple[Tensor, Tensor, Tensor, Tensor]  # mean, scale, rotation, density

@@ -1,4 +1,6 @@
-"""Nothing that a Gaussian touches is lost to tiles, chords or boxes: each pixel against a plain sum over all."""
+"""Nothing that a Gaussian touches is lost to tiles, chords or boxes: each pixel against a plain sum over
+all.
+"""
 
 import pytest
 import torch
@@ -37,13 +39,18 @@ def test_one_gaussian_anywhere(kind: str, scale: tuple[float, float, float], see
     truth = splat_reference.splat_backward(cotangent, *tensors, rays, code, 3.0)
     largest = max(float(b.norm()) for b in truth)
     for a, b in zip(back, truth, strict=True):
-        assert float((a - b).norm()) < 1e-7 * max(float(b.norm()), largest)
+        assert float((a - b).norm()) <= 1e-7 * max(float(b.norm()), largest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_does_not_depend_on_the_tiles(kind: str) -> None:
     """Views shifted by pixels give the same pixels, though each lies elsewhere in a tile."""
-    tensors = (8 * random(60, 3), 0.3 + random(60, 3, seed=1).abs(), random(60, 4, seed=2), random(60, seed=3).abs())
+    tensors = (
+        8 * random(60, 3),
+        0.3 + random(60, 3, seed=1).abs(),
+        random(60, 4, seed=2),
+        random(60, seed=3).abs(),
+    )
     rays = views(kind, 1)
     whole, _ = ops.splat(*tensors, rays, (60, 60), kind=kind)
     for shift in (1, 7, 16):
@@ -51,4 +58,6 @@ def test_an_image_does_not_depend_on_the_tiles(kind: str) -> None:
         first, step = (0, 1) if kind == "parallel" else (3, 4)
         moved[:, first] += shift * (moved[:, step] + moved[:, step + 1])
         part, _ = ops.splat(*tensors, moved, (40, 40), kind=kind)
-        torch.testing.assert_close(part, whole[:, shift : shift + 40, shift : shift + 40], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            part, whole[:, shift : shift + 40, shift : shift + 40], rtol=1e-9, atol=1e-10
+        )

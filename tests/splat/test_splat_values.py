@@ -27,14 +27,13 @@ def test_numerical_integration_along_the_ray(kind: str) -> None:
     tensors, rays = scene(), views(kind, 1)
     image, _ = ops.splat(*tensors, rays, SIZE, kind=kind, cutoff=12.0)
     s, d = (r[0].numpy() for r in pixel_rays(rays, *SIZE))
-    seen = 0
-    for v, u in [(9, 17), (3, 8), (14, 22), (0, 0), (10, 30)]:
+    brightest = image[0].abs().flatten().topk(150).indices[::60].tolist()
+    for v, u in [divmod(n, SIZE[1]) for n in (*brightest, 0)]:
         at = lambda t: field(tensors, s[v, u] + t * d[v, u])  # noqa: B023, E731
-        expected = sum(quad(at, a, a + 0.1, epsabs=1e-12)[0] for a in np.arange(-1.0, 3.0, 0.1))
+        expected = sum(quad(at, a, a + 0.1, epsabs=1e-12)[0] for a in np.arange(0.1, 1.1, 0.1))
         expected *= np.linalg.norm(d[v, u])
         assert abs(float(image[0, v, u]) - expected) < 1e-8
-        seen += abs(expected) > 0.1
-    assert seen >= 3
+        assert abs(expected) > 0.1 or (u, v) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +75,10 @@ def test_needles_and_discs(kind: str, shape: tuple[float, float, float]) -> None
     rays, code = views(kind, 1), ops.KINDS[kind]
     expected, _ = splat_reference.splat(*tensors, rays, *SIZE, code, 4.0, False)
     assert float(expected.abs().max()) > 0.01
-    for dtype, limit in ((torch.float64, 1e-7), (torch.float32, 2e-3)):  # a pixel on the edge may fall either way
+    for dtype, limit in (
+        (torch.float64, 1e-7),
+        (torch.float32, 2e-3),
+    ):  # a pixel on the edge may fall either way
         found, _ = ops.splat(*(t.to(dtype) for t in tensors), rays, SIZE, kind=kind)
         assert relative(found, expected) < limit
 
@@ -86,7 +88,11 @@ def test_behind_or_about_the_source_is_left_out(kind: str) -> None:
     rays = pinhole()[None]
     source, middle = rays[0, 0], rays[0, 3] + 0.47 * SIZE[1] * rays[0, 4] + 0.52 * SIZE[0] * rays[0, 5]
     along = middle / middle.norm()
-    still = (torch.tensor([[2.0, 1.0, 3.0]]).double(), torch.tensor([[0.1, 0.2, -0.3, 0.9]]).double(), torch.ones(1).double())
+    still = (
+        torch.tensor([[2.0, 1.0, 3.0]]).double(),
+        torch.tensor([[0.1, 0.2, -0.3, 0.9]]).double(),
+        torch.ones(1).double(),
+    )
 
     def seen(distance: float) -> float:
         return float(ops.splat((source + distance * along)[None], *still, rays, SIZE, kind=kind)[0].max())
@@ -110,11 +116,18 @@ def test_a_parallel_beam_has_no_behind() -> None:
 def test_how_long_a_ray_is_does_not_matter() -> None:
     tensors, rays = scene(), views("exact", 1)
     longer = rays * torch.tensor([1, 1, 1, 1.7, 1.7, 1.7]).double()[:, None]
-    torch.testing.assert_close(ops.splat(*tensors, rays, SIZE)[0], ops.splat(*tensors, longer, SIZE)[0], **FINE)
+    torch.testing.assert_close(
+        ops.splat(*tensors, rays, SIZE)[0], ops.splat(*tensors, longer, SIZE)[0], **FINE
+    )
 
 
 def test_the_cutoff_leaves_out_what_it_says() -> None:
-    tensors, rays = scene(1, size=(2.0, 2.5)), views("exact", 1)
+    _, *rest = scene(1, size=(2.0, 2.5))
+    tensors, rays = (
+        (torch.zeros(1, 3).double(), *rest),
+        views("exact", 1) * torch.tensor([1, 1, 1, 1, 0.4, 0.4])[:, None],
+    )
+    rays[:, 3] = -rays[:, 0] - 80 * rays[:, 4] - 40 * rays[:, 5]  # the middle of the image looks at the mean
     whole, _ = ops.splat(*tensors, rays, (80, 160), cutoff=12.0)
     for cutoff in (2.0, 3.0, 4.0):
         cut, _ = ops.splat(*tensors, rays, (80, 160), cutoff=cutoff)

@@ -33,8 +33,10 @@ def test_values(backend: str) -> None:
 def test_finite_differences() -> None:
     """On oblong voxels, where a gradient in voxels instead of millimetres would show."""
     leaves = [t.requires_grad_() for t in scene(3)]
-    value = lambda *t: ops.voxelize(*t, AFFINE, (5, 6, 7), cutoff=12.0)  # noqa: E731
-    assert float(value(*leaves).abs().max()) > 0.01
+    near = AFFINE.clone()
+    near[:3, 3] = torch.tensor([-3.1, 4.2, -4.3])
+    value = lambda *t: ops.voxelize(*t, near, (5, 6, 7), cutoff=12.0)  # noqa: E731
+    assert float(value(*leaves).detach().abs().max()) > 0.01
     assert torch.autograd.gradcheck(value, leaves, eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
@@ -49,7 +51,9 @@ def test_gradients_of_every_build(backend: str) -> None:
             assert relative(a, b) < limit
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 40), (40, 1, 1), (1, 40, 1), (3, 17, 33), (33, 2, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 40), (40, 1, 1), (1, 40, 1), (3, 17, 33), (33, 2, 16)], ids=str
+)
 def test_grids_of_any_shape(shape: tuple[int, int, int]) -> None:
     tensors = scene(20)
     affine = torch.eye(4).double()
@@ -84,7 +88,9 @@ def test_mass_and_transpose() -> None:
     mass = (density * (2 * torch.pi) ** 1.5 * scale.prod(-1)).sum()
     torch.testing.assert_close(volume.sum(), mass, rtol=1e-6, atol=0)
     y = random(80, 80, 80)
-    back = torch.ops.xreg.voxelize_backward(y, mean, scale, rotation, density, affine[:3].contiguous(), 8.0)[3]
+    back = torch.ops.xreg.voxelize_backward(y, mean, scale, rotation, density, affine[:3].contiguous(), 8.0)[
+        3
+    ]
     torch.testing.assert_close((volume * y).sum(), (density * back).sum(), rtol=1e-10, atol=0)
 
 

@@ -1,7 +1,8 @@
 """The operators of xreg: one schema each, whichever library answers.
 
 Schemas and shapes are registered here once.  The compiled library (`xreg/_lib`) provides the kernels;
-where it is missing, the torch references (`reference`, `splat_reference`) answer in its place and says so once.
+where it is missing, the torch references (`reference`, `splat_reference`) answer in its place and says so
+once.
 """
 
 import ctypes

@@ -89,7 +89,9 @@ def _render(tensors: tuple[Tensor, ...], rays: Tensor, size: tuple[int, int], ki
     basis = _basis(rays, kind)
     front = _in_front(mean.detach(), whiten.detach(), basis.detach(), kind, cutoff)
     step = max(1, CHUNK // max(1, len(mean)))
-    v, u = torch.meshgrid(*(torch.arange(n, dtype=rays.dtype, device=rays.device) for n in size), indexing="ij")
+    v, u = torch.meshgrid(
+        *(torch.arange(n, dtype=rays.dtype, device=rays.device) for n in size), indexing="ij"
+    )
     pixels = torch.stack([u.reshape(-1), v.reshape(-1)], -1)
     s, d = (r.reshape(len(rays), -1, 3) for r in pixel_rays(basis, *size))
     for view in range(len(rays)):
@@ -137,7 +139,9 @@ def splat_backward(cotangent, mean, scale, rotation, density, rays, kind, cutoff
     return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=True))
 
 
-def _slabs(tensors: tuple[Tensor, ...], affine: Tensor, shape: tuple[int, int, int], cutoff: float) -> Iterator:
+def _slabs(
+    tensors: tuple[Tensor, ...], affine: Tensor, shape: tuple[int, int, int], cutoff: float
+) -> Iterator:
     """(voxels, their values) for parts of the flat volume."""
     mean, scale, rotation, density = (t.double() for t in tensors)
     whiten = _whiten(scale, rotation)

@@ -1,8 +1,9 @@
 """Gaussians to images and to voxels, as differentiable functions on tensors.
 
-A Gaussian is density · exp(−½ |diag(1/scale) Rᵀ (x − mean)|²), with R from a quaternion (x, y, z, w) as roma has
-it; its norm does not matter.  Its integral along a ray has a closed form (cuda/splat.cuh), and an image is
-the sum over all Gaussians: order does not matter.  Rays are those of `xreg.ops.project`, in the units of the mean.
+A Gaussian is density · exp(−½ |diag(1/scale) Rᵀ (x − mean)|²), with R from a quaternion (x, y, z, w) as roma
+has it; its norm does not matter.  Its integral along a ray has a closed form (cuda/splat.cuh), and an image
+is the sum over all Gaussians: order does not matter.  Rays are those of `xreg.ops.project`, in the units of
+the mean.
 """
 
 import torch
@@ -13,7 +14,9 @@ from xreg.ops import registry
 from xreg.ops.project import first_order, pull_back
 
 KINDS = {"exact": 0, "affine": 1, "parallel": 2}
-CUTOFF = 4.0  # sigmas; what is left out is exp(-8) = 3.4e-4 of a Gaussian's mass in an image, 1.1e-3 in a volume
+CUTOFF = (
+    4.0  # sigmas; what is left out is exp(-8) = 3.4e-4 of a Gaussian's mass in an image, 1.1e-3 in a volume
+)
 
 
 class _Splat(torch.autograd.Function):
@@ -75,18 +78,18 @@ def splat(
     """Line integrals of Gaussians along the rays of V views, and how each changes with its ray.
 
     mean, scale (standard deviations, above zero) and rotation: float32 or float64 of one dtype; density: the
-    value at the mean, of any sign.  rays: float64, in the units of the mean; those of a pinhole, whose su and sv
-    are taken as zero, or of a parallel beam, whose du and dv are.  size: (H, W).
+    value at the mean, of any sign.  rays: float64, in the units of the mean; those of a pinhole, whose su and
+    sv are taken as zero, or of a parallel beam, whose du and dv are.  size: (H, W).
 
     kind: 'exact' or 'parallel', the closed form; 'affine', the projection taken as linear about each mean, as
-    EWA splatting has it (M. Zwicker et al., 2001), for a pinhole.  cutoff: a Gaussian counts where it is less than
-    so many sigmas from the ray.  The integral runs along the whole line, not only up to the detector; a Gaussian is
-    left out of a view unless its ellipsoid of `cutoff` sigmas lies wholly in front of the source.  One that is
-    much smaller than a pixel is sampled, not averaged.
+    EWA splatting has it (M. Zwicker et al., 2001), for a pinhole.  cutoff: a Gaussian counts where it is less
+    than so many sigmas from the ray.  The integral runs along the whole line, not only up to the detector; a
+    Gaussian is left out of a view unless its ellipsoid of `cutoff` sigmas lies wholly in front of the source.
+    One that is much smaller than a pixel is sampled, not averaged.
 
     moments: also return ∂I/∂s and ∂I/∂d per ray as `project` does, [V, 6, H, W] (not for 'affine'); otherwise
-    [V, 0, H, W].  Gradients: to all four and to the rays (s0, d0, du, dv of a pinhole; s0, su, sv, d0 of a parallel
-    beam), with the same bits on any number of threads.  The jump at the cutoff has no gradient.
+    [V, 0, H, W].  Gradients: to all four and to the rays (s0, d0, du, dv of a pinhole; s0, su, sv, d0 of a
+    parallel beam), with the same bits on any number of threads.  The jump at the cutoff has no gradient.
     """
     registry.load()
     gaussians = (t.contiguous() for t in (mean, scale, rotation, density))
@@ -121,10 +124,11 @@ def voxelize(
     *,
     cutoff: float = CUTOFF,
 ) -> Float[Tensor, "D H W"]:
-    """The sum of Gaussians at voxel centres [D, H, W]; `affine` takes index (i, j, k) to the units of the mean.
+    """The sum of Gaussians at voxel centres [D, H, W]; `affine` takes index (i, j, k) to the units of the
+    mean.
 
-    Gaussians as in `splat`; each counts up to `cutoff` sigmas from its mean.  Gradients to all four, not to the
-    affine, with the same bits on any number of threads.
+    Gaussians as in `splat`; each counts up to `cutoff` sigmas from its mean.  Gradients to all four, not to
+    the affine, with the same bits on any number of threads.
     """
     registry.load()
     gaussians = (t.contiguous() for t in (mean, scale, rotation, density))

@@ -1,7 +1,7 @@
 """Gaussians on disk: .safetensors with metadata, and the .ply of 3D Gaussian splatting.
 
-The .ply holds what the reference implementation of B. Kerbl et al. (3D Gaussian Splatting, 2023) writes, as far as
-a viewer needs it: x y z, nx ny nz, f_dc_0..2, opacity, scale_0..2, rot_0..3; and `density` after them.
+The .ply holds what the reference implementation of B. Kerbl et al. (3D Gaussian Splatting, 2023) writes, as
+far as a viewer needs it: x y z, nx ny nz, f_dc_0..2, opacity, scale_0..2, rot_0..3; and `density` after them.
 """
 
 from __future__ import annotations
@@ -64,14 +64,16 @@ def load(path: str | PathLike) -> Gaussians:
             found = set(opened.keys())
             if metadata.get("schema") != SCHEMA or not found.issuperset(NAMES):
                 raise FileError(
-                    f"{file}: expected {what} with {', '.join(NAMES)}, got schema {metadata.get('schema')!r} with "
-                    f"{', '.join(sorted(found)) or 'no tensor'}"
+                    f"{file}: expected {what} with {', '.join(NAMES)}, got schema "
+                    f"{metadata.get('schema')!r} with {', '.join(sorted(found)) or 'no tensor'}"
                 )
             tensors = {name: opened.get_tensor(name) for name in NAMES}
         if json.loads(metadata.get("units", "null")) != UNITS:
             raise FileError(f"{file}: expected the units {UNITS}, got {metadata.get('units')}")
         notes = json.loads(metadata.get("notes", "{}"))
-        return Gaussians(**tensors, energy_kev=notes.get("energy_kev"), provenance=notes.get("provenance", {}))
+        return Gaussians(
+            **tensors, energy_kev=notes.get("energy_kev"), provenance=notes.get("provenance", {})
+        )
     except (library.SafetensorError, json.JSONDecodeError) as error:
         raise FileError(f"{file}: is damaged or no safetensors file ({error}); expected {what}") from error
     except GaussianError as error:
@@ -84,8 +86,8 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError as error:
         raise BackendError(
-            "Gaussians are kept in .safetensors files, which need safetensors: `pip install 'xreg[splat]'`, or "
-            "write a .ply"
+            "Gaussians are kept in .safetensors files, which need safetensors: `pip install 'xreg[splat]'`, "
+            "or write a .ply"
         ) from error
     return safetensors
 
@@ -93,8 +95,8 @@ def _safetensors() -> Any:
 def write_ply(path: str | PathLike, gaussians: Gaussians) -> None:
     """Write a binary little-endian .ply in float32, atomically; positions stay in RAS mm.
 
-    ``density`` is exact.  Viewers, which know no attenuation, get the opacity 1 − exp(−line integral through the
-    middle), and a grey that is brighter where the density is higher.
+    ``density`` is exact.  Viewers, which know no attenuation, get the opacity 1 − exp(−line integral through
+    the middle), and a grey that is brighter where the density is higher.
     """
     numbers = {name: value.detach().cpu().double().numpy() for name, value in gaussians.items()}
     rotation = numbers["rotation"]
@@ -149,7 +151,9 @@ def read_ply(path: str | PathLike) -> Gaussians:
         density = through / (np.sqrt(2 * np.pi) * np.exp(log_scale.mean(1)))
     parts = (pick(POSITION), log_scale, pick(TURN)[:, [1, 2, 3, 0]], density)
     try:
-        return Gaussians(*(torch.from_numpy(p.astype(np.float32)) for p in parts), provenance={"file": file.name})
+        return Gaussians(
+            *(torch.from_numpy(p.astype(np.float32)) for p in parts), provenance={"file": file.name}
+        )
     except GaussianError as error:
         raise FileError(f"{file}: {error}") from error
 
@@ -158,7 +162,9 @@ def _header(data: bytes, file: Path) -> tuple[str, int, dict[str, str], int]:
     """(format, number of vertices, type of each of their properties, where the data begin)."""
     end = data.find(b"end_header", 0, LONGEST_HEADER)
     if not data.startswith(b"ply") or end < 0:
-        raise FileError(f"{file}: is no .ply file (no 'ply' at its start, or no 'end_header'); expected Gaussians")
+        raise FileError(
+            f"{file}: is no .ply file (no 'ply' at its start, or no 'end_header'); expected Gaussians"
+        )
     start = data.find(b"\n", end) + 1 or len(data)
     order, count, kinds, element = "", None, {}, ""
     for line in data[:end].decode("ascii", "replace").splitlines()[1:]:
@@ -169,7 +175,9 @@ def _header(data: bytes, file: Path) -> tuple[str, int, dict[str, str], int]:
             order = words[1] if len(words) > 1 else ""
         elif words[0] == "element" and len(words) == 3:
             if count is None and words[1] != "vertex":
-                raise FileError(f"{file}: its first element is {words[1]!r}; a .ply of Gaussians begins with vertices")
+                raise FileError(
+                    f"{file}: its first element is {words[1]!r}, where Gaussians begin with vertices"
+                )
             element = words[1]
             if element == "vertex":
                 count = int(words[2]) if words[2].isdigit() else None
@@ -195,6 +203,6 @@ def _table(body: bytes, order: str, count: int, kinds: dict[str, str], file: Pat
     needed = count * layout.itemsize
     if len(body) < needed:
         raise FileError(
-            f"{file}: is cut off: {count} vertices need {needed} bytes, and {len(body)} are there; copy it again"
+            f"{file}: is cut off: {count} vertices need {needed} bytes, got {len(body)}; copy it again"
         )
     return np.frombuffer(body, layout, count)

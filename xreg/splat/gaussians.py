@@ -26,11 +26,11 @@ _WIDTHS = {"mean": 3, "log_scale": 3, "rotation": 4}
 class Gaussians:
     """µ(x) = Σ density · exp(−½ |diag(e^−log_scale) Rᵀ (x − mean)|²) in 1/mm, in RAS+ mm.
 
-    mean: [N, 3] mm.  log_scale: [N, 3], natural logarithm of the standard deviations in mm.  rotation: [N, 4],
-    quaternion (x, y, z, w) of R, whose columns are the Gaussian's axes; any norm but zero.  density: [N] in 1/mm,
-    the attenuation at the mean, as it is: of any sign, and without an activation, because images and volumes are
-    linear in it.  All float32 or all float64, on one device; all may require grad.  N may be zero.
-    energy_kev: effective energy at which the attenuation is stated, None where it is not known.
+    mean: [N, 3] mm.  log_scale: [N, 3], natural logarithm of the standard deviations in mm.  rotation: [N,
+    4], quaternion (x, y, z, w) of R, whose columns are the Gaussian's axes; any norm but zero.  density: [N]
+    in 1/mm, the attenuation at the mean, as it is: of any sign, and without an activation, because images and
+    volumes are linear in it.  All float32 or all float64, on one device; all may require grad.  N may be
+    zero. energy_kev: effective energy at which the attenuation is stated, None where it is not known.
 
     Raises GaussianError for another shape or dtype, a number that is not finite, or a quaternion of zero.
     """
@@ -49,8 +49,8 @@ class Gaussians:
         if not bool((lengths > 1e-8).all()):
             n = int((lengths <= 1e-8).nonzero()[0])
             raise GaussianError(
-                f"rotation must hold quaternions (x, y, z, w) of a norm above zero, got {self.rotation[n].tolist()} "
-                f"for Gaussian {n}; (0, 0, 0, 1) is no rotation"
+                "rotation must hold quaternions (x, y, z, w) of a norm above zero, got "
+                f"{self.rotation[n].tolist()} for Gaussian {n}; (0, 0, 0, 1) is no rotation"
             )
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
@@ -85,8 +85,12 @@ class Gaussians:
 
     @property
     def center(self) -> Float[Tensor, " 3"]:
-        """The mean of the means, weighed by |density| · volume, in RAS mm, float64; the origin where N is 0."""
-        weight = (self.density.detach().abs().double() * self.log_scale.detach().double().sum(-1).exp())[:, None]
+        """The mean of the means, weighed by |density| · volume, in RAS mm, float64; the origin where N is
+        0.
+        """
+        weight = (self.density.detach().abs().double() * self.log_scale.detach().double().sum(-1).exp())[
+            :, None
+        ]
         return (weight * self.mean.detach().double()).sum(0) / weight.sum().clamp_min(1e-300)
 
     def __len__(self) -> int:
@@ -105,7 +109,9 @@ class Gaussians:
         return replace(self, **{name: value.detach() for name, value in self.items()})
 
     def rays(self, camera: Camera, world_from_body: Any = None) -> Float[Tensor, "*batch 6 3"]:
-        """The camera's rays (s0, su, sv, d0, du, dv) in the body's mm, float64; gradients to camera and pose."""
+        """The camera's rays (s0, su, sv, d0, du, dv) in the body's mm, float64; gradients to camera and
+        pose.
+        """
         return _into_body(camera, pose_of(world_from_body, camera))[0]
 
     def render(
@@ -115,13 +121,17 @@ class Gaussians:
 
         camera: a view or a batch.  world_from_body [..., 4, 4]: where the body is (default: where it says).
         mode: 'exact', the closed form, or 'affine', each projection taken as linear about its mean.  cutoff:
-        sigmas beyond which a Gaussian is zero.  The line is not cut at the detector, and a Gaussian that is not
-        wholly in front of the source is left out.  Gradients to all four tensors, to the camera and to the
-        pose.  Raises GeometryError.
+        sigmas beyond which a Gaussian is zero.  The line is not cut at the detector, and a Gaussian that is
+        not wholly in front of the source is left out.  Gradients to all four tensors, to the camera and to
+        the pose.  Raises GeometryError.
         """
         rays = self.rays(camera, world_from_body)
         image, _ = splat(
-            *self._tensors(), self._flat(rays), camera.size, kind=_kind(camera, mode), cutoff=_above_zero(cutoff)
+            *self._tensors(),
+            self._flat(rays),
+            camera.size,
+            kind=_kind(camera, mode),
+            cutoff=_above_zero(cutoff),
         )
         return image.reshape(*rays.shape[:-2], *camera.size)
 
@@ -134,11 +144,12 @@ class Gaussians:
         more: Float[Tensor, "K 6 3"] | None = None,
         cutoff: float = CUTOFF,
     ) -> tuple[Float[Tensor, "*batch H W"], Float[Tensor, "*batch 6+K H W"]]:
-        """Image and its derivative along the six directions of a pose step, as `xreg.renderer.drr_with_jacobian`.
+        """Image and its derivative along the six directions of a pose step, as
+        `xreg.renderer.drr_with_jacobian`.
 
-        The step is ξ = (ω rad, v mm) of `se3.retract(world_from_body, ξ, center)`; center: a world point (mm), by
-        default where the pose puts `self.center`.  more: derivatives of `rays` with respect to K other things.
-        Nothing carries gradients here.
+        The step is ξ = (ω rad, v mm) of `se3.retract(world_from_body, ξ, center)`; center: a world point
+        (mm), by default where the pose puts `self.center`.  more: derivatives of `rays` with respect to K
+        other things. Nothing carries gradients here.
         """
         with torch.no_grad():
             pose = pose_of(world_from_body, camera)
@@ -151,7 +162,12 @@ class Gaussians:
             batch, count = rays.shape[:-2], dot.shape[-3]
             kind = _kind(camera, "exact")
             image, moments = splat(
-                *self._tensors(), self._flat(rays), camera.size, kind=kind, cutoff=_above_zero(cutoff), moments=True
+                *self._tensors(),
+                self._flat(rays),
+                camera.size,
+                kind=kind,
+                cutoff=_above_zero(cutoff),
+                moments=True,
             )
             jacobian = push_forward(moments, dot.expand(*batch, count, 6, 3).reshape(-1, count, 6, 3))
         return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
@@ -172,10 +188,14 @@ class Gaussians:
         """As `voxelize`, as a `Volume`.  Raises VolumeError where no voxel is above zero."""
         affine = grid.affine if isinstance(grid, Volume) else grid[0]
         notes = {**self.provenance, "gaussians": len(self)}
-        return Volume(self.voxelize(grid, cutoff=cutoff), affine, energy_kev=self.energy_kev, provenance=notes)
+        return Volume(
+            self.voxelize(grid, cutoff=cutoff), affine, energy_kev=self.energy_kev, provenance=notes
+        )
 
     def save(self, path: str | PathLike) -> None:
-        """Write a .safetensors file with its metadata, or a .ply, by the suffix; atomic.  Raises FileError."""
+        """Write a .safetensors file with its metadata, or a .ply, by the suffix; atomic.  Raises
+        FileError.
+        """
         from xreg.splat import files
 
         files.save(path, self)
@@ -231,15 +251,17 @@ def _check(name: str, value: Any, mean: Any) -> None:
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise GaussianError(f"{name} must be a float32 or float64 tensor {shape}, got {found}")
     if value.ndim != (2 if width else 1) or (width and value.shape[1] != width) or len(value) != len(mean):
-        raise GaussianError(f"{name} must be {shape} with N = {len(mean)} as of mean, got {tuple(value.shape)}")
+        raise GaussianError(
+            f"{name} must be {shape} with N = {len(mean)} as of mean, got {tuple(value.shape)}"
+        )
     if value.dtype != mean.dtype or value.device != mean.device:
         raise GaussianError(
-            f"{name} must have the dtype and device of mean, {mean.dtype} on {mean.device}, got {value.dtype} on "
-            f"{value.device}"
+            f"{name} must have the dtype and device of mean, {mean.dtype} on {mean.device}, got "
+            f"{value.dtype} on {value.device}"
         )
     if not bool(value.detach().isfinite().all()):
         rows = (~value.detach().reshape(len(value), -1).isfinite()).any(1)
         raise GaussianError(
-            f"{name} must be finite, got NaN or infinity in {int(rows.sum())} of {len(value)} Gaussians, first in "
-            f"number {int(rows.nonzero()[0])}; a fit that diverged has too large a step"
+            f"{name} must be finite, got NaN or infinity in {int(rows.sum())} of {len(value)} Gaussians, first "
+            f"in number {int(rows.nonzero()[0])}; a fit that diverged has too large a step"
         )

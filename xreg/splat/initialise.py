@@ -14,7 +14,9 @@ from xreg.ops.splatting import CUTOFF, voxelize
 from xreg.splat.gaussians import Gaussians
 from xreg.volume import Volume
 
-SPREAD = 0.75  # a Gaussian's sigma over the distance to its neighbours, so that they overlap into a smooth field
+SPREAD = (
+    0.75  # a Gaussian's sigma over the distance to its neighbours, so that they overlap into a smooth field
+)
 LEAST = 0.35  # voxels: a smaller sigma falls between the voxel centres
 
 
@@ -31,11 +33,12 @@ def from_volume(
 ) -> Gaussians:
     """`count` round Gaussians that resemble a volume: a start for a fit, or a coarse body of its own.
 
-    Means are drawn from the voxels above `min_mu` (1/mm) with probability mu^power, without repetition as long as
-    voxels last, and shifted within their voxel; the same seed gives the same bits on the CPU.  A sigma is SPREAD times
-    the mean distance to the nearest `neighbours`, at least LEAST voxels.  Densities begin at one scale for all, and
-    `refine` multiplicative steps (W. Richardson 1972, L. Lucy 1974, in the least-squares form of M. Daube-Witherspoon
-    and G. Muehllehner 1986) fit the voxels without a density below zero.  No gradient.  Raises GaussianError.
+    Means are drawn from the voxels above `min_mu` (1/mm) with probability mu^power, without repetition as
+    long as voxels last, and shifted within their voxel; the same seed gives the same bits on the CPU.  A
+    sigma is SPREAD times the mean distance to the nearest `neighbours`, at least LEAST voxels.  Densities
+    begin at one scale for all, and `refine` multiplicative steps (W. Richardson 1972, L. Lucy 1974, in the
+    least-squares form of M. Daube-Witherspoon and G. Muehllehner 1986) fit the voxels without a density below
+    zero.  No gradient.  Raises GaussianError.
     """
     if not isinstance(count, int) or count < 1:
         raise GaussianError(f"count must be a whole number of Gaussians, at least 1, got {count!r}")
@@ -43,11 +46,13 @@ def from_volume(
     weights = torch.where(mu > min_mu, mu, 0).clamp_min(0).double().cpu().numpy().reshape(-1)
     inside = np.flatnonzero(weights)
     if not len(inside):
-        raise GaussianError(f"no voxel of the volume is above min_mu = {min_mu} /mm, so there is nowhere to put Gaussians")
+        raise GaussianError(
+            f"no voxel of the volume is above min_mu = {min_mu} /mm, so there is nowhere to put Gaussians"
+        )
     generator = np.random.default_rng(seed)
     chosen = _draw(weights[inside] ** power, count, generator)
     flat = inside[chosen]
-    depth, rows, cols = volume.shape
+    _, rows, cols = volume.shape
     index = np.stack([flat % cols, flat // cols % rows, flat // (cols * rows)], 1)
     index = index + generator.uniform(-0.5, 0.5, index.shape)
     affine = volume.affine.numpy()
