@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kPixels)
       const Real x = offset_u<Real>(f, u);
       Real e, y2;
       if constexpr (Moments) accumulate<K::value>(sum, f, row, x, limit);
-      else sum.image += f.weight * falloff<K::value>(f, row, x, limit, e, y2);
+      else sum.image += f.weight * falloff<K::value>(along_row<K::value>(f, row, x), limit, e, y2);
     }
   }
   if (u >= shot.width || v >= shot.height) return;

@@ -163,23 +163,50 @@ HD RowTerms<Real> row_terms(const Footprint<Real>& f, int v) {
 template <class V, class Real>
 HD V offset_u(const Footprint<Real>& f, int u) { return ramp<V>() + (static_cast<Real>(u - f.u) - f.fu); }
 
-// 2^(-e) / sqrt(D) at the pixels of a row, zero outside the ellipse; e = N / D in powers of two, y2 = 1 / D.
+// N and D at the pixels x of a row.
+template <class V>
+struct Quotient {
+  V n, d;
+};
+
 template <SplatKind K, class V, class Real>
-HD V falloff(const Footprint<Real>& f, const RowTerms<Real>& row, V x, Real limit, V& e, V& y2) {
-  const V n = row.n0 + x * (row.n1 + f.a * x);
+HD Quotient<V> along_row(const Footprint<Real>& f, const RowTerms<Real>& row, V x) {
+  return {row.n0 + x * (row.n1 + f.a * x), K == kSplatExact ? row.d0 + x * (row.d1 + f.duu * x) : splat_of<V>(1)};
+}
+
+// The same for columns x that stay while y changes: what depends on x alone is worked out once.
+template <class V>
+struct ColumnTerms {
+  V n0, n1, d0, d1;
+};
+
+template <SplatKind K, class V, class Real>
+HD ColumnTerms<V> column_terms(const Footprint<Real>& f, V x) {
+  ColumnTerms<V> c;
+  c.n0 = f.a * x * x;
+  c.n1 = Real(2) * f.b * x;
+  c.d0 = Real(1) + x * (f.du + f.duu * x);
+  c.d1 = f.dv + f.duv * x;
+  return c;
+}
+
+template <SplatKind K, class V, class Real>
+HD Quotient<V> down_column(const Footprint<Real>& f, const ColumnTerms<V>& c, V y) {
+  return {c.n0 + y * (c.n1 + f.c * y), K == kSplatExact ? c.d0 + y * (c.d1 + f.dvv * y) : splat_of<V>(1)};
+}
+
+// 2^(-e) / sqrt(D), zero outside the ellipse; e = N / D in powers of two, y2 = 1 / D.
+template <SplatKind K, class V>
+HD V falloff(const Quotient<V>& at, ScalarOf<V> limit, V& e, V& y2) {
   V y = splat_of<V>(1);
+  y2 = y;
+  e = at.n;
   if (K == kSplatExact) {
-    V d = row.d0 + x * (row.d1 + f.duu * x);
-    const V least = splat_of<V>(Real(1e-6));  // never below it inside the ellipse
-    d = select(d > least, d, least);
-    y = inverse_sqrt(d);
+    y = inverse_sqrt(magnitude_of(at.d));  // rounding may pass below zero, but only outside the ellipse
     y2 = y * y;
-    e = n * y2;
-  } else {
-    y2 = y;
-    e = n;
+    e = at.n * y2;
   }
-  return select(e < limit, y * exp2_of(-e), splat_of<V>(0));
+  return select(e < limit, y * exp2_minus(e), splat_of<V>(0));
 }
 
 // Sums over the pixels of a Gaussian, from which all of its gradients follow: of w, w (1, x, y, xx, xy, yy) / D, and the
@@ -193,7 +220,7 @@ struct PixelSums {
 template <SplatKind K, class V, class Real>
 HD void gather(PixelSums<V>& s, const Footprint<Real>& f, const RowTerms<Real>& row, V x, V cotangent, Real limit) {
   V e, y2;
-  const V w = cotangent * falloff<K>(f, row, x, limit, e, y2);
+  const V w = cotangent * falloff<K>(along_row<K>(f, row, x), limit, e, y2);
   const Real y = row.y;
   const V a = w * y2, ax = a * x, ay = a * y;
   s.w += w;
@@ -225,7 +252,7 @@ struct PixelMoments {
 template <SplatKind K, class V, class Real>
 HD void accumulate(PixelMoments<V>& m, const Footprint<Real>& f, const RowTerms<Real>& row, V x, Real limit) {
   V e, y2;
-  const V value = f.weight * falloff<K>(f, row, x, limit, e, y2);
+  const V value = f.weight * falloff<K>(along_row<K>(f, row, x), limit, e, y2);
   const Real y = row.y, half = static_cast<Real>(1 / kHalfLog2E);
   const V a = value * y2;
   const V nu = half * (f.a * x + f.b * y), nv = half * (f.b * x + f.c * y);  // half the slope of N

@@ -119,32 +119,38 @@ template <SplatKind K, bool Moments, class V>
 void render_tile(const Lens& lens, const Screen& screen, const Buffer<Footprint<ScalarOf<V>>>& prints, const Bins& bins,
                  int64_t tile, int tiles_u, ScalarOf<V>* image, ScalarOf<V>* moments) {
   using Real = ScalarOf<V>;
-  constexpr int kLanes = Lanes<V>::kCount, kSteps = kTile / kLanes, kSums = Moments ? 5 : 1;
+  constexpr int kLanes = Lanes<V>::kCount, kSums = Moments ? 5 : 1;
   const int u0 = static_cast<int>(tile % tiles_u) * kTile, v0 = static_cast<int>(tile / tiles_u) * kTile;
   alignas(64) Real sums[kSums][kTile][kTile] = {};
   const Real limit = static_cast<Real>(screen.limit);
   for (int64_t i = bins.begin(tile); i < bins.end(tile); ++i) {
-    if (i + 4 < bins.end(tile)) __builtin_prefetch(&prints[bins[i + 4]]);
+    if (i + kAhead < bins.end(tile)) {
+      const char* later = reinterpret_cast<const char*>(&prints[bins[i + kAhead]]);
+      __builtin_prefetch(later);
+      __builtin_prefetch(later + sizeof(Footprint<Real>) - 1);
+    }
     const Footprint<Real>& f = prints[bins[i]];
-    const int last = lower(f.v1 - v0, kTile - 1);
-    for (int v = upper(f.v0 - v0, 0); v <= last; ++v) {
-      const RowTerms<Real> row = row_terms<K>(f, v0 + v);
-      for (int s = 0; s < kSteps; ++s) {
-        const V x = offset_u<V>(f, u0 + s * kLanes);
-        if constexpr (Moments) {
-          PixelMoments<V> m{load<V>(&sums[0][v][s * kLanes]), load<V>(&sums[1][v][s * kLanes]),
-                            load<V>(&sums[2][v][s * kLanes]), load<V>(&sums[3][v][s * kLanes]),
-                            load<V>(&sums[4][v][s * kLanes])};
-          accumulate<K>(m, f, row, x, limit);
-          store(&sums[0][v][s * kLanes], m.image);
-          store(&sums[1][v][s * kLanes], m.su);
-          store(&sums[2][v][s * kLanes], m.sv);
-          store(&sums[3][v][s * kLanes], m.du);
-          store(&sums[4][v][s * kLanes], m.dv);
-        } else {
+    const int first = upper(f.v0 - v0, 0), last = lower(f.v1 - v0, kTile - 1);
+    for (int s = 0; s < kTile; s += kLanes) {
+      const V x = offset_u<V>(f, u0 + s);
+      if constexpr (Moments) {
+        for (int v = first; v <= last; ++v) {
+          PixelMoments<V> m{load<V>(&sums[0][v][s]), load<V>(&sums[1][v][s]), load<V>(&sums[2][v][s]),
+                            load<V>(&sums[3][v][s]), load<V>(&sums[4][v][s])};
+          accumulate<K>(m, f, row_terms<K>(f, v0 + v), x, limit);
+          store(&sums[0][v][s], m.image);
+          store(&sums[1][v][s], m.su);
+          store(&sums[2][v][s], m.sv);
+          store(&sums[3][v][s], m.du);
+          store(&sums[4][v][s], m.dv);
+        }
+      } else {
+        const ColumnTerms<V> column = column_terms<K>(f, x);
+        for (int v = first; v <= last; ++v) {
           V e, y2;
-          Real* at = &sums[0][v][s * kLanes];
-          store(at, load<V>(at) + f.weight * falloff<K>(f, row, x, limit, e, y2));
+          const V y = splat_of<V>(static_cast<Real>(v0 + v - f.v) - f.fv);
+          Real* at = &sums[0][v][s];
+          store(at, load<V>(at) + f.weight * falloff<K>(down_column<K>(f, column, y), limit, e, y2));
         }
       }
     }

@@ -1,10 +1,13 @@
-// One number or sixteen side by side: the type in which the pixels of a row are worked out.
+// One number or several side by side: the type in which the pixels of a row are worked out.
 //
 // The bodies of splat.cuh and voxelize.cuh are templates of it.  On a card, and in the float64 oracle, V is a
-// plain number; in the fast host builds it is a vector of sixteen floats, which the compiler keeps in one
-// 512-bit register or in two or four narrower ones.
+// plain number; in the fast host builds it is a vector of floats that fills a register: sixteen, eight or four.
 #pragma once
 #include "math.cuh"
+
+#if !defined(__CUDACC__) && defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace xreg {
 inline namespace XREG_ISA {
@@ -21,9 +24,11 @@ using ScalarOf = typename Lanes<V>::Scalar;
 HD float select(bool mask, float yes, float no) { return mask ? yes : no; }
 HD double select(bool mask, double yes, double no) { return mask ? yes : no; }
 
-// 2^x for x <= 0.
-HD float exp2_of(float x) { return exp2f(x); }
-HD double exp2_of(double x) { return exp2(x); }
+// 2^-x for 0 <= x < 125.
+HD float exp2_minus(float x) { return exp2f(-x); }
+HD double exp2_minus(double x) { return exp2(-x); }
+HD float magnitude_of(float x) { return fabsf(x); }
+HD double magnitude_of(double x) { return fabs(x); }
 HD float inverse_sqrt(float x) {
 #if defined(__CUDA_ARCH__)
   return rsqrtf(x);
@@ -49,70 +54,82 @@ HD double sum_of(double v) { return v; }
 
 #if !defined(__CUDACC__) && !defined(XREG_SCALAR)
 
-typedef float Float16Lanes __attribute__((vector_size(64)));
-typedef int32_t Int16Lanes __attribute__((vector_size(64)));
+// As wide as a register: of a wider vector GCC compares and selects one number after another.
+#if defined(__AVX512F__)
+constexpr int kFastLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kFastLanes = 8;
+#else
+constexpr int kFastLanes = 4;
+#endif
+typedef float FloatLanes __attribute__((vector_size(4 * kFastLanes)));
+typedef int32_t IntLanes __attribute__((vector_size(4 * kFastLanes)));
 
 template <>
-struct Lanes<Float16Lanes> {
+struct Lanes<FloatLanes> {
   using Scalar = float;
-  static constexpr int kCount = 16;
+  static constexpr int kCount = kFastLanes;
 };
 
 template <>
-HD Float16Lanes ramp<Float16Lanes>() {
-  return Float16Lanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+HD FloatLanes ramp<FloatLanes>() {
+  FloatLanes v;
+  for (int l = 0; l < kFastLanes; ++l) v[l] = static_cast<float>(l);
+  return v;
 }
 template <>
-HD Float16Lanes splat_of<Float16Lanes>(float x) { return x - Float16Lanes{}; }
+HD FloatLanes splat_of<FloatLanes>(float x) { return x - FloatLanes{}; }
 template <>
-HD Float16Lanes load<Float16Lanes>(const float* p) {
-  Float16Lanes v;
+HD FloatLanes load<FloatLanes>(const float* p) {
+  FloatLanes v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 template <>
-HD void store<Float16Lanes>(float* p, Float16Lanes v) { std::memcpy(p, &v, sizeof v); }
+HD void store<FloatLanes>(float* p, FloatLanes v) { std::memcpy(p, &v, sizeof v); }
 
-HD Float16Lanes select(Int16Lanes mask, Float16Lanes yes, Float16Lanes no) { return mask ? yes : no; }
+HD FloatLanes select(IntLanes mask, FloatLanes yes, FloatLanes no) { return mask ? yes : no; }
 
-// Relative error below 3e-7 (tests/splat/test_splat_lanes.py); zero below 2^-125.  The polynomial is the minimax of
-// 2^f on [-1/2, 1/2].
-HD Float16Lanes exp2_of(Float16Lanes x) {
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const Float16Lanes low = splat_of<Float16Lanes>(-125.0f);
-  const auto tiny = x < low;
-  x = tiny ? low : x;
-  const Float16Lanes shifted = x + kRounder;
-  const Float16Lanes f = x - (shifted - kRounder);
-  Float16Lanes p = f * 1.3240888e-3f + 9.674739e-3f;
+HD FloatLanes magnitude_of(FloatLanes x) { return (FloatLanes)((IntLanes)x & 0x7fffffff); }
+
+// Relative error below 3e-7 (tests/splat/test_splat_lanes.py); without meaning for another x, not even a number.  The
+// polynomial is the minimax of 2^f on [-1/2, 1/2].
+HD FloatLanes exp2_minus(FloatLanes x) {
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const FloatLanes shifted = kRounder - x;
+  const FloatLanes f = (kRounder - shifted) - x;
+  FloatLanes p = f * 1.3240888e-3f + 9.674739e-3f;
   p = p * f + 5.5508375e-2f;
   p = p * f + 2.4022155e-1f;
   p = p * f + 6.931469e-1f;
   p = p * f + 1.0f;
-  const Float16Lanes whole = (Float16Lanes)((Int16Lanes)p + ((Int16Lanes)shifted << 23));
-  return tiny ? Float16Lanes{} : whole;
+  return (FloatLanes)((IntLanes)p + ((IntLanes)shifted << 23));
 }
 
 // Relative error below 1e-6 for x of an ordinary size, without a division.  The first step's constants are those of
 // L. Moroz et al., Fast calculation of inverse square root with the use of magic constant (2018).
-HD Float16Lanes inverse_sqrt(Float16Lanes x) {
-  Float16Lanes y = (Float16Lanes)(0x5f1ffff9 - ((Int16Lanes)x >> 1));
+HD FloatLanes inverse_sqrt(FloatLanes x) {
+#if defined(__AVX512F__)
+  FloatLanes y = (FloatLanes)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)x);  // the machine's own first step, of 14 bits
+#else
+  FloatLanes y = (FloatLanes)(0x5f1ffff9 - ((IntLanes)x >> 1));
   y *= 0.703952253f * (2.38924456f - x * y * y);
+#endif
   y *= 1.5f - 0.5f * x * y * y;
   return y;
 }
 
-HD Float16Lanes root_of(Float16Lanes x) {
-  Float16Lanes y;
+HD FloatLanes root_of(FloatLanes x) {
+  FloatLanes y;
   XREG_LANES
-  for (int l = 0; l < 16; ++l) y[l] = sqrtf(x[l]);
+  for (int l = 0; l < kFastLanes; ++l) y[l] = sqrtf(x[l]);
   return y;
 }
 
 // In one order, whatever the registers.
-HD double sum_of(Float16Lanes v) {
+HD double sum_of(FloatLanes v) {
   double total = 0.0;
-  for (int l = 0; l < 8; ++l) total += static_cast<double>(v[l] + v[l + 8]);
+  for (int l = 0; l < kFastLanes / 2; ++l) total += static_cast<double>(v[l] + v[l + kFastLanes / 2]);
   return total;
 }
 

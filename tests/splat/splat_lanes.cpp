@@ -3,10 +3,11 @@
 
 using namespace xreg;
 
-extern "C" void fast_exp2(const float* x, float* y, int n) {
-  for (int i = 0; i + 16 <= n; i += 16) store(y + i, exp2_of(load<Float16Lanes>(x + i)));
+extern "C" void fast_exp2_minus(const float* x, float* y, int n) {
+  for (int i = 0; i + kFastLanes <= n; i += kFastLanes) store(y + i, exp2_minus(load<FloatLanes>(x + i)));
 }
 extern "C" void fast_inverse_sqrt(const float* x, float* y, int n) {
-  for (int i = 0; i + 16 <= n; i += 16) store(y + i, inverse_sqrt(load<Float16Lanes>(x + i)));
+  for (int i = 0; i + kFastLanes <= n; i += kFastLanes) store(y + i, inverse_sqrt(load<FloatLanes>(x + i)));
 }
-extern "C" double fast_sum(const float* x) { return sum_of(load<Float16Lanes>(x)); }
+extern "C" int fast_lanes() { return kFastLanes; }
+extern "C" double fast_sum(const float* x) { return sum_of(load<FloatLanes>(x)); }

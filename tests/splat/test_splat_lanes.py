@@ -38,13 +38,10 @@ def run(function, x: np.ndarray) -> np.ndarray:
 
 
 def test_exp2(lanes: ctypes.CDLL) -> None:
-    x = np.concatenate([np.linspace(-124.9, 0, 1 << 18), np.arange(-124, 1), np.zeros(19)]).astype(np.float32)
+    x = np.concatenate([np.linspace(0, 124.9, 1 << 18), np.arange(125)]).astype(np.float32)
     x = x[: len(x) // 16 * 16]
-    error = run(lanes.fast_exp2, x) / np.exp2(x.astype(np.float64)) - 1
+    error = run(lanes.fast_exp2_minus, x) * np.exp2(x.astype(np.float64)) - 1
     assert np.abs(error).max() < 3e-7
-    assert np.all(run(lanes.fast_exp2, np.full(16, -125.5)) == 0)
-    assert np.all(run(lanes.fast_exp2, np.full(16, -1e30)) == 0)
-    assert np.all(run(lanes.fast_exp2, np.full(16, -np.inf)) == 0)
 
 
 def test_inverse_sqrt(lanes: ctypes.CDLL) -> None:
@@ -54,5 +51,5 @@ def test_inverse_sqrt(lanes: ctypes.CDLL) -> None:
 
 
 def test_sum(lanes: ctypes.CDLL) -> None:
-    x = np.arange(1, 17, dtype=np.float32) ** 2
+    x = np.arange(1, lanes.fast_lanes() + 1, dtype=np.float32) ** 2
     assert lanes.fast_sum(x.ctypes.data_as(ctypes.POINTER(ctypes.c_float))) == float(x.sum())
