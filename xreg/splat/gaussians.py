@@ -262,6 +262,6 @@ def _check(name: str, value: Any, mean: Any) -> None:
     if not bool(value.detach().isfinite().all()):
         rows = (~value.detach().reshape(len(value), -1).isfinite()).any(1)
         raise GaussianError(
-            f"{name} must be finite, got NaN or infinity in {int(rows.sum())} of {len(value)} Gaussians, first "
-            f"in number {int(rows.nonzero()[0])}; a fit that diverged has too large a step"
+            f"{name} must be finite, got NaN or infinity in {int(rows.sum())} of {len(value)} Gaussians, "
+            f"first in number {int(rows.nonzero()[0])}; a fit that diverged has too large a step"
         )
