@@ -80,6 +80,21 @@ void voxelize_as(const XregGaussians& gaussians, const XregGrid& xg, void* volum
   });
 }
 
+// Gaussians by where they are, so that one finds the voxels of the one before still in the cache.
+template <class Real>
+void by_place(const GaussianArrays<Real>& all, int64_t count, const Grid3& grid, XregFor run, Bins& bins) {
+  constexpr int kParts = 16;  // along j and k
+  const auto part = [](double at, int n) { return static_cast<int64_t>(clamp(at * kParts / n, 0.0, kParts - 1.0)); };
+  bins.build(count, kParts * kParts, run, [&](int64_t i, const auto& put) {
+    const Real* m = all.mean + 3 * i;
+    const Vec3 mean = {static_cast<double>(m[0]), static_cast<double>(m[1]), static_cast<double>(m[2])};
+    const Vec3 c = grid.index_from_world * (mean - grid.origin);
+    const int64_t cell = part(c.z, grid.nz) * kParts + part(c.y, grid.ny);
+    put(cell, cell);
+  });
+}
+
+// Each Gaussian gathers over its own voxels.
 template <class V>
 void voxelize_backward_as(const XregGaussians& gaussians, const XregGrid& xg, const void* cotangent,
                           const XregGaussianGrads& result, XregFor run) {
@@ -90,9 +105,12 @@ void voxelize_backward_as(const XregGaussians& gaussians, const XregGrid& xg, co
   const Real limit = static_cast<Real>(kHalfLog2E * xg.cutoff * xg.cutoff);
   const int64_t slice = static_cast<int64_t>(xg.nx) * xg.ny;
   const Real* from = static_cast<const Real*>(cotangent);
+  Bins order;
+  by_place(all, gaussians.count, grid, run, order);
   parallel(run, pieces_of(gaussians.count), [&](int64_t piece) {
     const int64_t end = lower(gaussians.count, (piece + 1) * kPiece);
-    for (int64_t n = piece * kPiece; n < end; ++n) {
+    for (int64_t m = piece * kPiece; m < end; ++m) {
+      const int64_t n = order[m];
       const Gaussian g = gaussian_at(all, n);
       Blob<Real> b;
       if (!blob_of(grid, g, xg.cutoff, b)) continue;
