@@ -63,15 +63,16 @@ class Bins {
   // find(n, put) calls put(first cell, last cell) for each run of cells that Gaussian n touches.
   template <class Find>
   void build(int64_t count, int64_t cells, XregFor run, const Find& find) {
-    const int64_t pieces = pieces_of(count);
+    constexpr int64_t kMost = 128;  // pieces: each counts for every cell
+    const int64_t each = upper(kPiece, (count + kMost - 1) / kMost), pieces = (count + each - 1) / each;
     std::unique_ptr<Buffer<Run>[]> runs(new Buffer<Run>[pieces]);
     Buffer<int64_t> at;
     at.resize(pieces * cells);
     parallel(run, pieces, [&](int64_t piece) {
       int64_t* mine = &at[piece * cells];
       for (int64_t c = 0; c < cells; ++c) mine[c] = 0;
-      const int64_t end = lower(count, (piece + 1) * kPiece);
-      for (int64_t n = piece * kPiece; n < end; ++n)
+      const int64_t end = lower(count, (piece + 1) * each);
+      for (int64_t n = piece * each; n < end; ++n)
         find(n, [&](int64_t first, int64_t last) {
           runs[piece].push({static_cast<int32_t>(n), static_cast<int32_t>(first), static_cast<int32_t>(last)});
           for (int64_t c = first; c <= last; ++c) ++mine[c];
