@@ -224,12 +224,13 @@ def target_points(volume: Volume) -> Float[Tensor, "n 3"]:
 
 def error_of(pose: Tensor, truth: Tensor, points: Tensor, center: Tensor) -> Error:
     """The mean distance of the target points under both poses (mTRE), that of the centre, and the angle."""
-    from xreg.geometry import se3
+    from xreg import metrics
 
-    apart = se3.apply(pose, points) - se3.apply(truth, points)
-    middle = se3.apply(pose, center[None]) - se3.apply(truth, center[None])
-    angle, _ = se3.geodesic_distance(pose, truth)
-    return Error(float(apart.norm(dim=-1).mean()), float(middle.norm()), math.degrees(float(angle)))
+    return Error(
+        metrics.mtre(pose, truth, points),
+        metrics.translation_error(pose, truth, center),
+        metrics.rotation_error(pose, truth),
+    )
 
 
 def _write_pictures(case: Case, found: RegistrationResult, output: Path, tell: Tell) -> None:

@@ -38,7 +38,8 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     covariance = inverse @ (evidence.scatter * balance) @ inverse
     voxels = torch.tensor([voxel_of(body.volume) for body in unknowns.bodies], dtype=torch.float64)
     rest = voxels.mean().repeat(unknowns.count - 6 * len(voxels))
-    covariance = scaled(covariance, torch.cat([voxels.repeat_interleave(6), rest]))
+    voxels = torch.cat([voxels.repeat_interleave(6), rest])
+    covariance = scaled(covariance, voxels, len(unknowns.cameras))
     if evidence.prior is not None:
         covariance = covariance + inverse @ (evidence.prior * balance) @ inverse
     covariance = covariance * balance
@@ -50,22 +51,25 @@ def voxel_of(volume: Volume) -> float:
     return math.prod(volume.spacing) ** (1 / 3)
 
 
-def scaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"]) -> Float[Tensor, "N N"]:
+def scaled(
+    covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int
+) -> Float[Tensor, "N N"]:
     """What the normal equations say (in mm), made as large as errors are on simulated films.
 
-    Films differ from renders by more than noise: anatomy inside a voxel, scatter, tools.  On volumes of 1 mm
-    and of 3 mm voxels the errors grew with the voxels, and there is a floor that no number of pixels lowers.
+    Films differ from renders by more than noise: anatomy inside a voxel, scatter, tools.  In simulation the
+    errors grew with the voxels, by a power that is fitted, and did not become smaller where a second view
+    said the same as the first: so the variance that the views share is counted once, not once a view.
     """
     known = model()["covariance"]
-    floor = torch.eye(len(covariance), dtype=torch.float64) * known["floor_voxels"] ** 2
-    return (known["scale"] * covariance + floor) * voxels[:, None] * voxels
+    grown = voxels ** (known["voxel_power"] / 2)
+    return known["scale"] * views * covariance * grown[:, None] * grown
 
 
-def unscaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"]) -> Float[Tensor, "N N"]:
+def unscaled(
+    covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int
+) -> Float[Tensor, "N N"]:
     """The inverse of `scaled`, for fitting it anew."""
-    known = model()["covariance"]
-    floor = torch.eye(len(covariance), dtype=torch.float64) * known["floor_voxels"] ** 2
-    return (covariance / voxels[:, None] / voxels - floor) / known["scale"]
+    return covariance / scaled(torch.ones_like(covariance), voxels, views)
 
 
 def measured(
