@@ -55,7 +55,7 @@ def trust(result: dict) -> str:
 
 def beside(result: dict) -> str:
     """Each kind of start, three methods on the same films."""
-    head = ["start, method", "films", "within 1 mm", "within 2 mm", "median mm", "seconds"]
+    head = ["start, method", "films", "within 1 mm", "within 2 mm", "median mm", "seconds, one thread"]
     body = [
         [f"{r['start']}: {r['method']}", str(r["films"]), f"{r['within_1mm']:.0%}", f"{r['within_2mm']:.0%}",
          number_of(r["median_mm"]), number_of(r["seconds"])]

@@ -21,6 +21,7 @@ from xreg.volume import Volume
 
 MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
 WORST_CONDITION = 2e3  # of the normal equations in balanced units
+SURE_IN_SHADOW = 0.9  # probability that a bone in the films of a whole limb needs; the model has not seen any
 FAR_MM = 1e3  # what stands for a distance that is as bad as can be
 
 
@@ -127,6 +128,8 @@ def verdict_of(
     found = measured(evidence, unknowns, covariance, agreement, settings)
     probability = probability_of(found)
     needed = model()["verdict"]["threshold"]
+    if settings.shadow is not None:
+        needed = max(needed, SURE_IN_SHADOW)
     accepted, reason = True, f"score {found['score']:.3f}, right with a probability of {chance(probability)}"
     if not found["condition"] < WORST_CONDITION and not unknowns.priors:
         accepted = False
