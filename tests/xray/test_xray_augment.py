@@ -86,18 +86,15 @@ def test_a_film_does_not_depend_on_the_others(settings: AugmentSettings) -> None
 
 
 def test_a_step_draws_the_same_whatever_else_is_on() -> None:
-    p = bodies()
-    alone = Augment(only("collimate"))(p, seeded(3)) == p
-    settings = dataclasses.replace(only("collimate"), noise=1.0, tools=1.0)
-    generator = seeded(3)
-    with_more = Augment(settings)(p, generator)
-    low, high = with_more.amin((-1, -2), keepdim=True), with_more.amax((-1, -2), keepdim=True)
-    flat = (with_more == low) | (with_more == high)
-    hard = ~alone
-    assert float(flat[hard].float().mean()) > 0.5, "the field is covered at the same place"
-    ended = seeded(3)
-    Augment(AugmentSettings.none())(p, ended)
-    assert torch.equal(generator.get_state(), ended.get_state()), "and as much is drawn"
+    p, generator, idle = bodies(), seeded(3), seeded(3)
+    alone = only("collimate", edge=(0.0, 0.0))
+    covered = Augment(alone)(p, seeded(3)) != p
+    toned = Augment(only("tone"))(p, seeded(3))
+    both = Augment(dataclasses.replace(alone, tone=1.0))(p, generator)
+    assert torch.equal(both != toned, covered)
+    assert covered.any()
+    Augment(AugmentSettings.none())(p, idle)
+    assert torch.equal(generator.get_state(), idle.get_state())
 
 
 def test_double_precision_is_kept() -> None:
@@ -132,6 +129,27 @@ def test_tone_is_the_curve_that_is_asked_for() -> None:
     p = bodies()
     films = Augment(only("tone", gamma=(0.8, 0.8), gain=(1.5, 1.5), offset=(0.2, 0.2)))(p, seeded())
     torch.testing.assert_close(films, 1.5 * p**0.8 + 0.2)
+
+
+def test_draws_fill_their_range() -> None:
+    p = torch.ones(600, 2, 2)
+    settings = only("tone", gamma=(1.0, 1.0), gain=(1.0, 1.0), offset=(-1.0, 3.0))
+    offset = Augment(settings)(p, seeded())[:, 0, 0] - 1.0
+    assert -1.0 <= float(offset.min()) < -0.95
+    assert 2.95 < float(offset.max()) <= 3.0
+    assert float(offset.mean()) == pytest.approx(1.0, abs=4 * 4 / math.sqrt(12 * 600))
+    gain = Augment(only("tone", gamma=(1.0, 1.0), gain=(0.5, 2.0), offset=(0.0, 0.0)))(p, seeded())[:, 0, 0]
+    assert float(gain.log().mean()) == pytest.approx(0.0, abs=4 * math.log(4) / math.sqrt(12 * 600))
+
+
+def test_the_widest_blur_is_not_cut_off() -> None:
+    p = torch.zeros(40, 41, 41, dtype=torch.float64)
+    p[:, 20, 20] = 1.0
+    films = Augment(only("blur", blur_px=(0.2, 3.0)))(p, seeded())
+    lost = 1.0 - torch.exp(-films[:, 20, :])
+    place = torch.arange(41.0, dtype=torch.float64) - 20
+    sigma = ((lost * place**2).sum(-1) / lost.sum(-1)).sqrt()
+    assert 2.7 < float(sigma.max()) < 3.01
 
 
 def test_a_collimated_field_is_covered_in_one_grey() -> None:

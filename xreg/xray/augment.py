@@ -238,13 +238,18 @@ def _clahe(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
 
 
 def _collimate(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
-    is_round = (draw.number(0.0, 1.0) < settings.round_share)[:, None, None]
+    is_round = draw.number(0.0, 1.0) < settings.round_share
     edge, shade = draw.number(*settings.edge), draw.choice(2).to(images)
     covered = torch.stack([draw.number(*settings.blade) for _ in range(4)], dim=-1)
     turn = draw.number(-1.0, 1.0) * math.radians(settings.blade_degrees)
-    straight = occlusion.blades(images, covered, turn, edge=edge)
-    circle = occlusion.round_field(images, draw.number(*settings.round_radius), edge=edge)
-    return occlusion.cover(images, torch.where(is_round, circle, straight), shade)
+    radius = draw.number(*settings.round_radius)
+    visible = torch.empty_like(images)
+    other = ~is_round
+    if bool(other.any()):
+        visible[other] = occlusion.blades(images[other], covered[other], turn[other], edge=edge[other])
+    if bool(is_round.any()):
+        visible[is_round] = occlusion.round_field(images[is_round], radius[is_round], edge=edge[is_round])
+    return occlusion.cover(images, visible, shade)
 
 
 def _erase(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:

@@ -119,17 +119,21 @@ def scatter(
 
     A ray that loses p in matter scatters as p exp(−p): what was taken out of it, weakened on the way.  Spread
     by a Gaussian (standard deviation: ``width`` of the longer side), that gives the shape; its height is set
-    by ``part``, since it depends on air gap, grid and field.  Where no film absorbs there is none.  This is
-    the convolution model of scatter, see B. Ohnesorge, T. Flohr, K. Klingenbeck-Regn, "Efficient object
-    scatter correction algorithm for third and fourth generation CT scanners", Eur. Radiol. 9 (1999) 563-569.
+    by ``part``, since it depends on air gap, grid and field.  A film of air alone has none.  It has no detail
+    under a 32nd of the longer side.
+
+    This is the convolution model of scatter, see B. Ohnesorge, T. Flohr, K. Klingenbeck-Regn, "Efficient
+    object scatter correction algorithm for third and fourth generation CT scanners", Eur. Radiol. 9 (1999)
+    563-569.
     Gradients flow to the beam.  Raises ImageError; BackendError without kornia.
     """
     parts = per_film(part, "scatter", beam, low=0.0, high=1e3)
     widths = per_film(width, "scatter_width", beam, low=0.0, high=1.0)
-    height, coarse = beam.shape[-2:], _coarse_size(tuple(beam.shape[-2:]))
+    size = tuple(beam.shape[-2:])
+    coarse = _coarse_size(size)
     source = F.adaptive_avg_pool2d(-torch.xlogy(beam, beam)[:, None], coarse)[:, 0].clamp_min(0.0)
     spread = blurred(source, widths * max(coarse), reach=max(coarse) - 1)
-    shape = F.interpolate(spread[:, None], size=tuple(height), mode="bilinear", align_corners=False)[:, 0]
+    shape = F.interpolate(spread[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     mean = shape.mean((-1, -2)).clamp_min(1e-30)
     return beam + (parts / mean)[:, None, None] * shape
 
