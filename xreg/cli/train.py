@@ -52,9 +52,9 @@ Several processes share the work where torchrun starts them:
 @click.option("--field", type=_POSITIVE, metavar="MM", help="Side of the detector.  [default: the preset's]")
 @click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 5, without --steps]")
 @click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead.")
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Films a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Films a step.")
 @click.option("--size", type=click.IntRange(min=32), default=128, show_default=True, help="Pixels a side.")
-@click.option("--rate", type=_POSITIVE, default=1e-3, show_default=True, help="Greatest learning rate.")
+@click.option("--rate", type=_POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate.")
 @click.option("--grid", type=_POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm.")
 @click.option("--backbone", default="small", show_default=True, help="small, monai:resnet18, timm:NAME.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -68,6 +69,7 @@ class Regressor:
         self.net, self.facts, self.source, self.device = net.eval(), facts, source, device
         self.box = PoseRange.from_dict(facts["range"])
         self.canonical = Canonical.from_dict(facts["camera"])
+        self._passed: weakref.ref[Volume] | None = None
         known = facts.get("validation")
         self.calibration: Sequence[float] = known["calibration"] if known else [1.0] * 6
 
@@ -89,8 +91,10 @@ class Regressor:
         return cls(net.to(device), facts, str(file), device)
 
     def require(self, volume: Volume) -> None:
-        """VolumeError unless this network was trained on this CT."""
-        require_same_ct(self.facts["volumes"], volume, self.source)
+        """VolumeError unless this network was trained on this CT; the last one that passed is remembered."""
+        if self._passed is None or self._passed() is not volume:
+            require_same_ct(self.facts["volumes"], volume, self.source)
+            self._passed = weakref.ref(volume)
 
     def guess(
         self, film: Any, camera: Camera | None = None, mask: Any = None, *, center: Tensor

@@ -22,7 +22,7 @@ class Weights:
     """
 
     geodesic: float = 1.0
-    nll: float = 0.5
+    nll: float = 0.2
     beta: float = 0.5
     image: float = 0.0
     dice: float = 0.0
@@ -51,10 +51,10 @@ class TrainSettings:
     """
 
     size: int = 128
-    batch: int = 64
+    batch: int = 32
     steps: int | None = None
     minutes: float | None = None
-    rate: float = 1e-3
+    rate: float = 2e-3
     warm_up: float = 0.03
     clip: float = 5.0
     decay: float = 1e-4

@@ -62,10 +62,14 @@ def register_guessed(
 ) -> Guessed:
     """Register a volume to one film or several of one moment, from the guess of its network.
 
-    The guess is a start and, with its own deviations, a prior.  An answer that is not accepted, or lies more
-    than MOST_SIGMAS from the guess, is followed by the guess's variants (the film turned, the body from
-    behind), and these by a search of the box that the network's own uncertainty spans; None leaves out the
-    search.  film, camera, mask, settings, on_step: as in `register`.  on_stage is told what begins.
+    The guess is a start and, with its own deviations, a prior on the coarsest level.  There it keeps a film
+    that says little from leading far away; on finer ones it is let go, since a prior counts in units of what
+    cannot be matched, and on films that match well it held answers at guesses that were wrong.
+
+    An answer that is not accepted, or lies more than MOST_SIGMAS from the guess, is followed by the guess's
+    variants (the film turned, the body from behind), and these by a search of the box that the network's own
+    uncertainty spans; None leaves out the search.  film, camera, mask, settings, on_step: as in `register`.
+    on_stage is told what begins.
     VolumeError where the network was trained on another CT.
     """
     regressor.require(volume)
@@ -151,11 +155,16 @@ def with_check(guess: PoseGuess, result: RegistrationResult) -> RegistrationResu
 def _refined(
     volume: Volume, guess: PoseGuess, film: Any, camera: Any, known: dict[str, Any]
 ) -> Guessed | None:
-    body = Body(volume, guess.world_from_body, prior_of(guess))
+    settings = known["settings"]
+    held = Body(volume, guess.world_from_body, prior_of(guess))
+    coarse = replace(settings, levels=settings.levels[:1], restarts=0)
     try:
-        result = register_bodies([body], film, camera, **known).bodies[0]
+        near = register_bodies([held], film, camera, **{**known, "settings": coarse}).bodies[0]
+        free = Body(volume, near.world_from_body)
+        result = register_bodies([free], film, camera, **known).bodies[0]
     except (GeometryError, RegistrationError):  # the guess is out of the beam, or shows nothing of the film
         return None
+    result = replace(result, renders=near.renders + result.renders)
     return Guessed(with_check(guess, result), guess, "guess", sigmas_apart(guess, result))
 
 
