@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,44 @@ Several processes share the work where torchrun starts them:
   torchrun --nproc-per-node 4 -m xreg.cli train ct.nii.gz -o net/ --device cuda"""
 
 
+_TRAINING = (
+    click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 5, without --steps]"),
+    click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead."),
+    click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Films a step."),
+    click.option(
+        "--size", type=click.IntRange(min=32), default=128, show_default=True, help="Pixels a side."
+    ),
+    click.option("--rate", type=_POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate."),
+    click.option("--grid", type=_POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm."),
+    click.option("--backbone", default="small", show_default=True, help="small, monai:resnet18, timm:NAME."),
+    click.option(
+        "--label", "labels", multiple=True, metavar="NAME", help="Structure of --mask for --dice. Repeated."
+    ),
+    click.option(
+        "--image-weight",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="Of the loss through the renderer, 1 - NCC.",
+    ),
+    click.option(
+        "--dice",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="Weight of the overlap of projected structures.",
+    ),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+)
+
+
+def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how a network is trained."""
+    for option in reversed(_TRAINING):
+        function = option(function)
+    return function
+
+
 @verb("train", "Train a network that guesses poses of a CT from one film.", epilog=_FILES)
 @click.argument("ct", type=PATH, nargs=-1, required=True)
 @shared("output", "Folder for the network; see below.", required=True)
@@ -50,25 +89,7 @@ Several processes share the work where torchrun starts them:
 @click.option("--sdd", type=_POSITIVE, metavar="MM", help="Source to detector.  [default: the preset's]")
 @click.option("--sod", type=_POSITIVE, metavar="MM", help="Source to isocentre.  [default: the preset's]")
 @click.option("--field", type=_POSITIVE, metavar="MM", help="Side of the detector.  [default: the preset's]")
-@click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 5, without --steps]")
-@click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Films a step.")
-@click.option("--size", type=click.IntRange(min=32), default=128, show_default=True, help="Pixels a side.")
-@click.option("--rate", type=_POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate.")
-@click.option("--grid", type=_POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm.")
-@click.option("--backbone", default="small", show_default=True, help="small, monai:resnet18, timm:NAME.")
-@click.option(
-    "--label", "labels", multiple=True, metavar="NAME", help="Structure of --mask for --dice. Repeated."
-)
-@click.option(
-    "--image-weight", type=click.FloatRange(min=0), default=0.0, show_default=True,
-    help="Of the loss through the renderer, 1 - NCC.",
-)  # fmt: skip
-@click.option(
-    "--dice", type=click.FloatRange(min=0), default=0.0, show_default=True,
-    help="Weight of the overlap of projected structures.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@training_options
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
@@ -87,8 +108,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     on with --resume; with --steps, on the CPU, it then ends with the same bits.
     """
     known, options = split(options, CT_NAMES)
-    if options["minutes"] and options["steps"]:
-        raise click.UsageError("--minutes and --steps exclude each other: give one.")
+    settings = make_settings(options)
     if options["resume"] and options["start"]:
         raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
     if known.get("mask") and len(ct) > 1:
@@ -97,7 +117,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     clock = Clock()
     device = _join(options["device"])
     try:
-        box, settings = _range(options), _settings(options)
+        box = _range(options)
         with terminal.working(f"reading {len(ct)} CT" if len(ct) > 1 else f"reading {ct[0]}"):
             volumes = [load_ct(path, known) for path in ct]
         with terminal.working("training") as tell:
@@ -122,7 +142,10 @@ def _range(options: dict[str, Any]) -> PoseRange:
     return ranges.parse_range(replace(ranges.PRESETS[options["preset"]], **words), options["ranges"])
 
 
-def _settings(options: dict[str, Any]) -> TrainSettings:
+def make_settings(options: dict[str, Any]) -> TrainSettings:
+    """The settings that `training_options` ask for; UsageError where both kinds of budget are given."""
+    if options["minutes"] and options["steps"]:
+        raise click.UsageError("--minutes and --steps exclude each other: give one.")
     from xreg.regression import NetworkSettings, TrainSettings, Weights
 
     minutes = None if options["steps"] else options["minutes"] or 5.0
