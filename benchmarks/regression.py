@@ -257,7 +257,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         folder = model or keep or Path(scratch) / "network"
         if model is None:
-            settings = TrainSettings(minutes=minutes, batch=batch)
+            settings = TrainSettings(minutes=minutes, batch=batch, validations=max(16, round(minutes)))
             result["settings"] = settings.to_dict()
             result["training"] = trained_network(volume, settings, folder, console, at)
             result["training"]["curve"] = read_log(folder)

@@ -166,15 +166,17 @@ def test_an_answer_far_from_the_guess_is_rejected(folder, camera, volume) -> Non
     assert found.how == "guess"
     assert found.sigmas < 2
     sure = replace(found.result, accepted=True)
-    same = start.with_check(found.guess, sure)
-    assert same.accepted
+    assert start.judged([found.guess], sure, "guess").result.accepted
     away = se3.retract(truth, torch.tensor([0, 0, 0, 90.0, 0, 0], dtype=torch.float64))
     guess = replace(found.guess, world_from_body=away, center=se3.apply(away, volume.center[None])[0])
-    checked = start.with_check(guess, sure)
+    checked = start.judged([guess], sure, "guess").result
     assert not checked.accepted
     assert not checked.verdict.accepted
     assert "standard deviations from the network's guess" in checked.reason
     assert checked.verdict.evidence["guess_sigmas"] > start.MOST_SIGMAS
+    nearest = start.judged([guess, found.guess], sure, "variants")  # a variant may be right
+    assert nearest.result.accepted
+    assert nearest.guess is found.guess
 
 
 def test_a_wrong_guess_is_mended_by_its_variants(folder, camera, volume) -> None:
@@ -190,6 +192,8 @@ def test_a_wrong_guess_is_mended_by_its_variants(folder, camera, volume) -> None
     )  # fmt: skip
     assert stages == ["guess", "variants"]
     assert found.how == "variants"
+    assert found.guess.how == "from behind"
+    assert found.sigmas < start.MOST_SIGMAS
     assert torch.allclose(found.result.world_from_body, truth, atol=2.0)
 
 

@@ -64,9 +64,9 @@ class TrainSettings:
     bone_hu: float = 150.0
     groups: int = 4
     cut: float = 0.5
-    held_out: int = 256
-    validations: int = 20
-    patience: int = 10
+    held_out: int = 128
+    validations: int = 16
+    patience: int = 8
     seed: int = 0
     labels: tuple[int | str, ...] = ()
     weights: Weights = field(default_factory=Weights)

@@ -36,9 +36,9 @@ LEAST_BOX, MOST_BOX = (10.0, 20.0), (60.0, 120.0)  # degrees, mm of the search a
 
 @dataclass(frozen=True)
 class Guessed:
-    """A registration that a network started: the answer, the guess it began with, and how it was found.
+    """A registration that a network started: the answer, the guess nearest to it, and how it was found.
 
-    how: 'guess', 'variants' or 'search'.  sigmas: how far the answer lies from the guess, in standard
+    how: 'guess', 'variants' or 'search'.  sigmas: how far the answer lies from that guess, in standard
     deviations of their difference.
     """
 
@@ -85,13 +85,13 @@ def register_guessed(
     if _sure(found):
         return found
     tell("variants")
-    variants = regressor.guesses(*views[best], center=volume.center)[1:]
-    starts = [variant.world_from_body for variant in variants]
-    found = _better(found, _tried(volume, guess, (film, camera), starts, known, "variants"))
+    guesses = regressor.guesses(*views[best], center=volume.center)
+    starts = [variant.world_from_body for variant in guesses[1:]]
+    found = _better(found, _tried(volume, guesses, (film, camera), starts, known, "variants"))
     if not _sure(found) and search is not None:
         tell("search")
         starts = _searched(volume, guess, (film, camera, mask), _camera_of(*views[best][:2]), search)
-        found = _better(found, _tried(volume, guess, (film, camera), starts, known, "search"))
+        found = _better(found, _tried(volume, guesses, (film, camera), starts, known, "search"))
     if found is None:
         raise RegistrationError(
             "neither the network's guess nor its variants, nor a search about them, show the volume in the "
@@ -138,18 +138,24 @@ def sigmas_apart(guess: PoseGuess, result: RegistrationResult) -> float:
     return math.sqrt(nees(error, guess.covariance + result.covariance))
 
 
-def with_check(guess: PoseGuess, result: RegistrationResult) -> RegistrationResult:
-    """An answer whose verdict knows how far it lies from the guess, and rejects it where that is too far."""
-    sigmas = sigmas_apart(guess, result)
+def judged(guesses: Sequence[PoseGuess], result: RegistrationResult, how: str) -> Guessed:
+    """An answer whose verdict knows how far it lies from the nearest guess, and rejects it where too far.
+
+    guesses: those that were tried so far; a body may well lie as a variant says.
+    """
+    sigmas, number = min((sigmas_apart(guess, result), n) for n, guess in enumerate(guesses))
     verdict = result.verdict
     if verdict is not None:
         verdict = replace(verdict, evidence={**verdict.evidence, "guess_sigmas": sigmas})
-    if sigmas <= MOST_SIGMAS or not result.accepted:
-        return replace(result, verdict=verdict)
-    reason = f"lies {sigmas:.1f} standard deviations from the network's guess (at most {MOST_SIGMAS:g} pass)"
-    if verdict is not None:
-        verdict = replace(verdict, accepted=False, reason=reason)
-    return replace(result, accepted=False, reason=reason, verdict=verdict)
+    result = replace(result, verdict=verdict)
+    if sigmas > MOST_SIGMAS and result.accepted:
+        reason = (
+            f"lies {sigmas:.1f} standard deviations from the network's guess (at most {MOST_SIGMAS:g} pass)"
+        )
+        if verdict is not None:
+            verdict = replace(verdict, accepted=False, reason=reason)
+        result = replace(result, accepted=False, reason=reason, verdict=verdict)
+    return Guessed(result, guesses[number], how, sigmas)
 
 
 def _refined(
@@ -165,12 +171,12 @@ def _refined(
     except (GeometryError, RegistrationError):  # the guess is out of the beam, or shows nothing of the film
         return None
     result = replace(result, renders=near.renders + result.renders)
-    return Guessed(with_check(guess, result), guess, "guess", sigmas_apart(guess, result))
+    return judged([guess], result, "guess")
 
 
 def _tried(
     volume: Volume,
-    guess: PoseGuess,
+    guesses: Sequence[PoseGuess],
     films: tuple[Any, Any],
     starts: Sequence[Tensor],
     known: dict[str, Any],
@@ -182,7 +188,7 @@ def _tried(
         result = register_best(volume, *films, starts, **known)
     except (GeometryError, RegistrationError):  # none of the starts shows anything
         return None
-    return Guessed(with_check(guess, result), guess, how, sigmas_apart(guess, result))
+    return judged(guesses, result, how)
 
 
 def _searched(
