@@ -14,7 +14,7 @@ def test_snippets_run(capsys) -> None:
     names: dict = {}
     for snippet in snippets:
         exec(compile(snippet, str(PAGE), "exec"), names)
-    assert names["trained"].steps == 60
+    assert names["trained"].steps == 40
     assert names["guess"].checks["coverage"] > 0.5
     assert bool((torch.linalg.eigvalsh(names["guess"].covariance) > 0).all())
     assert names["found"].how in ("guess", "variants")
@@ -23,9 +23,10 @@ def test_snippets_run(capsys) -> None:
 def test_the_options_that_the_page_names_exist() -> None:
     from xreg.cli.register import command as register
     from xreg.cli.train import PRESETS, command
+    from xreg.cli.train_many import command as many
     from xreg.regression import PRESETS as RANGES
 
-    known = {flag for verb in (command, register) for param in verb.params for flag in param.opts}
+    known = {flag for verb in (command, register, many) for param in verb.params for flag in param.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE.read_text())) - {"--nproc-per-node"}
     assert named
     assert named <= known

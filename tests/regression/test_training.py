@@ -71,7 +71,7 @@ def test_training_leaves_the_global_random_state(tmp_path) -> None:
 def test_it_learns(tmp_path) -> None:
     """Within some seconds, well below what the middle of the range would be worth."""
     box = narrow()
-    known = settings(steps=120, batch=16, groups=1, held_out=64, rate=6e-3, cut=0.0, contrast=(1.0, 1.0))
+    known = settings(steps=100, batch=16, groups=1, held_out=64, rate=6e-3, cut=0.0, contrast=(1.0, 1.0))
     trained = train([body()], box, known, tmp_path)
     found = trained.validations[-1]["validation"]
     x = box.spread(2000) - box.middle

@@ -123,7 +123,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
         with terminal.working("training") as tell:
             trained = _train(volumes, box, settings, output, options, device, tell)
         if _rank():
-            return {}
+            raise click.exceptions.Exit(0)  # the first process says what came of it
         picture = _curve(output)
         result = _result(trained, box, settings, ct, picture)
         result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
