@@ -80,6 +80,15 @@ def test_a_guess_is_a_pose_in_the_world(folder, camera, volume) -> None:
     assert torch.allclose(guess.center, se3.apply(truth, volume.center[None])[0], atol=1e-3)
     assert guess.checks["coverage"] > 0.5
     assert guess.checks["outside"] >= 0
+    regressor = Regressor.load(folder)
+    assert torch.allclose(regressor.center, volume.center)
+    plain = regressor.guess(film, camera)
+    assert torch.equal(
+        plain.world_from_body, regressor.guess(film, camera, center=volume.center).world_from_body
+    )
+    regressor.facts["volumes"] = regressor.facts["volumes"] * 2
+    with pytest.raises(VolumeError, match="several CTs"):
+        regressor.guess(film, camera)
 
 
 def test_a_covariance_is_told_along_the_world(folder, camera, volume) -> None:

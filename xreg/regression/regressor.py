@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xreg.errors import FileError, ImageError, XregError
+from xreg.errors import FileError, ImageError, VolumeError, XregError
 from xreg.geometry import Camera, se3
 from xreg.regression import checkpoint
 from xreg.regression.canonical import Canonical, about_beam, normalise
@@ -96,14 +96,26 @@ class Regressor:
             require_same_ct(self.facts["volumes"], volume, self.source)
             self._passed = weakref.ref(volume)
 
+    @property
+    def center(self) -> Float[Tensor, " 3"]:
+        """The middle of the CT that it was trained on, RAS mm; VolumeError where there were several."""
+        if len(self.facts["volumes"]) > 1:
+            raise VolumeError(
+                f"{self.source}: was trained on several CTs; say by center= where the middle of yours is"
+            )
+        one = self.facts["volumes"][0]
+        index = torch.tensor([(n - 1) / 2 for n in reversed(one["shape"])], dtype=torch.float64)
+        return se3.apply(torch.tensor(one["affine"], dtype=torch.float64), index[None])[0]
+
     def guess(
-        self, film: Any, camera: Camera | None = None, mask: Any = None, *, center: Tensor
+        self, film: Any, camera: Camera | None = None, mask: Any = None, *, center: Tensor | None = None
     ) -> PoseGuess:
         """The pose that one film shows.
 
         film: line integrals [H, W] of any gain and offset (a tensor, array or `Radiograph`, which brings its
-        camera and mask).  center: the volume's middle, RAS mm.  GeometryError for a parallel beam, ImageError
-        for a film that does not fit its camera or hardly fills the network's field.
+        camera and mask).  center: the volume's middle, RAS mm, by default that of the network's own CT.
+        GeometryError for a parallel beam, ImageError for a film that does not fit its camera or hardly fills
+        the network's field.
         """
         return self.guesses(film, camera, mask, center=center, rolls=(), behind=False)[0]
 
@@ -114,13 +126,13 @@ class Regressor:
         camera: Camera | None = None,
         mask: Any = None,
         *,
-        center: Tensor,
+        center: Tensor | None = None,
         rolls: Sequence[float] = ROLLS,
         behind: bool = True,
     ) -> list[PoseGuess]:
         """The plain guess, then its variants: of the film turned by `rolls` degrees, and seen from behind."""
         film, camera, mask = _parts(film, camera, mask)
-        center = center.detach().cpu().double()
+        center = self.center if center is None else center.detach().cpu().double()
         turns = (0.0, *rolls)
         seen = [self.canonical.resample(film, camera, mask, roll=roll) for roll in turns]
         images, known = (torch.stack(part) for part in zip(*seen, strict=True))

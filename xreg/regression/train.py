@@ -215,8 +215,8 @@ class Trainer:
     def _follow(self) -> None:
         """Move the running average of the weights; at first it follows closely."""
         keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
-        mine, theirs = list(self.average.parameters()), list(self.net.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - keep)
+        for mine, newest in zip(self.average.parameters(), self.net.parameters(), strict=True):
+            mine.lerp_(newest, 1 - keep)
 
     # ---- validation, files ----
 
