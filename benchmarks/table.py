@@ -1,7 +1,7 @@
 """Write the tables of README.md from the results: `python benchmarks/table.py [README ...]`.
 
-A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, where NAME is that of a maker below; what
-is there is replaced.
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, where NAME is that of a maker below;
+what is there is replaced.
 """
 
 from __future__ import annotations
