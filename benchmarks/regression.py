@@ -191,7 +191,10 @@ def keeper(folder: Path, minutes: Sequence[float], console: Console) -> Callable
 
 def trained_network(volume: Volume, settings: TrainSettings, folder: Path, console: Console, at: Any) -> Any:
     """Train, and say how."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))  # the films of the next step are made beside the network
     out = train([volume], BOX, settings, folder, on_report=keeper(folder, at, console))
+    torch.set_num_threads(threads)
     films = out.steps * settings.batch
     return {
         "steps": out.steps,
@@ -249,7 +252,7 @@ def main(
     ct: str | None, minutes: float, batch: int, model: Path | None, keep: Path | None, at: tuple[float, ...],
     count: int, searches: int, curve_films: int, detector_films: int, out: Path,
 ) -> None:  # fmt: skip
-    """Train a network as the issue asks, and judge it on films that it has not seen."""
+    """Train a network within minutes, and judge it on films that it has not seen."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     ct = find_ct(ct)
     volume = load_ct(ct)

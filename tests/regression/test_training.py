@@ -85,9 +85,8 @@ def test_several_volumes_one_after_another(tmp_path) -> None:
     first, second = body(), body()
     second = replace(second, mu=second.mu.flip(2))
     trainer = Trainer([first, second], BOX, settings(steps=2), tmp_path, torch.device("cpu"))
-    assert trainer.batch()[1] is trainer.sources[0]
-    trainer.step = 1
-    assert trainer.batch()[1] is trainer.sources[1]
+    assert trainer.films_at(0)[1] is trainer.sources[0]
+    assert trainer.films_at(1)[1] is trainer.sources[1]
     assert identity(first)["sha256"] != identity(second)["sha256"]
     train([first, second], BOX, settings(steps=2), tmp_path)
     assert len(checkpoint.load(tmp_path / checkpoint.MODEL)[1]["volumes"]) == 2
@@ -97,7 +96,7 @@ def test_terms_through_the_renderer_reach_the_weights(tmp_path) -> None:
     terms = Weights(image=1.0, dice=1.0, rendered=2)
     known = settings(steps=2, weights=terms, labels=("spine", "ribs"))
     trainer = Trainer([body()], BOX, known, tmp_path, torch.device("cpu"))
-    found = trainer.advance(0.5)
+    found = trainer.advance(0.5, *trainer.films_at(0))
     assert {"geodesic", "nll", "image", "dice"} <= found.keys()
     assert 0 < found["dice"] <= 1
     assert 0 <= found["image"] <= 2
@@ -271,10 +270,9 @@ def test_two_processes_train_one_network(tmp_path) -> None:
     for step in range(3):
         gradients = []
         for half in both:
-            half.step = step
             half.net.load_state_dict(trainer.net.state_dict())
             half.net.zero_grad()
-            batch, source = half.batch()
+            batch, source = half.films_at(step)
             parts = half.losses(Prediction(*half.net(batch.images)), batch, source)
             sum(w * p for w, p in parts.values()).backward()
             gradients.append([p.grad for p in half.net.parameters()])

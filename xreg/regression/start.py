@@ -73,10 +73,7 @@ def register_guessed(
     VolumeError where the network was trained on another CT.
     """
     regressor.require(volume)
-    films = list(film) if isinstance(film, (list, tuple)) else [film]
-    cameras = _each(camera, len(films))
-    masks = _each(mask, len(films))
-    views = list(zip(films, cameras, masks, strict=True))
+    views = views_of(film, camera, mask)
     tell = on_stage or (lambda _: None)
     tell("guess")
     guess, best = surest(regressor, volume, views)
@@ -98,6 +95,12 @@ def register_guessed(
             "film: check the camera, the mask, and that the film lies in the range of the network"
         )
     return found
+
+
+def views_of(film: Any, camera: Any = None, mask: Any = None) -> list[tuple[Any, Any, Any]]:
+    """(film, camera, mask) of each film, from what `register` takes."""
+    films = list(film) if isinstance(film, (list, tuple)) else [film]
+    return list(zip(films, _each(camera, len(films)), _each(mask, len(films)), strict=True))
 
 
 def surest(

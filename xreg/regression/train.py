@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -127,10 +128,13 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.began = time.perf_counter()
         ended = "the budget is spent"
-        while (progress := self._progress()) < 1:
-            if self._after(self.advance(progress), on_report):
-                ended = f"no better for {self.settings.patience} validations"
-                break
+        with ThreadPoolExecutor(1) as maker:  # it renders the films of the next step meanwhile
+            ahead = maker.submit(self.films_at, self.step)
+            while (progress := self._progress()) < 1:
+                films, ahead = ahead.result(), maker.submit(self.films_at, self.step + 1)
+                if self._after(self.advance(progress, *films), on_report):
+                    ended = f"no better for {self.settings.patience} validations"
+                    break
         return Trained(self.folder, self.step, self.seconds, tuple(self.log), ended)
 
     @property
@@ -154,9 +158,8 @@ class Trainer:
         dist.broadcast(shared, 0)
         return float(shared)
 
-    def advance(self, progress: float) -> dict[str, float]:
-        """One step; the losses of this process."""
-        batch, source = self.batch()
+    def advance(self, progress: float, batch: Batch, source: FilmSource) -> dict[str, float]:
+        """One step on these films; the losses of this process."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * schedule(progress, self.settings.warm_up)
         self.shared.train()
@@ -172,10 +175,10 @@ class Trainer:
         self._follow()
         return {"loss": float(total.detach()), **{n: float(p.detach()) for n, (_, p) in parts.items()}}
 
-    def batch(self) -> tuple[Batch, FilmSource]:
+    def films_at(self, step: int) -> tuple[Batch, FilmSource]:
         """The films of a step: all that is random about them comes from (seed, step, process)."""
-        source = self.sources[self.step % len(self.sources)]
-        generator = _generator(self.settings.seed, self.step, self.rank)
+        source = self.sources[step % len(self.sources)]
+        generator = _generator(self.settings.seed, step, self.rank)
         return source.draw(self.settings.batch // self.world, generator), source
 
     def losses(
