@@ -1,4 +1,4 @@
-"""Registration without a start, frame by frame, and beside a search without derivatives.
+"""Registration without a start, and frame by frame.
 
 python benchmarks/search.py --pelvis ct.nii.gz      (see --help)
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from cmaes_bobyqa import register_with_cmaes
 from common import PHANTOM, RESULTS, describe_run, find_ct, write_json
 from films import Case, bone_points, make_case, random_look, take
 from hard_cases import load_bodies
@@ -22,7 +21,7 @@ from rich.console import Console
 from xreg.errors import XregError
 from xreg.geometry import se3
 from xreg.metrics import mtre
-from xreg.registration import SearchBox, Settings, Tracker, register, register_anywhere
+from xreg.registration import SearchBox, Tracker, register_anywhere
 from xreg.registration.search import Scout, SearchSettings
 from xreg.registration.views import check_views
 from xreg.volume import Volume
@@ -79,27 +78,10 @@ def tracking_rows(volume: Volume) -> list[dict]:
     return rows
 
 
-def beside_rows(volume: Volume, cases: int, console: Console) -> list[dict]:
-    """xreg and CMA-ES with BOBYQA from the same starts."""
-    rows, points, settings = [], bone_points(volume), Settings(restarts=0)
-    for seed in range(cases):
-        case = make_case(volume, 256, seed)
-        began = time.perf_counter()
-        out = register(volume, case.film, case.camera, case.start, mask=case.mask, settings=settings)
-        seconds = time.perf_counter() - began
-        peer = register_with_cmaes(volume, case, points)
-        row = {"seed": seed, "mm": mtre(out.world_from_body, case.truth, points)}
-        row |= {"renders": out.renders, "seconds": seconds, "peer_mm": peer.final}
-        rows.append(row | {"peer_renders": peer.renders, "peer_seconds": peer.seconds})
-        console.print(f"beside {rows[-1]}")
-    return rows
-
-
 def summarise(result: dict) -> dict:
     """Rates and medians."""
     errors = np.array([r["mm"] for r in result["search"]])
     tracked = result["tracking"]
-    beside = result["beside"]
     return {
         "search_within_2mm": float((errors < 2).mean()),
         "search_within_1mm": float((errors < 1).mean()),
@@ -108,9 +90,6 @@ def summarise(result: dict) -> dict:
         "frames_per_second": 1 / float(np.median([r["seconds"] for r in tracked])),
         "tracking_worst_mm": max(r["mm"] for r in tracked[1:]),
         "frames_lost": sum(r["lost"] for r in tracked),
-        "beside": {k: float(np.median([r[k] for r in beside])) for k in beside[0] if k != "seed"}
-        if beside
-        else None,
     }
 
 
@@ -118,18 +97,16 @@ def summarise(result: dict) -> dict:
 @click.option("--ct", help=f"Chest CT, or {PHANTOM!r}; default XREG_CHEST_CT, else that of `xreg demo`.")
 @click.option("--pelvis", help="A second CT, of another part of the body.")
 @click.option("--cases", default=20, show_default=True, help="Searches a body.")
-@click.option("--beside", default=4, show_default=True, help="Cases for CMA-ES with BOBYQA; minutes each.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=RESULTS / "search.json", help="Result (JSON)."
 )
-def main(ct: str | None, pelvis: str | None, cases: int, beside: int, out: Path) -> None:
-    """Search, track, and compare."""
+def main(ct: str | None, pelvis: str | None, cases: int, out: Path) -> None:
+    """Search and track."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     bodies = load_bodies(ct, pelvis)
     result = {"schema": "xreg.benchmark.search/1", "run": describe_run(find_ct(ct), bodies["chest"])}
     result["tracking"] = tracking_rows(bodies["chest"])
     result["search"] = search_rows(bodies, cases, console)
-    result["beside"] = beside_rows(bodies["chest"], beside, console)
     result["summary"] = summarise(result)
     write_json(out, result)
     console.print(result["summary"])

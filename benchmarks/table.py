@@ -1,7 +1,7 @@
 """Write the tables of README.md from the results: `python benchmarks/table.py [README ...]`.
 
-A table stands between `<!-- projector:begin -->` and `<!-- projector:end -->`, or the same of `registration`,
-`trust`, `projector_cuda` and `step`; what is there is replaced.
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, where NAME is that of a maker below;
+what is there is replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 from common import RESULTS
+from markdown import goal_table, setting_of, side_by_side, table_of
 from table_cuda import MAKERS as ON_A_CARD
+from table_registration import MAKERS as REGISTRATION
 
 from xreg.io import atomic_write
 
@@ -24,25 +26,6 @@ HEADS = {
 }
 
 MEMORY = ("xreg trilinear 500 int16", "xreg joseph float")  # of xreg's rows, which are all alike
-
-
-def _grid(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _setting(run: dict) -> str:
-    size = "×".join(map(str, run["volume"]["size"]))
-    versions = ", ".join(f"{name} {v}" for name, v in run["versions"].items())
-    return (
-        f"{run['cpu']}, {run['threads']} threads, kernels {run['kernels']}; {versions}; "
-        f"{run['volume']['name']} {size}; {run['when']}; `{run['command']}`."
-    )
-
-
-def _three(rows: list[dict], pattern: str = "{:.0f}", scale: str = "median_ms") -> str:
-    values = [r[scale] for r in rows if r.get(scale) is not None]
-    return " / ".join(pattern.format(v) for v in values)
 
 
 def projector(result: dict) -> str:
@@ -60,79 +43,31 @@ def projector(result: dict) -> str:
         body = []
         for name in dict.fromkeys(r["renderer"] for r in rows):
             mine = {mode: [r for r in rows if r["renderer"] == name and r["mode"] == mode] for mode in HEADS}
-            samples = f" ({_three(mine['forward'], scale='samples')})" if "matched" in name else ""
-            cells = [_three(mine[mode]) for mode in HEADS]
-            errors = [_three(mine["forward"], "{:.1e}", key) for key in ("error", "error_inside")]
+            samples = f" ({side_by_side(mine['forward'], scale='samples')})" if "matched" in name else ""
+            cells = [side_by_side(mine[mode]) for mode in HEADS]
+            errors = [side_by_side(mine["forward"], "{:.1e}", key) for key in ("error", "error_inside")]
             body.append([name + samples, *cells, *errors])
-        parts.append(_grid(head, body))
+        parts.append(table_of(head, body))
     if result["memory"]:
         shown = [
             m for m in result["memory"] if m["renderer"] in MEMORY or not m["renderer"].startswith("xreg")
         ]
         body = [[f"{m['renderer']}, {m['mode']}, {m['size']}", f"{m['mb']:.0f}"] for m in shown]
-        parts.append(_grid(["peak memory beyond the volume", "MB"], body))
-    parts.append(_goals(result["goals"]))
+        parts.append(table_of(["peak memory beyond the volume", "MB"], body))
+    parts.append(goal_table(result["goals"]))
     parts += [f"Not measured: {name} ({why})." for name, why in result["skipped"].items()]
-    return "\n\n".join([*parts, _setting(result["run"])])
+    return "\n\n".join([*parts, setting_of(result["run"])])
 
 
-def _goals(goals: list[dict]) -> str:
-    body = []
-    for g in goals:
-        value = "-" if g["value"] is None else f"{g['value']:.2f}" if g["value"] < 2 else f"{g['value']:.1f}"
-        place = f" ({g['where']})" if g.get("where") else ""
-        body.append([g["what"] + place, g["goal"], value, "yes" if g["met"] else "**no**"])
-    return _grid(["goal", "asked", "measured", "met"], body)
+def projector_goals(result: dict) -> str:
+    """The goals alone."""
+    return "\n\n".join([goal_table(result["goals"]), setting_of(result["run"])])
 
 
-def registration(result: dict) -> str:
-    """Both methods side by side, then ratios and goals."""
-    own, peer, ratios = (result["summary"][k] for k in ("xreg", "adam", "ratios"))
-    labels = {
-        "cases": "starts", "success": "part within 1 mm mTRE", "median_mm": "mTRE, mm, median",
-        "p95_mm": "mTRE, mm, 95 %", "renders": "renders, median", "full_size": "the same in full-size images",
-        "to_1mm": "renders until 1 mm, where reached", "seconds": "seconds, median",
-    }  # fmt: skip
-    body = [[label, _number(own.get(k)), _number((peer or {}).get(k))] for k, label in labels.items()]
-    parts = [_grid([f"{result['size']}²", "xreg", "Adam, xvr's recipe"], body)]
-    if ratios:
-        names = {
-            "adam_to_xreg_mm_over_xreg_all": "renders: Adam until as accurate as xreg's end / xreg, all",
-            "adam_to_1mm_over_xreg_all": "renders: Adam until 1 mm / xreg, all",
-            "adam_to_1mm_over_xreg_to_1mm": "renders: both until 1 mm",
-            "adam_all_over_xreg_all": "renders: both to their own end",
-            "full_size_all": "the same in full-size images",
-            "seconds": "seconds",
-        }
-        parts.append(_grid(["Adam / xreg, median over the starts that xreg brings within 1 mm", ""],
-                           [[label, _number(ratios[k])] for k, label in names.items()]))  # fmt: skip
-    return "\n\n".join([*parts, _goals(result["goals"]), _setting(result["run"])])
-
-
-def trust(result: dict) -> str:
-    """Each kind of case, then what may be said of the verdict and the covariance."""
-    head = ["case", "films", "within 1 mm", "within 2 mm", "median mm", "accepted"]
-    body = [
-        [f"{r['body']}, {r['kind']}", str(r["cases"]), f"{r['within_1mm']:.0%}", f"{r['within_2mm']:.0%}",
-         _number(r["median_mm"]), f"{r['accepted']:.0%}"]
-        for r in result["kinds"]
-    ]  # fmt: skip
-    v = result["verdict"]
-    said = [
-        [
-            "good answers (within 2 mm) that were accepted",
-            ">= 90%",
-            f"{v['good_accepted']:.0%} of {v['good']}",
-        ],
-        ["accepted answers above 5 mm", "0", f"{v['accepted_above_5mm']} of {v['cases']}"],
-        ["area under the verdict's ROC", "", f"{v['auc']:.3f}"],
-        ["truth inside the 95 % ellipsoid, good answers", "93-97%", f"{v['coverage']['0.95']:.0%}"],
-    ]
-    return "\n\n".join([_grid(head, body), _grid(["", "asked", "measured"], said), _setting(result["run"])])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+# The name between the markers: the result it is made from, and how.
+MAKERS = {name: (name, make) for name, make in ({"projector": projector} | REGISTRATION | ON_A_CARD).items()}
+MAKERS["projector_goals"] = ("projector", projector_goals)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -148,14 +83,13 @@ def fill(text: str, name: str, table: str) -> str:
     "--results", type=click.Path(path_type=Path), default=RESULTS, help="Folder with the JSON files."
 )
 def main(files, results) -> None:
-    """Fill the marked tables of FILES (default: README.md of the repository)."""
-    for path in files or [Path(__file__).resolve().parents[1] / "README.md"]:
+    """Fill the marked tables of FILES (default: README.md here and of the repository)."""
+    for path in files or [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]:
         text = path.read_text(encoding="utf-8")
-        makers = {"projector": projector, "registration": registration, "trust": trust}
-        for name, make in (makers | ON_A_CARD).items():
-            source = Path(results) / f"{name}.json"
-            if source.is_file():
-                result = json.loads(source.read_text(encoding="utf-8"))
+        for name, (source, make) in MAKERS.items():
+            file = Path(results) / f"{source}.json"
+            if f"<!-- {name}:begin -->" in text and file.is_file():
+                result = json.loads(file.read_text(encoding="utf-8"))
                 if not result.get("dry_run"):
                     text = fill(text, name, make(result))
         with atomic_write(path) as temporary:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from markdown import goal_table, setting_of, side_by_side, table_of
+
 
 def projector_cuda(result: dict) -> str:
     """Microseconds of the kernels and of an eager call, the views side by side in a cell."""
-    from table import _goals, _grid, _three
-
     parts = []
     for size, batch in dict.fromkeys((r["size"], r["batch"]) for r in result["rows"]):
         here = [r for r in result["rows"] if (r["size"], r["batch"]) == (size, batch)]
@@ -17,16 +17,16 @@ def projector_cuda(result: dict) -> str:
             mine = [r for r in here if r["renderer"] == name]
             cells = [_medians(mine, mode, "kernel") for mode in ("forward", "pose", "volume")]
             forward = [r for r in mine if r["mode"] == "forward"]
-            body.append([name, *cells, _medians(mine, "forward", "wall"), _three(forward, "{:.1e}", "error")])
-        parts.append(_grid([*head, "error"], body))
+            body.append(
+                [name, *cells, _medians(mine, "forward", "wall"), side_by_side(forward, "{:.1e}", "error")]
+            )
+        parts.append(table_of([*head, "error"], body))
     left_out = [f"Not measured: {name} ({why})." for name, why in result["skipped"].items()]
-    return "\n\n".join([*parts, _goals(result["goals"]), *left_out, _card(result)])
+    return "\n\n".join([*parts, goal_table(result["goals"]), *left_out, _card(result)])
 
 
 def step(result: dict) -> str:
     """One registration step in a graph."""
-    from table import _goals, _grid
-
     graph = result["graph_us"]
     body = [
         ["in a CUDA graph, µs", f"{graph['median']:.1f}"],
@@ -36,7 +36,7 @@ def step(result: dict) -> str:
     ]
     head = [f"one step at {result['pixels']}²" + (", compiled" if result["compiled"] else ""), ""]
     goal = {"value": graph["median"], **result["goal"]}
-    return "\n\n".join([_grid(head, body), _goals([goal]), _card(result)])
+    return "\n\n".join([table_of(head, body), goal_table([goal]), _card(result)])
 
 
 def _medians(rows: list[dict], mode: str, what: str) -> str:
@@ -45,10 +45,8 @@ def _medians(rows: list[dict], mode: str, what: str) -> str:
 
 
 def _card(result: dict) -> str:
-    from table import _setting
-
     card = result["card"]
-    return f"{card['name']}, driver {card['driver']}, CUDA {card['cuda']}; " + _setting(result["run"])
+    return f"{card['name']}, driver {card['driver']}, CUDA {card['cuda']}; " + setting_of(result["run"])
 
 
 MAKERS = {"projector_cuda": projector_cuda, "step": step}

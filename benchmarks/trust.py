@@ -90,7 +90,7 @@ def show(result: dict, console: Console) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--ct", help=f"Chest CT, or {PHANTOM!r}; default XREG_CHEST_CT, else that of `xreg demo`.")
 @click.option("--pelvis", help="A second CT, of another part of the body.")
-@click.option("--cases", default=196, show_default=True)
+@click.option("--cases", default=420, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "trust.json", help="Result (JSON).")
 def main(ct: str | None, pelvis: str | None, cases: int, out: Path) -> None:
     """Register degraded films and judge the judgements."""

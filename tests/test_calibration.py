@@ -1,6 +1,7 @@
 """The trust model's fit: what goes in with a known spread comes out with it."""
 
 import json
+import math
 import pathlib
 import sys
 
@@ -24,13 +25,14 @@ def tools():
 
 
 def trials(hard_cases, count: int = 400):
-    """Right answers whose errors are three times what the normal equations say, and wrong ones."""
+    """Right answers with nine times the variance of the equations, times voxel and views; and wrong ones."""
     rng, made = np.random.default_rng(0), []
     for n in range(count):
         a = rng.normal(size=(6, 6))
         raw = 1e-4 * (a @ a.T + np.eye(6))
         voxel = 1.0 + n % 3
-        xi = 3 * voxel * np.linalg.cholesky(raw) @ rng.normal(size=6)
+        views = 1 + n % 2
+        xi = 3 * math.sqrt(views * voxel) * np.linalg.cholesky(raw) @ rng.normal(size=6)
         right = n % 4 > 0
         evidence = {
             "score": rng.uniform(0.5, 0.9) if right else rng.uniform(0, 0.4),
@@ -42,7 +44,7 @@ def trials(hard_cases, count: int = 400):
             hard_cases.Trial("near", "chest", n, 20.0, float(np.linalg.norm(xi)) if right else 50.0, 1.0,
                              evidence=evidence, tangent=xi.tolist() if right else [],
                              raw=raw.tolist() if right else [],
-                             voxel=voxel)
+                             voxel=voxel, views=views)
         )  # fmt: skip
     return made
 
@@ -52,11 +54,11 @@ def test_the_ellipsoid_holds_as_many_truths_as_it_says(tools):
     made = trials(hard_cases)
     fitted = calibrate.fit_covariance(made)
     assert fitted["scale"] == pytest.approx(9, rel=0.3)
-    assert fitted["floor_voxels"] < 0.02
+    assert fitted["voxel_power"] == pytest.approx(1, abs=0.2)
     inside = []
     for t in made:
         if t.raw:
-            c = (fitted["scale"] * np.array(t.raw) + fitted["floor_voxels"] ** 2 * np.eye(6)) * t.voxel**2
+            c = fitted["scale"] * t.views * np.array(t.raw) * t.voxel ** fitted["voxel_power"]
             inside.append(np.array(t.tangent) @ np.linalg.solve(c, np.array(t.tangent)) < chi2.ppf(0.95, 6))
     assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
 
@@ -74,7 +76,7 @@ def test_scaling_can_be_undone():
 
     a = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     voxels = torch.tensor([1.0, 1, 1, 3, 3, 3], dtype=torch.float64)
-    torch.testing.assert_close(unscaled(scaled(a @ a.T, voxels), voxels), a @ a.T)
+    torch.testing.assert_close(unscaled(scaled(a @ a.T, voxels, 2), voxels, 2), a @ a.T)
 
 
 def test_the_fitted_model_is_in_the_package():

@@ -9,6 +9,8 @@ from xreg import registration
 from xreg.cli import main
 from xreg.evaluation import read_trials
 
+CT = {"units": "mu"}
+
 
 def run(*words):
     return CliRunner().invoke(main, ["evaluate", *map(str, words)])
@@ -64,6 +66,51 @@ def test_methods_are_compared(two_cases, tmp_path, monkeypatch):
     assert "refine 2, search 2" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def network(cases, tmp_path_factory):
+    """The folder of a network that has hardly begun to learn the cases' CT."""
+    from xreg import Volume, regression
+    from xreg.xray import AugmentSettings
+
+    small = regression.NetworkSettings(width=8, depths=(1,), features=8, hidden=8)
+    settings = regression.TrainSettings(
+        steps=2, size=32, batch=4, held_out=4, validations=1, grid_mm=20, groups=1, network=small,
+        augment=AugmentSettings.none(),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("network")
+    box = regression.PoseRange(sdd=1000, sod=800, field=256)
+    regression.train([Volume.load(cases.parent / "ct.nii.gz", **CT)], box, settings, folder)
+    return folder
+
+
+def test_a_network_is_judged_alone_and_with_registration(two_cases, network, tmp_path, monkeypatch):
+    """Registration from the guess by a stand-in, which takes long after a bad guess."""
+    from xreg import Volume, regression
+    from xreg.io import load_camera, load_radiograph
+
+    asked = []
+
+    def stand_in(regressor, volume, film, camera):
+        asked.append(film)
+        return regression.Guessed(torch.eye(4), None, "guess", 0.0)
+
+    monkeypatch.setattr(regression, "register_guessed", stand_in)
+    words = ["--method", "guess", "--method", "guided", "--model", network, "--no-plots"]
+    result = run(two_cases, "-o", tmp_path, *words)
+    assert result.exit_code == 0, result.output
+    records = {(r["method"], r["case"]): r for r in read_trials(tmp_path / "trials.jsonl")}
+    assert {method for method, _ in records} == {"guess", "guided"}
+    assert len(asked) == 2
+    spec = json.loads(two_cases.read_text())["cases"][0]["films"][0]
+    folder = two_cases.parent
+    camera = load_camera(folder / spec["camera"])
+    film = load_radiograph(folder / spec["path"], camera=camera, intensity="line_integral")
+    volume = Volume.load(folder / "ct.nii.gz", **CT)
+    guess = regression.Regressor.load(network).guess(film, center=volume.center)
+    found = torch.tensor(records["guess", "view 0"]["pose"], dtype=torch.float64)
+    torch.testing.assert_close(found, guess.world_from_body, rtol=0, atol=1e-6)
+
+
 def test_a_run_without_any_answer_has_failed(two_cases, tmp_path, monkeypatch):
     def broken(volume, film, camera, init):
         raise ZeroDivisionError("no luck")
@@ -90,7 +137,10 @@ def test_a_wrong_manifest_is_exit_code_1_and_writes_nothing(tmp_path):
     [
         ["--require", "speed>1"],
         ["--require", "search.success>0.5"],
-        ["--method", "guess"],
+        ["--method", "guess"],  # without --model
+        ["--method", "guided", "--method", "refine"],
+        ["--model", "network"],  # which nothing needs
+        ["--method", "magic"],
         ["--jobs", "0"],
         ["--within", "20"],
     ],

@@ -1,10 +1,9 @@
 """Gradients of the projector against float64 finite differences, and the adjoint by inner products."""
 
-from collections.abc import Callable
-
 import projector_cases as cases
 import pytest
 import torch
+from central_differences import by_differences
 from projector_cases import BEAMS, METRIC, SHAPE, SIZE, STEPS, relative
 from torch import Tensor
 
@@ -37,17 +36,6 @@ def image_of(
     return project_labels(
         mu, labels, rays, METRIC, SIZE, channels=CHANNELS, soft=soft, integrator=integrator, steps=STEPS
     )
-
-
-def by_differences(function: Callable[[Tensor], Tensor], at: Tensor, step: float) -> Tensor:
-    """Central differences of a scalar function in every number of `at`."""
-    gradient = torch.empty_like(at)
-    for i in range(at.numel()):
-        change = torch.zeros_like(at).reshape(-1)
-        change[i] = step
-        change = change.reshape(at.shape)
-        gradient.reshape(-1)[i] = (function(at + change) - function(at - change)) / (2 * step)
-    return gradient
 
 
 @integrators

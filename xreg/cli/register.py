@@ -44,6 +44,7 @@ Kinds of start (one of them):
   (none)                     where the CT's header puts it, if right to about 20 mm and 10 degrees
   --init POSE                a pose that is as near; repeated, the best answer is kept
   --landmarks P --pixels Q   the same points in the CT and in the film, some may be wrong
+  --model DIR                the guess of a network that xreg train made of this CT
   --search                   nothing is known: looks through a box, for up to a minute
 
 \b
@@ -98,6 +99,7 @@ def command(
 
     \b
         xreg register ct.nii.gz film.tif --camera cam.json --init pose.json -o out/
+        xreg register ct.nii.gz film.tif --camera cam.json --model net/ -o out/
         xreg register ct.nii.gz film.png --sdd 1020 --sod 850 --spacing 0.4 0.4 --search -o out/
         xreg register ct.nii.gz film.dcm --landmarks pts.mrk.json --pixels px.csv -o out/
         xreg register ct.nii.gz ap.dcm lat.dcm --camera rig.json --restarts 3 -o out/
@@ -119,7 +121,7 @@ def command(
         films = _read_films(film, volume, options)
         start = find_start(options, films, terminal)
     with terminal.working("registering") as tell, clock.part("register"):
-        found = solve(volume, films, start, options, tell)
+        found, start = solve(volume, films, start, options, tell)
     made = {
         "method": "xreg register",
         "ct": str(ct),

@@ -1,9 +1,10 @@
-"""Where `xreg register` starts: the CT's header, poses, landmarks, or a search."""
+"""Where `xreg register` starts: the CT's header, poses, landmarks, a network, or a search."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,12 @@ _OPTIONS = (
         help="Landmarks that miss by more are put aside as wrong.  [default: 4 mm at the detector]",
     ),
     click.option(
+        "--model",
+        type=PATH,
+        metavar="DIR",
+        help="Start from the guess of a network that xreg train made of this CT.",
+    ),
+    click.option(
         "--search",
         is_flag=True,
         help="Start from nowhere: look through a box of poses about the CT's header.",
@@ -80,7 +87,7 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class Start:
-    """A kind of start ("header", "init", "landmarks" or "search"), its poses, and what to say of it."""
+    """A kind of start (such as "header", "init", "search"), its poses, and what to say of it."""
 
     kind: str
     poses: tuple[Tensor, ...] = ()
@@ -97,7 +104,7 @@ def start_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_start(options: Mapping[str, Any], films: int) -> None:
     """UsageError where more than one kind of start was asked for, or half of one."""
-    kinds = [flag for flag in ("init", "landmarks", "search") if options[flag]]
+    kinds = [flag for flag in ("init", "landmarks", "model", "search") if options[flag]]
     if len(kinds) > 1:
         named = " and ".join(f"--{kind}" for kind in kinds)
         raise click.UsageError(f"{named} exclude each other: give one kind of start.")
@@ -124,6 +131,10 @@ def find_start(options: Mapping[str, Any], films: Sequence[Radiograph], terminal
     """The start that the options ask for, with its poses where it has some before the registration."""
     if options["landmarks"]:
         return _from_landmarks(options, films)
+    if options["model"]:
+        from xreg.regression.checkpoint import MODEL
+
+        return Start("model", (), {"model": str(options["model"])}, f"guess of {options['model'] / MODEL}")
     if options["search"]:
         box = _box(options)
         degrees, mm = (", ".join(f"{v:g}" for v in side) for side in (box.degrees, box.mm))
@@ -143,8 +154,8 @@ def find_start(options: Mapping[str, Any], films: Sequence[Radiograph], terminal
 
 def solve(
     volume: Volume, films: Sequence[Radiograph], start: Start, options: Mapping[str, Any], tell: Tell
-) -> RegistrationResult:
-    """Register from a start, and tell each step that was taken."""
+) -> tuple[RegistrationResult, Start]:
+    """Register from a start, and tell each step that was taken; with the start, which may know more then."""
     from xreg import registration
 
     film, camera = (
@@ -154,10 +165,38 @@ def solve(
     if start.kind == "search":
         hard = registration.SearchSettings() if _has_cmaes() else registration.SearchSettings(evolution=0)
         tell("looking through the box", key="search")
-        return registration.register_anywhere(volume, film, camera, box=_box(options), search=hard, **known)
+        found = registration.register_anywhere(volume, film, camera, box=_box(options), search=hard, **known)
+        return found, start
+    if start.kind == "model":
+        return _from_model(volume, film, camera, start, options, known, tell)
     if len(start.poses) > 1:
-        return registration.register_best(volume, film, camera, start.poses, **known)
-    return registration.register(volume, film, camera, start.poses[0] if start.poses else None, **known)
+        return registration.register_best(volume, film, camera, start.poses, **known), start
+    first = start.poses[0] if start.poses else None
+    return registration.register(volume, film, camera, first, **known), start
+
+
+def _from_model(
+    volume: Volume, film: Any, camera: Any, start: Start, options: Mapping[str, Any], known: Any, tell: Tell
+) -> tuple[RegistrationResult, Start]:
+    """Guess and refine; the start then holds what the network said."""
+    from xreg.regression import Regressor, register_guessed
+    from xreg.regression.start import SEARCH
+
+    search = SEARCH if _has_cmaes() else replace(SEARCH, evolution=0)
+    found = register_guessed(
+        Regressor.load(options["model"]), volume, film, camera, search=search,
+        on_stage=lambda stage: tell(stage, key=stage), **known,
+    )  # fmt: skip
+    guess = found.guess
+    degrees = [math.degrees(v) for v in guess.sigma[:3].tolist()]
+    facts = {
+        **start.facts, "guess": guess.world_from_body.tolist(), "checks": dict(guess.checks),
+        "deviation": {"degrees": degrees, "mm": guess.sigma[3:].tolist()},
+        "how": found.how, "sigmas_apart": found.sigmas,
+    }  # fmt: skip
+    text = f"{start.text}, ±{max(degrees):.1f}° and ±{float(guess.sigma[3:].max()):.0f} mm, then by "
+    text += f"{found.how}; the answer lies {found.sigmas:.1f} standard deviations from the guess"
+    return found.result, replace(start, facts=facts, text=text)
 
 
 def teller(tell: Tell) -> Callable[[Any], None]:

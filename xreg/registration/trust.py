@@ -21,6 +21,7 @@ from xreg.volume import Volume
 
 MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
 WORST_CONDITION = 2e3  # of the normal equations in balanced units
+SURE_IN_SHADOW = 0.9  # probability that a bone in the films of a whole limb needs; the model has not seen any
 FAR_MM = 1e3  # what stands for a distance that is as bad as can be
 
 
@@ -38,7 +39,8 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     covariance = inverse @ (evidence.scatter * balance) @ inverse
     voxels = torch.tensor([voxel_of(body.volume) for body in unknowns.bodies], dtype=torch.float64)
     rest = voxels.mean().repeat(unknowns.count - 6 * len(voxels))
-    covariance = scaled(covariance, torch.cat([voxels.repeat_interleave(6), rest]))
+    voxels = torch.cat([voxels.repeat_interleave(6), rest])
+    covariance = scaled(covariance, voxels, len(unknowns.cameras))
     if evidence.prior is not None:
         covariance = covariance + inverse @ (evidence.prior * balance) @ inverse
     covariance = covariance * balance
@@ -50,22 +52,25 @@ def voxel_of(volume: Volume) -> float:
     return math.prod(volume.spacing) ** (1 / 3)
 
 
-def scaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"]) -> Float[Tensor, "N N"]:
+def scaled(
+    covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int
+) -> Float[Tensor, "N N"]:
     """What the normal equations say (in mm), made as large as errors are on simulated films.
 
-    Films differ from renders by more than noise: anatomy inside a voxel, scatter, tools.  On volumes of 1 mm
-    and of 3 mm voxels the errors grew with the voxels, and there is a floor that no number of pixels lowers.
+    Films differ from renders by more than noise: anatomy inside a voxel, scatter, tools.  In simulation the
+    errors grew with the voxels, by a power that is fitted, and did not become smaller where a second view
+    said the same as the first: so the variance that the views share is counted once, not once a view.
     """
     known = model()["covariance"]
-    floor = torch.eye(len(covariance), dtype=torch.float64) * known["floor_voxels"] ** 2
-    return (known["scale"] * covariance + floor) * voxels[:, None] * voxels
+    grown = voxels ** (known["voxel_power"] / 2)
+    return known["scale"] * views * covariance * grown[:, None] * grown
 
 
-def unscaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"]) -> Float[Tensor, "N N"]:
+def unscaled(
+    covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int
+) -> Float[Tensor, "N N"]:
     """The inverse of `scaled`, for fitting it anew."""
-    known = model()["covariance"]
-    floor = torch.eye(len(covariance), dtype=torch.float64) * known["floor_voxels"] ** 2
-    return (covariance / voxels[:, None] / voxels - floor) / known["scale"]
+    return covariance / scaled(torch.ones_like(covariance), voxels, views)
 
 
 def measured(
@@ -123,6 +128,8 @@ def verdict_of(
     found = measured(evidence, unknowns, covariance, agreement, settings)
     probability = probability_of(found)
     needed = model()["verdict"]["threshold"]
+    if settings.shadow is not None:
+        needed = max(needed, SURE_IN_SHADOW)
     accepted, reason = True, f"score {found['score']:.3f}, right with a probability of {chance(probability)}"
     if not found["condition"] < WORST_CONDITION and not unknowns.priors:
         accepted = False

@@ -1,0 +1,338 @@
+"""Training a pose network: films as they are needed, bounded by time or steps, resumed to the same curve."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from xreg import __version__
+from xreg.errors import FileError, RegistrationError
+from xreg.regression import checkpoint, losses
+from xreg.regression.canonical import Canonical
+from xreg.regression.films import Batch, FilmSource, films_of, half_camera, identity
+from xreg.regression.network import PoseNet, Prediction, make_network
+from xreg.regression.ranges import PoseRange
+from xreg.regression.settings import TrainSettings
+from xreg.regression.validation import HeldOut, Validation
+from xreg.renderer import drr
+from xreg.volume import Volume
+
+_BETTER = 0.99  # of the best score so far, from which a validation counts as an improvement
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a training stands: steps done, part of the budget spent, seconds; the losses of the last step.
+
+    validation: where one was just made.
+    """
+
+    step: int
+    progress: float
+    seconds: float
+    losses: dict[str, float]
+    validation: Validation | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with: its folder, steps and seconds, validations, and why it ended."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    validations: tuple[dict[str, Any], ...]
+    ended: str
+
+
+def train(
+    volumes: Sequence[Volume],
+    box: PoseRange,
+    settings: TrainSettings,
+    folder: str | PathLike,
+    *,
+    start: str | PathLike | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    on_report: Callable[[Report], None] | None = None,
+) -> Trained:
+    """Train a network that guesses poses of these volumes from one film, and keep it in a folder.
+
+    With several volumes each step takes one of them.  start: a folder whose network is trained on (fine
+    tuning; backbone and size must agree).  resume: go on where a training in `folder` was stopped; with a
+    budget of steps it ends with the same bits on the CPU, as all of a step's random numbers come from (seed,
+    step).  In a process group of torch.distributed each process renders its part of a batch.  on_report is
+    told of each step, on the first process.  GeometryError for a range that never sees the anatomy,
+    VolumeError for labels that are not there, FileError for a checkpoint that does not fit.
+    """
+    trainer = Trainer(volumes, box, settings, Path(folder), torch.device(device))
+    if resume and start is not None:
+        raise RegistrationError("resume goes on with what is in the folder; start begins anew: give one")
+    if resume:
+        trainer.resume()
+    elif start is not None:
+        trainer.begin_from(Path(start))
+    return trainer.run(on_report)
+
+
+class Trainer:
+    """The state of one training."""
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        box: PoseRange,
+        settings: TrainSettings,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.box, self.settings, self.folder, self.device = box, settings, folder, device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if settings.batch % self.world:
+            raise RegistrationError(f"a batch of {settings.batch} cannot be shared by {self.world} processes")
+        self.canonical = Canonical.of(box, settings.size)
+        self.sources = films_of([v.to(device) for v in volumes], box, self.canonical, settings)
+        self.net = make_network(settings.network, box, settings.size, settings.seed).to(device)
+        self.average = make_network(settings.network, box, settings.size, settings.seed).to(device)
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
+        )
+        self.shared: nn.Module = self.net
+        if self.world > 1:
+            self.shared = nn.parallel.DistributedDataParallel(
+                self.net, device_ids=[device] if device.type == "cuda" else None
+            )
+        self.held_out = HeldOut(self.sources, settings) if self.rank == 0 else None
+        self.step, self.before, self.began = 0, 0.0, time.perf_counter()
+        self.log: list[dict[str, Any]] = []
+        self.mark = 0  # validations that were due so far
+        self.volumes = [identity(volume) for volume in volumes]
+        self.parent: str | None = None
+
+    # ---- the loop ----
+
+    def run(self, on_report: Callable[[Report], None] | None) -> Trained:
+        """Train until the budget is spent or nothing improves."""
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.began = time.perf_counter()
+        ended = "the budget is spent"
+        with ThreadPoolExecutor(1) as maker:  # it renders the films of the next step meanwhile
+            ahead = maker.submit(self.films_at, self.step)
+            while (progress := self._progress()) < 1:
+                films, ahead = ahead.result(), maker.submit(self.films_at, self.step + 1)
+                if self._after(self.advance(progress, *films), on_report):
+                    ended = f"no better for {self.settings.patience} validations"
+                    break
+        return Trained(self.folder, self.step, self.seconds, tuple(self.log), ended)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, earlier sittings included."""
+        return self.before + time.perf_counter() - self.began
+
+    def _spent(self) -> float:
+        if self.settings.steps is None:
+            return min(1.0, self.seconds / (60 * self.settings.minutes))
+        return min(1.0, self.step / self.settings.steps)
+
+    def _progress(self) -> float:
+        """The part of the budget that is spent, as the first process sees it."""
+        return self._agreed(self._spent()) if self.settings.steps is None else self._spent()
+
+    def _agreed(self, value: float) -> float:
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def advance(self, progress: float, batch: Batch, source: FilmSource) -> dict[str, float]:
+        """One step on these films; the losses of this process."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate * schedule(progress, self.settings.warm_up)
+        self.shared.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        prediction = Prediction(*self.shared(batch.images.to(self.device)))
+        parts = self.losses(prediction, batch, source)
+        total = sum(weight * part for weight, part in parts.values())
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
+        if bool(torch.isfinite(norm)):  # a film that breaks a step must not break the network
+            self.optimiser.step()
+        self.step += 1
+        self._follow()
+        return {"loss": float(total.detach()), **{n: float(p.detach()) for n, (_, p) in parts.items()}}
+
+    def films_at(self, step: int) -> tuple[Batch, FilmSource]:
+        """The films of a step: all that is random about them comes from (seed, step, process)."""
+        source = self.sources[step % len(self.sources)]
+        generator = _generator(self.settings.seed, step, self.rank)
+        return source.draw(self.settings.batch // self.world, generator), source
+
+    def losses(
+        self, prediction: Prediction, batch: Batch, source: FilmSource
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each part of the loss."""
+        weights = self.settings.weights
+        truth = (batch.rotation.to(self.device).float(), batch.place.to(self.device).float())
+        error = losses.in_units(losses.tangent(prediction, *truth))
+        found = {
+            "geodesic": (weights.geodesic, losses.double_geodesic(error)),
+            "nll": (weights.nll, losses.gaussian_nll(error, prediction.log_variance, weights.beta)),
+        }
+        if weights.image or weights.dice:
+            found |= self._rendered(prediction, batch, source)
+        return found
+
+    def _rendered(
+        self, prediction: Prediction, batch: Batch, source: FilmSource
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Losses through the renderer, on the first films of a batch."""
+        weights, (volume, many) = self.settings.weights, batch.volumes[0]
+        count, camera, found = min(weights.rendered, many), half_camera(source.camera), {}
+        poses = source.pose(prediction, count)
+        truth = Prediction(batch.rotation[:count], batch.place[:count], prediction.log_variance)
+        true_poses = source.pose(truth, count)
+        if weights.image:
+            pair = [drr(volume, camera, p, integrator="joseph") for p in (poses, true_poses)]
+            found["image"] = (weights.image, losses.dissimilarity(*pair))
+        if weights.dice:
+            named = source.shown(volume)
+            pair = [drr(named, camera, p, integrator="joseph", labels="soft") for p in (poses, true_poses)]
+            found["dice"] = (weights.dice, losses.soft_dice(*pair))
+        return found
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the running average of the weights; at first it follows closely."""
+        keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
+        for mine, newest in zip(self.average.parameters(), self.net.parameters(), strict=True):
+            mine.lerp_(newest, 1 - keep)
+
+    # ---- validation, files ----
+
+    def _after(self, found: dict[str, float], on_report: Callable[[Report], None] | None) -> bool:
+        """Validate, save and report where it is time; whether to stop."""
+        progress, validation = self._progress(), None
+        mark = math.floor(progress * self.settings.validations + 1e-9)
+        due = mark > self.mark
+        self.mark = mark
+        if due and self.held_out is not None:
+            validation = self.held_out.judge(self.average)
+            rate = self.optimiser.param_groups[0]["lr"]
+            line = {"step": self.step, "seconds": round(self.seconds, 3), "rate": rate}
+            self.log.append({**line, **found, "validation": validation.to_dict()})
+            self.save(validation)
+        if on_report is not None and self.rank == 0:
+            on_report(Report(self.step, progress, self.seconds, found, validation))
+        return due and self._agreed(float(self._stalled())) > 0
+
+    def _stalled(self) -> bool:
+        scores = [line["validation"]["score"] for line in self.log]
+        best, since = math.inf, 0
+        for score in scores:
+            best, since = (score, 0) if score < _BETTER * best else (best, since + 1)
+        return since >= self.settings.patience
+
+    def facts(self, validation: Validation | None) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        return {
+            "volumes": self.volumes,
+            "range": self.box.to_dict(),
+            "camera": self.canonical.to_dict(),
+            "settings": self.settings.to_dict(),
+            "versions": {"xreg": __version__, "torch": torch.__version__},
+            "seed": self.settings.seed,
+            "step": self.step,
+            "seconds": self.seconds,
+            "parent": self.parent,
+            "validation": None if validation is None else validation.to_dict(),
+        }
+
+    def save(self, validation: Validation | None) -> None:
+        """Write the network to use, what is needed to go on, and the curve; each file whole or not at all."""
+        facts = self.facts(validation)
+        checkpoint.write_log(self.folder / checkpoint.LOG, self.log)
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        more = {"log": self.log, "mark": self.mark}
+        checkpoint.save(self.folder / checkpoint.TRAINING, tensors, {**facts, **more})
+        checkpoint.save(self.folder / checkpoint.MODEL, self.average.state_dict(), facts)
+        checkpoint.save_facts(self.folder, facts)
+
+    def resume(self) -> None:
+        """Take up what `save` wrote; FileError where it is of another training."""
+        file = self.folder / checkpoint.TRAINING
+        tensors, facts = checkpoint.load(file)
+        checkpoint.require(facts, ("volumes", "range", "settings", "step", "seconds", "log", "mark"), file)
+        mine = self.facts(None)
+        for name in ("volumes", "range", "settings"):
+            if facts[name] != _as_json(mine[name]):
+                raise FileError(
+                    f"{file}: cannot be resumed, since its {name} differ from those asked for; train into "
+                    "another folder, or start from it with --from"
+                )
+        _load_weights(self.net, _part(tensors, "net."), file)
+        _load_weights(self.average, _part(tensors, "average."), file)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "adam.").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.step, self.before = facts["step"], facts["seconds"]
+        self.log, self.mark = facts["log"], facts["mark"]
+        self.parent = facts.get("parent")
+
+    def begin_from(self, folder: Path) -> None:
+        """Start with the weights of another network; FileError where its layers are others."""
+        file = folder / checkpoint.MODEL if folder.is_dir() else folder
+        tensors, facts = checkpoint.load(file)
+        checkpoint.require(facts, ("settings", "step"), file)
+        for net in (self.net, self.average):
+            _load_weights(net, tensors, file)
+        self.parent = f"{file} at step {facts['step']}"
+
+
+def schedule(progress: float, warm_up: float) -> float:
+    """The learning rate at a part of the budget: a line up from a little, then half a cosine down."""
+    if progress < warm_up:
+        return 0.05 + 0.95 * progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def _generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Random numbers of one step of one process."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _part(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _load_weights(net: PoseNet, tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileError(
+            f"{file}: its network has other layers than the one asked for; take the same backbone, width and "
+            f"size ({str(error).splitlines()[-1].strip()})"
+        ) from error
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
