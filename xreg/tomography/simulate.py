@@ -19,6 +19,7 @@ from torch import Tensor
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Rig
 from xreg.geometry.conventions import CONVENTIONS
+from xreg.io.grid import axis_weights
 from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.tomography.projector import Projector
@@ -137,15 +138,15 @@ def simulate(volume: Volume, protocol: Protocol | None = None, *, side_mm: float
 def density_cube(volume: Volume, size: int, *, side_mm: float | None = None) -> Volume:
     """The CT as densities from 0 (−1000 HU) to 1 (2000 HU) in a cube of size³ voxels; air outside.
 
-    Its axes run near R, A, S; its middle is the volume's, to half a voxel.  A volume without ``energy_kev``
+    Its axes run near R, A, S; its middle is the volume's.  A volume without ``energy_kev``
     is taken to hold densities already.  Averaged where voxels grow, trilinear where they shrink.
     """
     volume = volume.reoriented()
     if volume.energy_kev is not None:
         low, high = HU_RANGE
-        density = (volume.hu.clamp(low, high) - low) / (high - low)
+        density = ((volume.hu.clamp(low, high) - low) / (high - low)).float()
     else:
-        density = volume.mu
+        density = volume.mu.detach().float()
         if float(density.min()) < 0 or float(density.max()) > 1:
             raise VolumeError(
                 "a volume without energy_kev must hold densities from 0 to 1, got "
@@ -154,15 +155,18 @@ def density_cube(volume: Volume, size: int, *, side_mm: float | None = None) -> 
     side = float(max(volume.extent) if side_mm is None else side_mm)
     if not (math.isfinite(side) and side > 0):
         raise VolumeError(f"side_mm must be positive, got {side_mm}")
-    known = {"energy_kev": volume.energy_kev, "provenance": volume.provenance}
-    shrunk = Volume(density.float(), volume.affine, **known).resample(side / size)
-    pads, change = [], torch.eye(4, dtype=torch.float64)
-    for axis, n in enumerate(shrunk.size):
-        before = (size - n) // 2
-        pads += [before, size - n - before]
-        change[axis, 3] = -before
-    cube = torch.nn.functional.pad(shrunk.mu, pads).clamp(0, 1)
-    return Volume(cube, shrunk.affine @ change, **known)
+    affine = volume.affine.clone()
+    for axis, (n, spacing) in enumerate(zip(volume.size, volume.spacing, strict=True)):
+        ratio = side / size / spacing
+        first = (n - 1) / 2 - ratio * (size - 1) / 2  # middles coincide
+        place = first + ratio * torch.arange(size, dtype=torch.float64)
+        weights = axis_weights(n, size, ratio, first, True)
+        covered = (place + ratio / 2).clamp_max(n - 0.5) - (place - ratio / 2).clamp_min(-0.5)
+        weights = (weights * (covered / ratio).clamp(0, 1)[:, None]).to(density)  # the rest is air
+        density = torch.movedim(torch.movedim(density, 2 - axis, -1) @ weights.T, -1, 2 - axis)
+        affine[:3, 3] += affine[:3, axis] * first
+        affine[:3, axis] *= ratio
+    return Volume(density.clamp(0, 1), affine, energy_kev=volume.energy_kev, provenance=volume.provenance)
 
 
 def add_noise(clean: Float[Tensor, "V H W"], protocol: Protocol, generator: torch.Generator) -> Tensor:
