@@ -2,9 +2,10 @@
 
 python benchmarks/tomography.py --size 128 --views 75 --views 50 --views 25      (see --help)
 
-Projections follow R²-Gaussian's protocol (`xreg.tomography.Protocol`), marched through a grid twice as fine as
-the truth, which no method can therefore reproduce exactly.  Metrics are of densities from 0 to 1, absolute.
-CGLS and OS-SART stop where they are best, judged with the truth, which nobody has: their best case.
+Projections follow R²-Gaussian's protocol (`xreg.tomography.Protocol`), marched through a grid twice as fine
+as the truth, which no method can therefore reproduce exactly.  Metrics are of densities from 0 to 1,
+absolute. CGLS and OS-SART stop where they are best, judged with the truth, which nobody has: their best
+case.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from common import PHANTOM, RESULTS, describe_run, find_ct, load_ct, write_json
 from torch import Tensor
 
@@ -26,8 +26,8 @@ from xreg.errors import InputWarning
 from xreg.metrics import psnr, ssim_volume
 from xreg.tomography import Filter, Iteration, Projector, Protocol, cgls, fdk, fista_tv, os_sart, simulate
 
-WEIGHTS = (1e-4, 3e-4, 1e-3, 3e-3)
-TV_WEIGHT = 3e-4
+WEIGHTS = (5e-4, 1e-3, 2e-3, 4e-3)
+TV_WEIGHT = 2e-3
 SCENES = {  # what differs from a full circle
     "circle": {},
     "120 degrees": {"arc": 120.0},
@@ -165,7 +165,8 @@ def main(ct, pelvis, size, detector, views, scenes, photons, tune, only, folder,
                 rows, slices = run_scene(volume, protocol, WEIGHTS if tune else (TV_WEIGHT,), only)
                 for row in rows:
                     click.echo(
-                        f"{name:<7} {scene:<12} {count:>3} views  {row['method']:<15} {row['psnr_db']:6.2f} dB "
+                        f"{name:<7} {scene:<12} {count:>3} views  {row['method']:<15} "
+                        f"{row['psnr_db']:6.2f} dB "
                         f"{row['ssim']:.3f} {row['seconds']:8.2f} s  {row['remark']}"
                     )
                 results.append({"ct": name, "scene": scene, "protocol": protocol.to_dict(), "rows": rows})

@@ -285,8 +285,9 @@ def ssim_volume(estimate: Any, truth: Any, *, data_range: float = 1.0) -> float:
     """Structural similarity of volumes [D, H, W] as papers on sparse-view CT give it.
 
     The mean over the three axes of the mean over slices; slices in which the truth has nothing above zero are
-    left out.  A slice's is the mean of its map with a Gaussian window of 11 pixels and σ 1.5, zeros beyond the
-    border, K = (0.01, 0.03) and variances without Bessel's correction.  Scaled so that ``data_range`` is 1.
+    left out.  A slice's is the mean of its map with a Gaussian window of 11 pixels and σ 1.5, zeros beyond
+    the border, K = (0.01, 0.03) and variances without Bessel's correction.  Values are taken in units of
+    ``data_range``.
     Source: Z. Wang et al., IEEE TIP 13 (2004); the slices: R. Zha et al., R²-Gaussian, NeurIPS 2024, code.
     """
     volumes = _values(estimate, truth, "ssim_volume")
@@ -315,7 +316,7 @@ def _ssim_maps(pair: Float[Tensor, "2 N h w"]) -> Float[Tensor, "N h w"]:
     return light * (2 * (ab - a * b) + 0.03**2) / (aa - a * a + bb - b * b + 0.03**2)
 
 
-def _values(estimate: Any, truth: Any, name: str) -> Float[Tensor, "2 *shape"]:
+def _values(estimate: Any, truth: Any, name: str) -> Tensor:
     one, other = (torch.as_tensor(v).detach().cpu().double() for v in (estimate, truth))
     if one.shape != other.shape or not one.numel():
         raise VolumeError(

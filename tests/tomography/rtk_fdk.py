@@ -10,7 +10,7 @@ KIND = itk.Image[itk.F, 3]
 
 
 def main(source: str, target: str) -> None:
-    """Views are rows (sid, sdd, gantry, offset x, offset y) in RTK's fixed frame, which is the grid's world."""
+    """Views are rows (sid, sdd, gantry, offset x, offset y); the grid lies in RTK's fixed frame."""
     data = np.load(source)
     geometry = rtk.ThreeDCircularProjectionGeometry.New()
     for view in data["views"].tolist():

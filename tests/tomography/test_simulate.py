@@ -82,7 +82,7 @@ def test_a_seed_gives_the_same_bits_and_leaves_the_global_one(chest):
     ]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(runs[0].projections.images, runs[1].projections.images)
-    assert torch.equal(runs[0].held_out.images, runs[1].held_out.images)
+    assert torch.equal(runs[0].projections.held_out.images, runs[1].projections.held_out.images)
     assert not torch.equal(runs[0].projections.images, runs[2].projections.images)
 
 

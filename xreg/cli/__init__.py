@@ -12,7 +12,7 @@ import click
 
 from xreg import __version__
 
-VERBS = ("demo", "doctor", "info", "drr", "register", "evaluate", "convert")
+VERBS = ("demo", "doctor", "info", "drr", "register", "evaluate", "convert", "recon", "splat")
 
 
 class Verbs(click.Group):

@@ -28,15 +28,18 @@ def load_projections(path: str | PathLike, **options: Any) -> ProjectionSet:
         if (source / "meta_data.json").is_file() and not (source / "projections.json").is_file():
             from .projections_tools import load_r2_folder
 
-            return load_r2_folder(source, **options)
+            return load_r2_folder(source, **_known(options, source, "unit_mm"))
+        _known(options, source)
         return load_projection_folder(source)
     if source.suffix.lower() in _PICKLES:
         from .projections_tools import load_naf_pickle
 
+        _known(options, source)
         return load_naf_pickle(source)
     if source.suffix.lower() == ".xml":
         from .projections_rtk import load_rtk
 
+        options = _known(options, source, "projections", "patient_position")
         stack = options.pop("projections", None) or _stack_beside(source)
         return load_rtk(source, stack, **options)
     from .dicom import is_dicom
@@ -49,6 +52,15 @@ def load_projections(path: str | PathLike, **options: Any) -> ProjectionSet:
         f"{source}: is no projection set that is known: a folder with projections.json or meta_data.json, a "
         "pickle of NAF's kind, an RTK geometry (.xml) or a multi-frame DICOM file"
     )
+
+
+def _known(options: dict[str, Any], source: Path, *names: str) -> dict[str, Any]:
+    """The options, if this kind of set has them; FileError otherwise."""
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        has = f"has the options {', '.join(names)}" if names else "has no options"
+        raise FileError(f"{source}: a set of this kind {has}, got {', '.join(n + '=' for n in unknown)}")
+    return dict(options)
 
 
 def _stack_beside(geometry: Path) -> Path:

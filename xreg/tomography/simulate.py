@@ -95,12 +95,11 @@ class Protocol:
 class Simulation:
     """projections: with noise; their ``truth`` is the volume (1/mm), ``scale`` 1/mm of density 1.
 
-    clean: the same views without noise.  held_out: other views without noise, or None.
+    Views held out, without noise, are its ``held_out``.  clean: the same views without noise.
     """
 
     projections: ProjectionSet
     clean: Float[Tensor, "V H W"]
-    held_out: ProjectionSet | None
 
 
 def simulate(volume: Volume, protocol: Protocol | None = None, *, side_mm: float | None = None) -> Simulation:
@@ -131,8 +130,8 @@ def simulate(volume: Volume, protocol: Protocol | None = None, *, side_mm: float
         others = _rig(protocol, 360 * random + protocol.start, grid)
         images = Projector(others, grid, integrator=protocol.integrator).forward(fine.mu * scale)
         held_out = ProjectionSet(images, others, provenance=notes)
-    found = ProjectionSet(noisy, rig, truth=truth, scale=scale, provenance=notes)
-    return Simulation(found, clean, held_out)
+    found = ProjectionSet(noisy, rig, truth=truth, scale=scale, held_out=held_out, provenance=notes)
+    return Simulation(found, clean)
 
 
 def density_cube(volume: Volume, size: int, *, side_mm: float | None = None) -> Volume:

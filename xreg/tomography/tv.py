@@ -28,7 +28,7 @@ def fista_tv(
     projector: Projector,
     images: Float[Tensor, "V H W"],
     *,
-    weight: float = 3e-4,
+    weight: float = 2e-3,
     subsets: int = 1,
     iterations: int = 50,
     inner: int = 10,
@@ -44,7 +44,7 @@ def fista_tv(
     isotropic, in three dimensions, differences over the voxel's edges (`tv_value`).
 
     weight: λ in units of max|Aᵀb|, which makes it independent of the number of views, of the unit of length
-    and of how dense the object is: about 1e-4 for clean projections, 1e-3 for noisy ones.  subsets: 1
+    and of how dense the object is: about 2e-3 for the noise of 1e4 photons.  subsets: 1
     descends to the minimum; more take a step after every subset of views, some ten times faster to a good
     volume, and then wander about the minimum.  The step is 1/‖A‖², by power iteration.  inner: steps of the
     proximal map, which goes on from the dual of the last.  on_iteration, seconds: as in `os_sart`; it stops
