@@ -61,12 +61,12 @@ def test_sirt_is_its_formula():
 
 @pytest.mark.parametrize("adjoint", ["exact", "voxel"])
 def test_os_sart_finds_the_object(adjoint):
-    projector = Projector(circle(30), GRID, adjoint=adjoint)
+    projector = Projector(circle(20), GRID, adjoint=adjoint)
     images = projector.forward(body())
-    found = os_sart(projector, images, subsets=10, iterations=6)
-    assert float((found - body()).norm() / body().norm()) < 0.1
+    found = os_sart(projector, images, subsets=10, iterations=4)
+    assert float((found - body()).norm() / body().norm()) < 0.2
     assert float(found.min()) >= 0
-    torch.testing.assert_close(found, os_sart(projector, images, subsets=10, iterations=6), rtol=0, atol=0)
+    torch.testing.assert_close(found, os_sart(projector, images, subsets=10, iterations=4), rtol=0, atol=0)
 
 
 def test_subsets_hold_every_view_once_and_jump():

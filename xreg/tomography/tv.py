@@ -31,7 +31,7 @@ def fista_tv(
     weight: float = 2e-3,
     subsets: int = 1,
     iterations: int = 50,
-    inner: int = 10,
+    inner: int = 5,
     nonnegative: bool = True,
     start: Float[Tensor, "d h w"] | None = None,
     on_iteration: OnIteration | None = None,
@@ -45,7 +45,7 @@ def fista_tv(
 
     weight: λ in units of max|Aᵀb|, which makes it independent of the number of views, of the unit of length
     and of how dense the object is: about 2e-3 for the noise of 1e4 photons.  subsets: 1
-    descends to the minimum; more take a step after every subset of views, some ten times faster to a good
+    descends to the minimum; more take a step after every subset of views, several times faster to a good
     volume, and then wander about the minimum.  The step is 1/‖A‖², by power iteration.  inner: steps of the
     proximal map, which goes on from the dual of the last.  on_iteration, seconds: as in `os_sart`; it stops
     where an iteration changes the volume by ``tolerance`` of its norm or less.  Deterministic.  Raises
