@@ -59,7 +59,7 @@ def methods(
     """Functions that give (volume, seconds, remark), by name."""
     images, cameras, grid = projections.images, projections.cameras, projections.grid
     count = len(images)
-    groups = max(1, count // 5)
+    groups = max(1, min(8, count // 5))  # with more, momentum carries noise along
 
     def plain(run: Callable[[], Tensor], remark: str) -> Callable[[], tuple[Tensor, float, str]]:
         def timed() -> tuple[Tensor, float, str]:

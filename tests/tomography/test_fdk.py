@@ -152,6 +152,7 @@ RTK_SCANS = {
 }
 
 
+@pytest.mark.slow  # loading itk alone takes most of a minute of one core
 @pytest.mark.parametrize("name", RTK_SCANS)
 def test_as_itk_rtk(name, tmp_path):
     if not any(d.metadata["Name"] == "itk-rtk" for d in importlib.metadata.distributions()):
@@ -183,7 +184,7 @@ def _rtk(folder, params, images, grid, kind):
         voxel=grid.spacing, size=grid.size, first=grid.affine[:3, 3].numpy(), **kind,
     )  # fmt: skip
     worker = Path(__file__).with_name("rtk_fdk.py")
-    subprocess.run([sys.executable, worker, source, target], check=True, timeout=120)
+    subprocess.run([sys.executable, worker, source, target], check=True, timeout=400)
     return torch.from_numpy(np.load(target))
 
 

@@ -32,7 +32,7 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 )
 @click.option("--window", type=click.Choice(WINDOWS), default="hann", show_default=True, help="FDK's filter.")
 @click.option("--iterations", type=int, help="At most.  [default: by method]")
-@click.option("--subsets", type=int, help="Subsets of views.  [default: one for five views]")
+@click.option("--subsets", type=int, help="Subsets of views.  [default: one for five views, 8 at most]")
 @click.option("--weight", type=float, default=2e-3, show_default=True, help="Of total variation.")
 @click.option("--seconds", type=float, help="Time budget of an iterative method.")
 @click.option("--bin", "binning", type=int, default=1, show_default=True, help="Mean of n×n pixels first.")
@@ -120,7 +120,7 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
     known = {"on_iteration": step, "seconds": options["seconds"]}
     if options["iterations"]:
         known["iterations"] = options["iterations"]
-    groups = {"subsets": options["subsets"] or max(1, len(scan) // 5)}
+    groups = {"subsets": options["subsets"] or max(1, min(8, len(scan) // 5))}
     if method == "fista-tv":
         return fista_tv(projector, images, weight=options["weight"], **{"iterations": 15, **known}, **groups)
     if method == "os-sart":

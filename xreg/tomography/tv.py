@@ -46,10 +46,10 @@ def fista_tv(
     weight: λ in units of max|Aᵀb|, which makes it independent of the number of views, of the unit of length
     and of how dense the object is: about 2e-3 for the noise of 1e4 photons.  subsets: 1
     descends to the minimum; more take a step after every subset of views, several times faster to a good
-    volume, and then wander about the minimum.  The step is 1/‖A‖², by power iteration.  inner: steps of the
-    proximal map, which goes on from the dual of the last.  on_iteration, seconds: as in `os_sart`; it stops
-    where an iteration changes the volume by ``tolerance`` of its norm or less.  Deterministic.  Raises
-    GeometryError, ImageError, VolumeError.
+    volume, and then wander about the minimum: beyond eight or so noise grows with the momentum.  The step is
+    1/‖A‖², by power iteration.  inner: steps of the proximal map, which goes on from the dual of the last.
+    on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by ``tolerance``
+    of its norm or less.  Deterministic.  Raises GeometryError, ImageError, VolumeError.
     """
     check_projections(images, projector)
     if not (math.isfinite(weight) and weight >= 0):
