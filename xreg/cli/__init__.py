@@ -12,7 +12,9 @@ import click
 
 from xreg import __version__
 
-VERBS = ("demo", "doctor", "info", "drr", "train", "train-many", "register", "evaluate", "convert")
+VERBS = (
+    "demo", "doctor", "info", "drr", "register", "train", "train-many", "evaluate", "splat", "recon", "convert",
+)  # fmt: skip
 
 
 class Verbs(click.Group):

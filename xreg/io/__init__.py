@@ -1,4 +1,4 @@
-"""Reading and writing: CT volumes, label maps, radiographs, poses, cameras, landmarks.
+"""Reading and writing: CT volumes, label maps, radiographs, projection sets, poses, cameras, landmarks.
 
 Names are resolved when they are first used, so that ``import xreg.io`` loads none of the file libraries.
 """
@@ -36,6 +36,11 @@ _HOMES = {
     "save_camera": "poses",
     "load_rig": "poses",
     "save_rig": "poses",
+    "ProjectionSet": "projections",
+    "save_projections": "projections",
+    "load_projections": "projections_any",
+    "from_tigre": "projections_tools",
+    "VoxelGrid": "voxel_grid",
     "Landmarks": "landmarks",
     "PixelLandmarks": "landmarks",
     "MatchedLandmarks": "landmarks",

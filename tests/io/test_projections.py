@@ -1,0 +1,381 @@
+"""Projection sets: what they hold, their folder, and the doors for other tools' files."""
+
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from dicom_files import write_xa
+
+from xreg.errors import FileError, GeometryError, ImageError, InputWarning
+from xreg.geometry import Camera, Rig
+from xreg.geometry.conventions import CONVENTIONS
+from xreg.io import ProjectionSet, VoxelGrid, from_tigre, load_projections, save_projections
+
+GRID = VoxelGrid.box((5, 6, 7), (70.0, 60.0, 50.0), (1.0, 2.0, 3.0))
+
+
+def images(views=3, height=8, width=10, seed=0):
+    return torch.rand(views, height, width, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def rig(views=3, size=(8, 10)):
+    angles = torch.arange(views, dtype=torch.float64) * 20
+    camera = Camera.c_arm(sdd=900.0, sod=600.0, size=size, spacing=(3.0, 4.0), primary=angles)
+    return Rig(tuple(camera))
+
+
+def whole():
+    truth = GRID.volume(
+        torch.rand(GRID.shape, generator=torch.Generator().manual_seed(9)) * 0.03, energy_kev=60.0
+    )
+    held_out = ProjectionSet(images(2, seed=4), rig(2))
+    return ProjectionSet(
+        images(), rig(), truth=truth, scale=0.01, held_out=held_out, provenance={"made": "here"}
+    )
+
+
+def same_cameras(one, other):
+    points = torch.tensor([[0.0, 0, 0], [20, -30, 40], [-5, 60, 10]], dtype=torch.float64)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.project(points), b.project(points), rtol=0, atol=1e-6)
+
+
+# ---- the set itself ----
+
+
+def test_a_folder_gives_it_back(tmp_path):
+    made = whole()
+    save_projections(tmp_path / "set", made)
+    found = load_projections(tmp_path / "set")
+    assert torch.equal(found.images, made.images)
+    assert torch.equal(found.truth.mu, made.truth.mu)
+    assert torch.equal(found.grid.affine, made.grid.affine)
+    assert torch.equal(found.held_out.images, made.held_out.images)
+    assert (found.scale, found.provenance, found.truth.energy_kev) == (0.01, {"made": "here"}, 60.0)
+    same_cameras(found.cameras, made.cameras)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    save_projections(tmp_path / "set", whole())
+    with pytest.raises(FileError, match="overwrite"):
+        save_projections(tmp_path / "set", whole())
+    save_projections(tmp_path / "set", ProjectionSet(images(), rig()), overwrite=True)
+    assert load_projections(tmp_path / "set").truth is None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(FileError, match="not such a set"):
+        save_projections(tmp_path / "mine", whole(), overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "xreg.io.projections.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(FileError, match="full"):
+        save_projections(tmp_path / "set", whole())
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_found(tmp_path):
+    folder = tmp_path / "set"
+    save_projections(folder, whole())
+    data = (folder / "projections.npy").read_bytes()
+    (folder / "projections.npy").write_bytes(data[:-9])
+    with pytest.raises(FileError, match="truncated"):
+        load_projections(folder)
+    (folder / "projections.npy").write_bytes(data[:-4] + b"\1\2\3\4")
+    with pytest.raises(FileError, match="sha256"):
+        load_projections(folder)
+    (folder / "projections.json").unlink()
+    with pytest.raises(FileError, match="never finished"):
+        load_projections(folder)
+    with pytest.raises(FileError, match="no such"):
+        load_projections(tmp_path / "other")
+
+
+def test_what_is_no_projection_is_refused():
+    bad = images()
+    bad[1, 2, 3] = torch.nan
+    with pytest.raises(ImageError, match=r"views \[1\]"):
+        ProjectionSet(bad, rig())
+    with pytest.raises(ImageError, match="intensities"):
+        ProjectionSet(images() * 2e4, rig())
+    with pytest.raises(GeometryError, match="as many cameras"):
+        ProjectionSet(images(4), rig(3))
+    with pytest.raises(GeometryError, match="sizes"):
+        ProjectionSet(images(), rig(size=(9, 10)))
+    through = torch.exp(-images()).clone()
+    through[:, :, 3:7] *= 0.1
+    through[:, :, :2] = through[:, :, -2:] = 1.0
+    with pytest.warns(InputWarning, match="intensities"):
+        ProjectionSet(through, rig())
+
+
+def test_parts_of_a_set():
+    made = whole()
+    assert torch.equal(made.subset([2, 0]).images, made.images[[2, 0]])
+    same_cameras(made.subset([2, 0]).cameras, [made.cameras[2], made.cameras[0]])
+    halved = made.binned(2)
+    assert float(halved.images[1, 0, 0]) == pytest.approx(float(made.images[1, :2, :2].mean()), rel=1e-6)
+    assert halved.cameras[0].size == (4, 5)
+    assert halved.held_out.images.shape == (2, 4, 5)
+
+
+def test_a_grid():
+    assert GRID.size == (7, 6, 5)
+    assert GRID.spacing == pytest.approx((10.0, 10.0, 10.0))
+    torch.testing.assert_close(GRID.center, torch.tensor([1.0, 2.0, 3.0]).double())
+    assert GRID.box_corners.amin(0).tolist() == pytest.approx([-34.0, -28.0, -22.0])
+    assert GRID.contains(torch.tensor([[1.0, 2, 3], [35.9, 2, 3], [36.1, 2, 3]])).tolist() == [
+        True,
+        True,
+        False,
+    ]
+    torch.testing.assert_close(VoxelGrid.box(8, 80.0).binned(2).center, torch.zeros(3).double())
+
+
+# ---- other tools ----
+
+
+def naf_data(**more):
+    angles = np.linspace(0, math.pi, 3)
+    return {
+        "DSD": 1500.0, "DSO": 1000.0, "nDetector": [10, 8], "dDetector": [2.0, 3.0], "nVoxel": [4, 5, 6],
+        "dVoxel": [10.0, 10.0, 10.0], "offOrigin": [0.0, 0.0, 0.0], "offDetector": [1.5, -2.0],
+        "mode": "cone", "totalAngle": 180.0, "startAngle": 0.0, "numTrain": 3, "numVal": 2, "accuracy": 0.5,
+        "image": np.random.default_rng(0).random((4, 5, 6), dtype=np.float32),
+        "train": {"projections": images().numpy(), "angles": angles},
+        "val": {"projections": images(2, seed=1).numpy(), "angles": angles[:2] + 0.1}, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_naf_pickle(tmp_path, protocol):
+    import pickle
+
+    data = naf_data()
+    (tmp_path / "chest.pickle").write_bytes(pickle.dumps(data, protocol=protocol))
+    found = load_projections(tmp_path / "chest.pickle")
+    assert torch.equal(found.images, images())
+    assert torch.equal(found.held_out.images, images(2, seed=1))
+    tool = CONVENTIONS["naf"]
+    params = tool.params(
+        DSD=1500.0,
+        DSO=1000.0,
+        nDetector=(10, 8),
+        dDetector=(2.0, 3.0),
+        angle=math.pi / 2,
+        offDetector=(1.5, -2.0),
+    )
+    same_cameras([found.cameras[1]], [tool.to_camera(params)])
+    assert found.scale == 1e-3
+    assert found.truth.size == (4, 5, 6)
+    assert float(found.truth.mu[3, 2, 1]) == pytest.approx(1e-3 * float(data["image"][1, 2, 3]))
+
+
+def test_a_pickle_of_something_else(tmp_path):
+    import pickle
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"weights": [1, 2]}))
+    with pytest.raises(FileError, match="NAF"):
+        load_projections(tmp_path / "a.pkl")
+    data = naf_data()
+    data["train"]["projections"] = [np.zeros((3, 3)), np.zeros((3, 4))]
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps(data))
+    with pytest.raises(ImageError, match="one size"):
+        load_projections(tmp_path / "b.pkl")
+
+
+def r2_folder(root, **scanner):
+    (root / "proj_train").mkdir(parents=True)
+    known = {
+        "mode": "cone", "filter": None, "DSD": 7.0, "DSO": 5.0, "nDetector": [8, 10], "sDetector": [4.0, 4.0],
+        "nVoxel": [4, 4, 4], "sVoxel": [2.0, 2.0, 2.0], "offOrigin": [0, 0, 0], "offDetector": [0, 0],
+        "totalAngle": 360.0, "startAngle": 0.0, "noise": True, **scanner,
+    }  # fmt: skip
+    views = []
+    for n, image in enumerate(images().numpy()):
+        name = f"proj_train/{n:04d}.npy"
+        np.save(root / name, image)
+        views.append({"file_path": name, "angle": 0.7 * n})
+    np.save(root / "vol_gt.npy", np.random.default_rng(1).random((4, 4, 4), dtype=np.float32))
+    meta = {
+        "scanner": known,
+        "vol": "vol_gt.npy",
+        "bbox": [[-1] * 3, [1] * 3],
+        "proj_train": views,
+        "proj_test": [],
+    }
+    (root / "meta_data.json").write_text(json.dumps(meta))
+    return root
+
+
+def test_an_r2_folder(tmp_path):
+    root = r2_folder(tmp_path / "r2")
+    found = load_projections(root, unit_mm=100.0)
+    assert torch.equal(found.images, images())
+    tool = CONVENTIONS["r2_gaussian"]
+    params = tool.params(
+        DSD=700.0, DSO=500.0, nDetector=(8, 10), sDetector=(400.0, 400.0), sVoxel=(200.0,) * 3, angle=1.4
+    )
+    same_cameras([found.cameras[2]], [tool.to_camera(params)])
+    assert found.grid.extent == pytest.approx((200.0,) * 3)
+    assert found.scale == pytest.approx(0.01)
+    raw = np.load(root / "vol_gt.npy")
+    assert float(found.truth.mu[3, 1, 0]) == pytest.approx(0.01 * float(raw[0, 1, 3]))
+
+
+def test_an_r2_folder_that_is_wrong(tmp_path):
+    with pytest.raises(GeometryError, match="offDetector"):
+        load_projections(r2_folder(tmp_path / "a", offDetector=[0.1, 0.0]))
+    root = r2_folder(tmp_path / "b")
+    (root / "proj_train" / "0001.npy").unlink()
+    with pytest.raises(FileError, match=r"0001\.npy"):
+        load_projections(root)
+    root = r2_folder(tmp_path / "c")
+    text = (root / "meta_data.json").read_text()
+    (root / "meta_data.json").write_text(text.replace("proj_train/0001.npy", "../b/vol_gt.npy"))
+    with pytest.raises(FileError, match="outside"):
+        load_projections(root)
+    root = r2_folder(tmp_path / "d")
+    np.save(root / "proj_train" / "0000.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    with pytest.raises(FileError, match="objects"):
+        load_projections(root)
+
+
+def test_tigre_objects():
+    tool = CONVENTIONS["tigre"]
+    known = {
+        "DSD": 1500.0,
+        "DSO": 1000.0,
+        "dDetector": [3.0, 2.0],
+        "offDetector": [1.0, -2.0],
+        "mode": "cone",
+    }
+    geometry = types.SimpleNamespace(**known, nVoxel=[4, 5, 6], sVoxel=[40.0, 50.0, 60.0], nDetector=[8, 10])
+    turns = np.array([0.1, 0.5, 0.9])
+    found = from_tigre(images().numpy(), geometry, turns)
+    expected = [tool.to_camera(tool.params(nDetector=(8, 10), angles=(a, 0, 0), **known)) for a in turns]
+    same_cameras(found.cameras, expected)
+    assert found.grid.shape == (4, 5, 6)
+    each = {**known, "DSO": [1000.0, 1001.0, 1002.0], "offDetector": [[0, 0], [1, 1], [2, 2]]}
+    same = from_tigre(images().numpy(), each, turns)
+    last = tool.params(
+        **{**known, "DSO": 1002.0, "offDetector": (2, 2)}, nDetector=(8, 10), angles=(0.9, 0, 0)
+    )
+    same_cameras([same.cameras[2]], [tool.to_camera(last)])
+    with pytest.raises(ImageError, match="angles"):
+        from_tigre(images().numpy(), geometry, turns[:2])
+
+
+RTK_XML = """<?xml version="1.0"?>
+<!DOCTYPE RTKGEOMETRY>
+<RTKThreeDCircularGeometry version="3">
+    <SourceToIsocenterDistance>600</SourceToIsocenterDistance>
+    <SourceToDetectorDistance>900</SourceToDetectorDistance>
+    <ProjectionOffsetX>3</ProjectionOffsetX>
+  <Projection><GantryAngle>0</GantryAngle><Matrix>-900 0 -3 1800 0 -900 -4 2400 0 0 1
+  -600</Matrix></Projection>
+  <Projection><GantryAngle>10</GantryAngle><ProjectionOffsetY>4</ProjectionOffsetY></Projection>
+  <Projection><GantryAngle>20</GantryAngle><SourceToDetectorDistance>950</SourceToDetectorDistance></Projection>
+  </RTKThreeDCircularGeometry>
+"""
+
+
+def test_rtk_geometry_and_stack(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    stack = sitk.GetImageFromArray(images().numpy())
+    stack.SetSpacing((2.0, 3.0, 1.0))
+    stack.SetOrigin((-9.0, -10.5, 0.0))
+    sitk.WriteImage(stack, str(tmp_path / "p.mha"))
+    (tmp_path / "g.xml").write_text(RTK_XML)
+    found = load_projections(tmp_path / "g.xml")
+    assert torch.equal(found.images, images())
+    tool = CONVENTIONS["rtk"]
+    known = {
+        "sid": 600.0,
+        "size": (10, 8),
+        "spacing": (2.0, 3.0),
+        "origin": (-9.0, -10.5),
+        "proj_offset_x": 3.0,
+    }
+    expected = [
+        tool.params(sdd=900.0, gantry_angle=0.0, **known),
+        tool.params(sdd=900.0, gantry_angle=10.0, proj_offset_y=4.0, **known),
+        tool.params(sdd=950.0, gantry_angle=20.0, **known),
+    ]
+    same_cameras(found.cameras, [tool.to_camera(p) for p in expected])
+    fixed = load_projections(tmp_path / "g.xml", patient_position=None)
+    matrix = torch.tensor([[-900.0, 0, -3, 1800], [0, -900, 0, 0], [0, 0, 1, -600]], dtype=torch.float64)
+    point = torch.tensor([12.0, -20.0, 31.0, 1.0], dtype=torch.float64)
+    u, v, w = (matrix @ point).tolist()  # RTK's own matrix, fixed frame to mm on the detector
+    pixel = fixed.cameras[0].project(point[None, :3])[0]
+    assert pixel.tolist() == pytest.approx([(u / w + 9.0) / 2.0, (v / w + 10.5) / 3.0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('version="3"', 'version="1"', "version"),
+        ("</RTKThreeDCircularGeometry>", "", "whole XML"),
+        ("<GantryAngle>0<", "<GantryAngle>zero<", "number"),
+        ("<DOCTYPE", "<DOCTYPE", None),
+        ("<!DOCTYPE RTKGEOMETRY>", '<!DOCTYPE a [<!ENTITY b "c">]>', "entities"),
+        (
+            "<ProjectionOffsetX>3</ProjectionOffsetX>",
+            "<RadiusCylindricalDetector>9</RadiusCylindricalDetector>",
+            "flat",
+        ),
+    ],
+)
+def test_rtk_geometry_that_is_wrong(tmp_path, old, new, why):
+    from xreg.io.projections_rtk import read_rtk_geometry
+
+    (tmp_path / "g.xml").write_text(RTK_XML.replace(old, new))
+    if why is None:
+        assert len(read_rtk_geometry(tmp_path / "g.xml")) == 3
+        return
+    with pytest.raises(FileError, match=why):
+        read_rtk_geometry(tmp_path / "g.xml")
+
+
+def test_a_dicom_rotation(tmp_path):
+    lines = images(4, 24, 20) / 2
+    lines[:, :, :2] = 0.0
+    stored = (60000 * torch.exp(-lines)).round().numpy().astype(np.uint16)
+    steps = [0.0, 15.0, 30.0, 45.0]
+    angles = {"PositionerPrimaryAngle": -20.0, "PositionerPrimaryAngleIncrement": steps}
+    angles |= {"PositionerSecondaryAngle": 0.0, "PositionerSecondaryAngleIncrement": [0.0] * 4}
+    path = write_xa(tmp_path / "run.dcm", stored, bits=16, **angles)
+    found = load_projections(path, i0=60000.0)
+    torch.testing.assert_close(found.images, lines, rtol=0, atol=2e-4)
+    turns = [float(camera.angles[0]) for camera in found.cameras]
+    assert turns == pytest.approx([-20.0, -5.0, 10.0, 25.0])
+    known = {"sdd": 1020.0, "sod": 510.0, "size": (24, 20), "spacing": (0.31, 0.29), "mirrored": True}
+    same_cameras([found.cameras[2]], [Camera.c_arm(primary=10.0, **known)])
+
+
+def test_a_dicom_file_that_does_not_turn(tmp_path):
+    with pytest.raises(ImageError, match="same angles"):
+        load_projections(write_xa(tmp_path / "still.dcm", (images(3, 24, 20) * 500).numpy()))
+    with pytest.raises(ImageError, match="multi-frame"):
+        load_projections(write_xa(tmp_path / "one.dcm"))
+    steps = [0.0, 5.0, 10.0]
+    pixels = (images(3, 24, 20) * 500).numpy()
+    path = write_xa(
+        tmp_path / "no.dcm", pixels, DistanceSourceToPatient=None, PositionerPrimaryAngleIncrement=steps
+    )
+    with pytest.raises(ImageError, match="sod"):
+        load_projections(path)
+    assert len(load_projections(path, sod=600.0)) == 3
+
+
+def test_another_file(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"x" * 200)
+    with pytest.raises(FileError, match="no projection set"):
+        load_projections(tmp_path / "a.bin")

@@ -1,0 +1,1 @@
+"""The tomography tests import their scene by name, in pytest's prepend mode."""

@@ -1,0 +1,99 @@
+"""The projector as a matrix: transpose, norm, subsets, and what it refuses."""
+
+import pytest
+import torch
+from scipy import ndimage
+from tomography_scene import GRID, body, circle
+
+from xreg import Volume, drr
+from xreg.errors import GeometryError, VolumeError
+from xreg.geometry import Camera, Rig
+from xreg.io import VoxelGrid
+from xreg.tomography import Projector
+
+SMALL = VoxelGrid.box((5, 6, 7), (70.0, 66.0, 60.0))
+
+
+def views(count=4, **known):
+    return circle(count, isocenter=(0.0, 0.0, 0.0), size=(9, 10), spacing=(14.0, 15.0), **known)
+
+
+def dense(projector):
+    eye = torch.eye(SMALL.shape[0] * SMALL.shape[1] * SMALL.shape[2], dtype=torch.float64)
+    return torch.stack([projector.forward(e.reshape(SMALL.shape)).flatten() for e in eye], 1)
+
+
+@pytest.mark.parametrize("rule", ["joseph", "siddon", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_adjoint_is_the_transpose(rule, dtype):
+    projector = Projector(circle(7, secondary=11.0), GRID, integrator=rule)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(GRID.shape, generator=generator, dtype=dtype)
+    y = torch.rand(projector.shape, generator=generator, dtype=dtype)
+    left = float((projector.forward(x).double() * y).sum())
+    right = float((x.double() * projector.adjoint(y)).sum())
+    assert left == pytest.approx(right, rel=1e-6 if dtype == torch.float32 else 1e-12)
+
+
+def test_a_parallel_beam_is_a_view_too():
+    camera = Camera.parallel_beam(
+        size=(30, 40), spacing=5.0, sdd=600.0, primary=torch.tensor([0.0, 40.0]), isocenter=GRID.center
+    )
+    projector = Projector(camera, GRID)
+    x, y = body().double(), torch.rand(2, 30, 40, dtype=torch.float64)
+    assert float((projector.forward(x) * y).sum()) == pytest.approx(
+        float((x * projector.adjoint(y)).sum()), rel=1e-12
+    )
+    with pytest.raises(GeometryError, match="pinhole"):
+        Projector(camera, GRID, adjoint="voxel")
+
+
+def test_forward_is_what_the_renderer_gives():
+    camera = circle(5)
+    image = Projector(camera, GRID).forward(body())
+    other = drr(Volume(body(), GRID.affine), camera, integrator="joseph", storage="float")
+    torch.testing.assert_close(image, other, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_reach_the_voxels():
+    projector = Projector(views(2), SMALL)
+    x = torch.rand(SMALL.shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(projector.forward, (x,))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_fast_adjoint_is_close_for_smooth_images(mirrored):
+    camera = circle(12, mirrored=mirrored, principal_point=(33.0, 20.0))
+    exact, fast = (Projector(camera, GRID, adjoint=rule) for rule in ("exact", "voxel"))
+    noise = torch.rand(exact.shape, generator=torch.Generator().manual_seed(3))
+    smooth = torch.from_numpy(ndimage.gaussian_filter(noise.numpy(), (0, 3, 3)))
+    a, b = exact.adjoint(smooth), fast.adjoint(smooth)
+    inside = body() > 0
+    assert float((a - b)[inside].norm() / a[inside].norm()) < 0.03
+
+
+def test_norm_is_the_largest_singular_value():
+    projector = Projector(views(), SMALL)
+    found = projector.norm(torch.zeros(1, dtype=torch.float64))
+    assert found == pytest.approx(float(torch.linalg.matrix_norm(dense(projector), 2)), rel=1e-3)
+
+
+def test_a_subset_is_some_of_the_rows():
+    projector = Projector(circle(6), GRID)
+    part = projector.subset([4, 1])
+    whole = projector.forward(body())
+    torch.testing.assert_close(part.forward(body()), whole[[4, 1]], rtol=0, atol=0)
+    assert part.shape == (2, *whole.shape[1:])
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(GeometryError, match="mm"):  # metres
+        Projector(circle(3, sod=0.04, sdd=0.1), GRID)
+    with pytest.raises(GeometryError, match="share an image size"):
+        Projector(Rig((circle(1)[0], circle(1, size=(9, 9))[0])), GRID)
+    with pytest.raises(GeometryError, match="sdd"):
+        Projector([circle(1)[0].replace(sdd=None)], GRID)
+    with pytest.raises(VolumeError, match="shape"):
+        Projector(circle(2), GRID).forward(torch.zeros(3, 3, 3))
+    with pytest.raises(GeometryError, match="integrator"):
+        Projector(circle(2), GRID, integrator="trilinear")

@@ -1,0 +1,117 @@
+"""Total variation: the proximal map by its duality gap and a closed form, FISTA by its optimality."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_projector_matrix import SMALL, views
+from tomography_scene import GRID, body, circle
+
+from xreg.errors import GeometryError
+from xreg.tomography import Projector, fista_tv, os_sart, tv_prox, tv_value
+from xreg.tomography.tv import _differences, _transposed, tv_steps
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5)])
+def test_the_duality_gap_closes(nonnegative, spacing):
+    x = noise(6, 7, 8)
+    gaps = [
+        tv_prox(x, 0.3, spacing=spacing, iterations=n, nonnegative=nonnegative)[1] for n in (10, 100, 5000)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 1e-3 * float(x.square().sum())
+
+
+def test_a_step_is_shrunk_as_the_formula_says():
+    """Two halves: each is moved towards the other by weight × area / volume, which is exact for a step."""
+    n, weight = 8, 0.1
+    step = torch.zeros(n, 5, 6, dtype=torch.float64)
+    step[n // 2 :] = 1.0
+    found, gap = tv_prox(step, weight, iterations=4000)
+    expected = torch.where(step > 0.5, 1 - weight / (n / 2), weight / (n / 2)).double()
+    assert gap < 1e-6
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_the_value_of_a_step():
+    volume = torch.zeros(4, 5, 6, dtype=torch.float64)
+    volume[:, :, 3:] = 2.0
+    assert tv_value(volume) == pytest.approx(2.0 * 20)
+    assert tv_value(volume, (0.5, 1.0, 1.0)) == pytest.approx(4.0 * 20)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(*[st.integers(1, 5)] * 3), st.integers(0, 100))
+def test_differences_have_their_transpose(shape, seed):
+    steps = tv_steps((1.0, 2.0, 0.5))
+    x, p = noise(*shape, seed=seed), noise(3, *shape, seed=seed + 1)
+    for axis, n in enumerate(shape):
+        p[axis].narrow(axis, n - 1, 1).zero_()
+    assert float((_differences(x, steps) * p).sum()) == pytest.approx(
+        float((x * _transposed(p, steps)).sum()), abs=1e-9
+    )
+
+
+def test_nothing_is_done_without_a_weight():
+    x = noise(3, 4, 5)
+    torch.testing.assert_close(tv_prox(x, 0.0)[0], x, rtol=0, atol=0)
+    torch.testing.assert_close(tv_prox(x, 0.0, nonnegative=True)[0], x.clamp_min(0), rtol=0, atol=0)
+
+
+def test_fista_ends_where_a_step_changes_nothing():
+    """x is optimal if and only if x = prox(x − Aᵀ(Ax − b)/L)."""
+    projector = Projector(views(6), SMALL)
+    truth = torch.zeros(SMALL.shape, dtype=torch.float64)
+    truth[1:4, 2:5, 2:6] = 0.02
+    images = projector.forward(truth) + 0.02 * noise(*projector.shape)
+    weight = 3e-3
+    x = fista_tv(projector, images, weight=weight, iterations=250, inner=30, tolerance=1e-10)
+    size = 1.02 * projector.norm(images) ** 2
+    shrink = weight * float(projector.adjoint(images).abs().max()) / size
+    step = x - projector.adjoint(projector.forward(x) - images) / size
+    again, _ = tv_prox(step, shrink, spacing=SMALL.spacing, iterations=2000, nonnegative=True)
+    assert float((again - x).norm() / x.norm()) < 1e-4
+
+
+def test_it_beats_what_knows_nothing_of_edges():
+    projector = Projector(circle(15), GRID, adjoint="voxel")
+    images = projector.forward(body())
+    images = images + 0.02 * float(images.max()) * noise(*images.shape).float()
+
+    def far(x):
+        return float((x - body()).norm() / body().norm())
+
+    plain = min(far(os_sart(projector, images, subsets=5, iterations=n)) for n in (1, 2, 4))
+    found = fista_tv(projector, images, weight=1e-3, subsets=5, iterations=8)
+    assert far(found) < 0.7 * plain
+    torch.testing.assert_close(
+        found, fista_tv(projector, images, weight=1e-3, subsets=5, iterations=8), rtol=0, atol=0
+    )
+
+
+def test_its_weight_has_no_unit():
+    """Twice the attenuation, or another number of the same views, needs no other weight."""
+    camera = circle(10)
+    images = Projector(camera, GRID, adjoint="voxel").forward(body())
+
+    def run(projector, b):
+        return fista_tv(projector, b, weight=1e-3, iterations=5)
+
+    one = run(Projector(camera, GRID, adjoint="voxel"), images)
+    denser = run(Projector(camera, GRID, adjoint="voxel"), 2 * images)
+    twice = Projector([*camera, *camera], GRID, adjoint="voxel")
+    repeated = run(twice, torch.cat([images, images]))
+    torch.testing.assert_close(denser, 2 * one, rtol=0, atol=1e-5)
+    torch.testing.assert_close(repeated, one, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(GeometryError, match="weight"):
+        tv_prox(noise(2, 2, 2), -1.0)
+    with pytest.raises(GeometryError, match="weight"):
+        fista_tv(Projector(circle(3), GRID), torch.zeros(3, 44, 60), weight=float("nan"))

@@ -1,0 +1,194 @@
+"""The projector over a list of cameras as a matrix: A x and Aᵀ y, for a grid whose voxels are the unknown."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.errors import GeometryError, ImageError, InputWarning, VolumeError
+from xreg.geometry import Camera, Rig
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.ops import registry
+from xreg.ops.project import INTEGRATORS, metric_of, project
+from xreg.tomography.backproject import back_project, footprint
+
+ADJOINTS = ("exact", "voxel")
+_RULES = ("joseph", "siddon", "exact")
+_POWER_STEPS = 30
+
+
+class Projector:
+    """Line integrals of voxels on a grid, seen by V cameras of one image size, and the way back.
+
+    cameras: a `Rig`, a list, or a `Camera` with one batch dimension; pinhole or parallel beam, any places;
+    each needs its sdd, where its rays end.  integrator: 'joseph', 'siddon' or 'exact' (`xreg.ops.project`).
+    Voxels are read as they are, float32 or float64, never quantised.
+
+    adjoint: 'exact' is the transpose of ``forward`` to rounding, ⟨Ax, y⟩ = ⟨x, Aᵀy⟩: what CGLS needs.
+    'voxel' approximates it for pinholes: each voxel looks its pixels up (bilinear) and weighs them by how
+    many rays a voxel meets there.  It is some ten times faster on a CPU, and within a few per cent of the
+    exact one for smooth images; OS-SART and FISTA tolerate it.
+
+    Raises GeometryError for views of different sizes, a missing sdd, or a source inside the grid (which a
+    wrong unit of length gives).
+    """
+
+    def __init__(
+        self,
+        cameras: Rig | Camera | Sequence[Camera],
+        grid: VoxelGrid,
+        *,
+        integrator: str = "joseph",
+        adjoint: str = "exact",
+    ) -> None:
+        if integrator not in _RULES:
+            raise GeometryError(f"integrator must be one of {', '.join(_RULES)}, got {integrator!r}")
+        if adjoint not in ADJOINTS:
+            raise GeometryError(f"adjoint must be one of {', '.join(ADJOINTS)}, got {adjoint!r}")
+        self.cameras, self.grid = list_of(cameras), grid
+        self.integrator, self.adjoint_rule = integrator, adjoint
+        self.size = self.cameras[0].size
+        if adjoint == "voxel" and any(camera.parallel for camera in self.cameras):
+            raise GeometryError(
+                "adjoint='voxel' is for pinhole cameras; use adjoint='exact' in a parallel beam"
+            )
+        _require_outside(self.cameras, grid)
+        self.rays = torch.stack([_rays(camera, grid) for camera in self.cameras])
+        self._metric = metric_of(grid.affine[:3, :3])
+        self._norms: dict[torch.dtype, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(V, H, W) of the projections."""
+        return len(self.cameras), *self.size
+
+    def forward(self, mu: Float[Tensor, "D H W"]) -> Float[Tensor, "V h w"]:
+        """A x: line integrals (no unit) of attenuation in 1/mm.  dtype and device of ``mu``.
+
+        Gradients flow to mu, by the exact transpose.
+        """
+        if tuple(mu.shape) != self.grid.shape or not mu.is_floating_point():
+            raise VolumeError(
+                f"mu must be floating, of the grid's shape {self.grid.shape}, got {mu.dtype} "
+                f"{tuple(mu.shape)}"
+            )
+        rays = self.rays.to(mu.device)
+        return project(mu.contiguous(), rays, self._metric, self.size, integrator=self.integrator)[0]
+
+    def adjoint(self, images: Float[Tensor, "V h w"]) -> Float[Tensor, "D H W"]:
+        """Aᵀ y by the rule that was chosen; ``images`` [V, H, W] float32 or float64 (kept).  No gradient."""
+        check_images(images, self.shape)
+        images = images.detach()
+        if self.adjoint_rule == "voxel":
+            return back_project(footprint(images, self.cameras, self.grid), self.cameras, self.grid)
+        registry.load()
+        rule = INTEGRATORS[self.integrator]
+        rays = self.rays.to(images.device)
+        return torch.ops.xreg.backproject(
+            images.contiguous(), 1.0, *self.grid.shape, None, False, rays, self._metric, rule, 1
+        )
+
+    def subset(self, views: Sequence[int]) -> Projector:
+        """The projector of some of the views, by number."""
+        part = object.__new__(Projector)
+        part.__dict__.update(self.__dict__)
+        part.cameras = [self.cameras[i] for i in views]
+        part.rays = self.rays[list(views)]
+        part._norms = {}
+        return part
+
+    def norm(self, like: Tensor) -> float:
+        """‖A‖₂ in mm, by power iteration from a constant volume: a lower bound, tight to about 1e-3.
+
+        like: a tensor whose dtype and device to work in.  Deterministic, as AᵀA has no negative entry and its
+        first eigenvector no zero; kept for the next call.
+        """
+        if like.dtype not in self._norms:
+            x = torch.ones(self.grid.shape, dtype=like.dtype, device=like.device)
+            square = 0.0
+            for _ in range(_POWER_STEPS):
+                x = x / x.norm()
+                x = self.adjoint(self.forward(x))
+                last, square = square, float(x.norm())
+                if square == 0.0:
+                    raise GeometryError("no ray of any view meets the grid; check the cameras and its place")
+                if abs(square - last) < 1e-4 * square:
+                    break
+            self._norms[like.dtype] = square**0.5
+        return self._norms[like.dtype]
+
+
+def list_of(cameras: Rig | Camera | Sequence[Camera]) -> list[Camera]:
+    """Cameras one by one; GeometryError unless there is one, and all have one image size."""
+    if isinstance(cameras, Camera):
+        if len(cameras.batch_shape) > 1:
+            raise GeometryError(f"cameras may have one batch dimension, got {tuple(cameras.batch_shape)}")
+        cameras = list(cameras) if cameras.batch_shape else [cameras]
+    cameras = list(cameras)
+    if not cameras or any(camera.batch_shape for camera in cameras):
+        raise GeometryError(f"cameras must be single views, one or more, got {len(cameras)} entries")
+    sizes = sorted({camera.size for camera in cameras})
+    if len(sizes) > 1:
+        raise GeometryError(
+            f"the views of a reconstruction must share an image size (H, W), got {sizes}; resize images and "
+            "cameras (camera.resize, camera.crop) to one"
+        )
+    return cameras
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """ImageError unless ``images`` are floating, of this shape [V, H, W]."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or tuple(images.shape) != shape:
+        kind = (
+            f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise ImageError(f"projections must be a floating tensor [V, H, W] = {list(shape)}, got {kind}")
+
+
+def check_projections(images: Tensor, projector: Projector) -> None:
+    """As `check_images`, and finite; warns where one view cannot tell depth."""
+    check_images(images, projector.shape)
+    wrong = int((~torch.isfinite(images)).sum())
+    if wrong:
+        views = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ImageError(
+            f"{wrong} pixels of the projections are NaN or infinite (views {views[:10]}); replace them, for "
+            "instance by their neighbours, or leave these views out"
+        )
+    if len(projector) == 1:
+        warnings.warn(
+            "one view does not determine a volume: the result is one of many that explain it",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def _rays(camera: Camera, grid: VoxelGrid) -> Float[Tensor, "6 3"]:
+    """(s0, su, sv, d0, du, dv) in voxel coordinates, on the host."""
+    basis = camera.ray_basis().detach().cpu()
+    inverse = grid.index_from_world
+    rays = basis @ inverse[:3, :3].T
+    rays[0] += inverse[:3, 3]
+    return rays
+
+
+def _require_outside(cameras: list[Camera], grid: VoxelGrid) -> None:
+    sources = torch.stack([c.source.detach().cpu() for c in cameras if not c.parallel] or [torch.zeros(3)])
+    inside = (
+        grid.contains(sources) if not all(c.parallel for c in cameras) else torch.zeros(1, dtype=torch.bool)
+    )
+    if bool(inside.any()):
+        at = [round(v, 3) for v in sources[inside][0].tolist()]
+        raise GeometryError(
+            f"the source of {int(inside.sum())} view(s) lies inside the volume, the first at {at} mm; "
+            f"the box has edges {[round(e, 3) for e in grid.extent]} mm about "
+            f"{[round(c, 3) for c in grid.center.tolist()]}. "
+            "Is one of them not in mm (NAF's network uses metres, R²-Gaussian scene units)?"
+        )
