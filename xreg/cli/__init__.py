@@ -13,7 +13,8 @@ import click
 from xreg import __version__
 
 VERBS = (
-    "demo", "doctor", "info", "drr", "register", "train", "train-many", "evaluate", "splat", "recon", "convert",
+    "demo", "doctor", "info", "drr", "register", "train", "train-many", "evaluate", "splat", "recon",
+    "convert",
 )  # fmt: skip
 
 

@@ -52,9 +52,7 @@ def voxel_of(volume: Volume) -> float:
     return math.prod(volume.spacing) ** (1 / 3)
 
 
-def scaled(
-    covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int
-) -> Float[Tensor, "N N"]:
+def scaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int) -> Float[Tensor, "N N"]:
     """What the normal equations say (in mm), made as large as errors are on simulated films.
 
     Films differ from renders by more than noise: anatomy inside a voxel, scatter, tools.  In simulation the

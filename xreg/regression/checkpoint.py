@@ -14,46 +14,36 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from xreg.errors import BackendError, FileError
+from xreg.errors import FileError
 from xreg.io import atomic_write, write_json
 
 SCHEMA = "xreg.regressor/1"
 MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "model.json", "log.jsonl"
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise BackendError(
-            "networks are kept with the package safetensors: pip install 'xreg[train]'"
-        ) from error
-    return safetensors
-
-
 def save(path: str | PathLike, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors with JSON facts and a checksum, atomically."""
-    library = _safetensors()
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     head = {"schema": SCHEMA, "checksum": checksum(plain), "facts": json.dumps(facts, allow_nan=False)}
     with atomic_write(path) as temporary:
-        temporary.write_bytes(library.torch.save(plain, metadata=head))
+        temporary.write_bytes(safetensors.torch.save(plain, metadata=head))
 
 
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save` wrote.  FileError for a file that is missing, truncated, changed, or another's."""
-    library = _safetensors()
     file = Path(path)
     if not file.is_file():
         raise FileError(f"{file}: is not there; a folder that xreg train wrote holds it")
     try:
-        with library.safe_open(file, framework="pt") as opened:
+        with safetensors.safe_open(file, framework="pt") as opened:
             head = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (library.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise FileError(
             f"{file}: is damaged, or no safetensors file ({error}); take a copy, or train anew"
         ) from error

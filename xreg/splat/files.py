@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 
-from xreg.errors import BackendError, FileError, GaussianError
+from xreg.errors import FileError, GaussianError
 from xreg.io.files import atomic_write, require_file
 from xreg.splat.gaussians import Gaussians
 
@@ -45,7 +47,7 @@ def save(path: str | PathLike, gaussians: Gaussians) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in gaussians.items()}
     notes = {"energy_kev": gaussians.energy_kev, "provenance": dict(gaussians.provenance)}
     metadata = {"schema": SCHEMA, "units": json.dumps(UNITS), "notes": json.dumps(notes, default=str)}
-    data = _safetensors().torch.save(tensors, metadata)
+    data = safetensors.torch.save(tensors, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return None
@@ -57,9 +59,8 @@ def load(path: str | PathLike) -> Gaussians:
         return read_ply(path)
     what = f"Gaussians (.safetensors, schema {SCHEMA!r})"
     file = require_file(path, what)
-    library = _safetensors()
     try:
-        with library.safe_open(str(file), framework="pt") as opened:
+        with safetensors.safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}
             found = set(opened.keys())
             if metadata.get("schema") != SCHEMA or not found.issuperset(NAMES):
@@ -74,22 +75,10 @@ def load(path: str | PathLike) -> Gaussians:
         return Gaussians(
             **tensors, energy_kev=notes.get("energy_kev"), provenance=notes.get("provenance", {})
         )
-    except (library.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise FileError(f"{file}: is damaged or no safetensors file ({error}); expected {what}") from error
     except GaussianError as error:
         raise FileError(f"{file}: {error}") from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise BackendError(
-            "Gaussians are kept in .safetensors files, which need safetensors: `pip install 'xreg[splat]'`, "
-            "or write a .ply"
-        ) from error
-    return safetensors
 
 
 def write_ply(path: str | PathLike, gaussians: Gaussians) -> None:
