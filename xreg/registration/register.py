@@ -13,19 +13,19 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import se3
+from xreg.registration.anatomy import Anatomy, anatomy_of
 from xreg.registration.gauss_newton import Limits, Progress, refine
 from xreg.registration.result import BodiesResult, RegistrationResult, Step
 from xreg.registration.settings import Settings
 from xreg.registration.trust import FAR_MM, spread_of, verdict_of
 from xreg.registration.unknowns import Body, RelativePrior, State, Unknowns, ViewFreedom
 from xreg.registration.views import Target, View, binning, check_views, in_shadow, look, pixel_at, target_of
-from xreg.renderer import require_in_beam
 from xreg.similarity import Evidence
 from xreg.volume import Volume
 
 
 def register(
-    volume: Volume,
+    volume: Volume | Anatomy,
     film: Any,
     camera: Any = None,
     init: Any = None,
@@ -36,6 +36,7 @@ def register(
 ) -> RegistrationResult:
     """Find where the volume is in one or more radiographs, starting from a pose that is roughly right.
 
+    volume: voxels, or X-ray Gaussians (`xreg.splat.Gaussians`), which cast their radiographs by themselves.
     film: line integrals [H, W] (tensor or array; any gain and offset), or a `Radiograph`, which also
     brings its mask and, where camera is None, its camera.  Several views of one moment: a list of films, with
     a `Rig` or a list of cameras.  init: world_from_body [4, 4] (default: where the CT's affine puts it).
@@ -71,9 +72,7 @@ def register_bodies(
     views = check_views(film, mask, camera)
     unknowns = Unknowns(bodies, [v.camera for v in views], freedoms, relations)
     for body, pose in zip(unknowns.bodies, unknowns.start.poses, strict=True):
-        require_in_beam(body.volume, [v.camera for v in views], pose)
-        if settings.beam.storage == "int16":
-            body.volume.quantised()  # once, and not on the first level's time
+        anatomy_of(body.volume, settings.beam).require_in_beam([v.camera for v in views], pose)
     search = Search(unknowns, views, settings, on_step)
     seconds = {"prepare": time.perf_counter() - began}
     state = unknowns.start

@@ -88,6 +88,11 @@ def locate(
     The box lies about init (default: where the CT's affine puts it).  Several films of one moment are scored
     together.  Deterministic for a given seed.  film, camera, mask: as in `register`.
     """
+    if not isinstance(volume, Volume):
+        raise RegistrationError(
+            f"a search without a start needs a Volume, which it coarsens, got {type(volume).__name__}; Gaussians "
+            "become one with gaussians.to_volume(grid)"
+        )
     views = check_views(film, mask, camera)
     nominal = Unknowns([Body(volume, init)], [v.camera for v in views]).start.poses[0]
     scout = Scout(volume, views, nominal, box, search)

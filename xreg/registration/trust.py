@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import RegistrationError
+from xreg.registration.anatomy import anatomy_of
 from xreg.registration.gauss_newton import newton_step, step_size
 from xreg.registration.result import Verdict
 from xreg.registration.settings import Settings
 from xreg.registration.unknowns import Unknowns
 from xreg.similarity import Evidence
-from xreg.volume import Volume
 
 MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
 WORST_CONDITION = 2e3  # of the normal equations in balanced units
@@ -37,7 +37,7 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     balance = balance[:, None] * balance
     inverse = torch.linalg.pinv(evidence.hessian * balance, hermitian=True)
     covariance = inverse @ (evidence.scatter * balance) @ inverse
-    voxels = torch.tensor([voxel_of(body.volume) for body in unknowns.bodies], dtype=torch.float64)
+    voxels = torch.tensor([anatomy_of(b.volume, settings.beam).detail_mm for b in unknowns.bodies], dtype=torch.float64)
     rest = voxels.mean().repeat(unknowns.count - 6 * len(voxels))
     voxels = torch.cat([voxels.repeat_interleave(6), rest])
     covariance = scaled(covariance, voxels, len(unknowns.cameras))
@@ -45,11 +45,6 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
         covariance = covariance + inverse @ (evidence.prior * balance) @ inverse
     covariance = covariance * balance
     return 0.5 * (covariance + covariance.T)
-
-
-def voxel_of(volume: Volume) -> float:
-    """The size of a volume's voxels, mm: the cube root of their content."""
-    return math.prod(volume.spacing) ** (1 / 3)
 
 
 def scaled(covariance: Float[Tensor, "N N"], voxels: Float[Tensor, " N"], views: int) -> Float[Tensor, "N N"]:

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import Camera, se3
+from xreg.registration.anatomy import Anatomy
 from xreg.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A rigid part with a pose of its own: a volume, where it starts, and how sure that start is.
+    """A rigid part with a pose of its own: a volume or `Anatomy`, where it starts, and how sure that start is.
 
     init: world_from_body [4, 4] (default: where the volume's affine puts it).  prior: None, or (degrees, mm),
     one standard deviation of the true pose about init, about each axis through the body's middle.
     """
 
-    volume: Volume
+    volume: Volume | Anatomy
     init: Float[Tensor, "4 4"] | None = None
     prior: tuple[float, float] | None = None
     name: str = ""
@@ -207,7 +208,7 @@ class Unknowns:
         return here, rows
 
 
-def middle_of(volume: Volume, pose: Float[Tensor, "4 4"]) -> Float[Tensor, " 3"]:
+def middle_of(volume: Volume | Anatomy, pose: Float[Tensor, "4 4"]) -> Float[Tensor, " 3"]:
     """Where a pose puts a volume's middle, world mm."""
     return se3.apply(pose, volume.center.to(pose)[None])[0]
 

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from xreg.errors import ImageError, RegistrationError
 from xreg.geometry import Camera
+from xreg.registration.anatomy import Anatomy, anatomy_of
 from xreg.registration.settings import Level, Settings
 from xreg.registration.unknowns import State, Unknowns, ViewFreedom
-from xreg.renderer import drr, drr_with_jacobian, rays_in_volume
 from xreg.similarity import Evidence, combine, evaluate
-from xreg.volume import Volume
 
 FOOTPRINT = 0.02  # part of the densest ray above which a pixel is in a body's shadow
 
@@ -130,7 +129,7 @@ def in_shadow(
 ) -> Target:
     """The part of a target that lies within margin (mm at the body) of a body's shadow."""
     camera = target.fine(unknowns.camera(state, view))
-    image = sum(_image(body.volume, camera, pose, settings)
+    image = sum(anatomy_of(body.volume, settings.beam).render(camera, pose)
                 for body, pose in zip(unknowns.bodies, state.poses, strict=True))  # fmt: skip
     image = target.average(image[None])[0].cpu()
     pixel = pixel_at(camera, unknowns.center(state, 0)) * target.pool
@@ -161,11 +160,6 @@ def _with_border(at: Tensor, size: int) -> tuple[int, int]:
     return max(int(at[0]) - 1, 0), min(int(at[-1]) + 2, size)
 
 
-def _image(volume: Volume, camera: Camera, pose: Tensor, settings: Settings) -> Tensor:
-    beam = settings.beam
-    return drr(volume, camera, pose, integrator=beam.integrator, samples=beam.samples, storage=beam.storage)
-
-
 def look(
     targets: Sequence[Target], unknowns: Unknowns, state: State, level: Level, settings: Settings
 ) -> Evidence:
@@ -184,13 +178,12 @@ def _look_at(
     camera = target.fine(unknowns.camera(state, view))
     image, blocks, changes = 0.0, [], 0.0
     for number, (body, pose) in enumerate(zip(unknowns.bodies, state.poses, strict=True)):
+        anatomy = anatomy_of(body.volume, settings.beam)
         more = (
-            None
-            if free is None
-            else _camera_rays(body.volume, target, unknowns.cameras[view], *free, state, pose)
+            None if free is None else _camera_rays(anatomy, target, unknowns.cameras[view], *free, state, pose)
         )
-        one, jacobian = drr_with_jacobian(
-            body.volume, camera, pose, center=unknowns.center(state, number), beam=settings.beam, more=more
+        one, jacobian = anatomy.render_with_jacobian(
+            camera, pose, center=unknowns.center(state, number), more=more
         )
         image = image + one
         blocks.append(jacobian[:6])
@@ -205,7 +198,7 @@ def _look_at(
 
 
 def _camera_rays(
-    volume: Volume,
+    anatomy: Anatomy,
     target: Target,
     camera: Camera,
     freedom: ViewFreedom,
@@ -213,7 +206,7 @@ def _camera_rays(
     state: State,
     pose: Tensor,
 ) -> Float[Tensor, "K 6 3"]:
-    """Derivatives of the rays in a volume by central differences of a view's unknowns.
+    """Derivatives of the rays in a body by central differences of a view's unknowns.
 
     Rays are eighteen float64 numbers a view, so this costs nothing and is good to nine digits.
     """
@@ -222,7 +215,7 @@ def _camera_rays(
         h = torch.zeros_like(here)
         h[k] = 1e-4 * sigma
         ends = [
-            rays_in_volume(volume, target.fine(freedom.camera(camera, here + way * h)), pose)
+            anatomy.rays(target.fine(freedom.camera(camera, here + way * h)), pose)
             for way in (1, -1)
         ]
         rows.append((ends[0] - ends[1]) / (2 * h[k]))

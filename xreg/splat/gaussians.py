@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
@@ -93,6 +94,14 @@ class Gaussians:
         ]
         return (weight * self.mean.detach().double()).sum(0) / weight.sum().clamp_min(1e-300)
 
+    @property
+    def detail_mm(self) -> float:
+        """Edge of the cube that holds what the middle one of the Gaussians does at its peak density: √(2π) σ.
+
+        It stands for a voxel's edge where the detail of a body counts; NaN where N is 0.
+        """
+        return math.sqrt(2 * math.pi) * float(self.log_scale.detach().mean(-1).exp().nanmedian())
+
     def __len__(self) -> int:
         return len(self.mean)
 
@@ -171,6 +180,20 @@ class Gaussians:
             )
             jacobian = push_forward(moments, dot.expand(*batch, count, 6, 3).reshape(-1, count, 6, 3))
         return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
+
+    def require_in_beam(self, cameras: Sequence[Camera], world_from_body: Any = None) -> None:
+        """GeometryError unless the mean of some Gaussian, in front of the source, falls on some view's image."""
+        for camera in cameras:
+            pose = pose_of(world_from_body, camera)
+            pixels = camera.project(se3.apply(pose, self.mean.detach().to(pose)))
+            height, width = camera.size
+            limit = torch.tensor([width - 0.5, height - 0.5], dtype=pixels.dtype, device=pixels.device)
+            if bool(((pixels >= -0.5) & (pixels <= limit)).all(-1).any()):
+                return
+        raise GeometryError(
+            f"none of {len(self)} Gaussians lies in the beam of any view; check the pose and the isocentre "
+            f"(their middle is at {[round(c, 1) for c in self.center.tolist()]} mm)"
+        )
 
     def voxelize(
         self, grid: Volume | tuple[Tensor, tuple[int, int, int]], *, cutoff: float = CUTOFF
