@@ -8,7 +8,58 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xreg.geometry import se3  # noqa: F401  (documents the frame: RAS mm)
 from xreg.splat.adam import Parameters
 
-SHRINK = 1.6  # of the split axis, as in B. Kerbl et al., 3D Gaussian Splatting (2023)
+SHRINK = 1.6  # of the axis along which a Gaussian is split, as in 3D Gaussian Splatting (B. Kerbl et al., 2023)
+
+
+def strength(parameters: Parameters) -> Float[Tensor, " N"]:
+    """|density| times the mean sigma: what the ray through the middle sees of each, without √(2π)."""
+    v = parameters.values
+    return (v["density"].detach().abs() * v["log_scale"].detach().mean(1).exp()).clamp_min(0)
+
+
+def split_and_prune(
+    parameters: Parameters, pull: Float[Tensor, " N"], *, most: int, share: float, prune: float
+) -> tuple[int, int]:
+    """Drop the weak, and split those of the largest pull along their longest axis; (dropped, split).
+
+    pull: mean norm of each mean's gradient since the last call.  Dropped: strength below ``prune`` of the
+    largest.  Split: at most ``share`` of what is left, and no more than ``most`` in the end.  The halves
+    stand one sigma apart, SHRINK times narrower along the axis, with densities that keep the sum's integral.
+    Deterministic.
+    """
+    strong = strength(parameters)
+    kept = (strong >= prune * strong.max()).nonzero()[:, 0]
+    count = max(0, min(int(share * len(kept)), most - len(kept)))
+    order = torch.sort(pull[kept], descending=True, stable=True).indices[:count]
+    split = kept[order]
+    alone = torch.ones(len(pull), dtype=torch.bool, device=pull.device)
+    alone[split] = False
+    keep = kept[alone[kept]]
+    parameters.replace(keep, _halves(parameters, split))
+    return len(pull) - len(kept), count
+
+
+def _halves(parameters: Parameters, split: Tensor) -> dict[str, Tensor]:
+    v = {name: value.detach()[split] for name, value in parameters.values.items()}
+    longest = v["log_scale"].argmax(1)
+    axis = torch.nn.functional.one_hot(longest, 3).to(v["mean"])
+    sigma = v["log_scale"].gather(1, longest[:, None]).exp()
+    away = 0.5 * sigma * turned(v["rotation"], axis)
+    scale = v["log_scale"] - math.log(SHRINK) * axis
+    density = 0.5 * SHRINK * v["density"]
+    return {
+        "mean": torch.cat([v["mean"] + away, v["mean"] - away]),
+        "log_scale": scale.repeat(2, 1),
+        "rotation": v["rotation"].repeat(2, 1),
+        "density": density.repeat(2),
+    }
+
+
+def turned(rotation: Float[Tensor, "N 4"], vectors: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+    """Vectors turned by quaternions (x, y, z, w) of any norm."""
+    q = torch.nn.functional.normalize(rotation, dim=1)
+    xyz, w = q[:, :3], q[:, 3:]
+    twice = 2 * torch.linalg.cross(xyz, vectors)
+    return vectors + w * twice + torch.linalg.cross(xyz, twice)

@@ -18,7 +18,7 @@ class FitSettings:
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
     'uniform' (a lattice in the box).  count: most Gaussians; None for one to 25 voxels of the grid, at least
-    2000.  seconds: time budget; iterations: most steps on views.  voxel_steps: steps on the first volume's
+    2000.  seconds: time budget; iterations: most steps on views, None for 400, or as many as the budget allows.  voxel_steps: steps on the first volume's
     voxels, which put Gaussians into place before any ray is cast.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
@@ -39,7 +39,7 @@ class FitSettings:
     init: str = "tv"
     count: int | None = None
     seconds: float | None = None
-    iterations: int = 400
+    iterations: int | None = None
     voxel_steps: int = 60
     views: int = 2
     loss: str = "l2"
@@ -69,12 +69,14 @@ class FitSettings:
                 f"init must be one of {', '.join(STARTS)}, loss one of {', '.join(LOSSES)}, mode 'exact' or "
                 f"'affine', got init={self.init!r}, loss={self.loss!r}, mode={self.mode!r}"
             )
-        least = {"iterations": 0, "voxel_steps": 0, "views": 1, "tv_block": 4, "density_every": 0,
+        least = {"voxel_steps": 0, "views": 1, "tv_block": 4, "density_every": 0,
                  "density_iterations": 1, "grow_every": 0, "check_every": 1, "patience": 1,
                  "pose_rounds": 1}  # fmt: skip
         for name, low in least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise GaussianError(f"{name} must be a whole number of at least {low}, got {getattr(self, name)!r}")
+        if self.iterations is not None and (not isinstance(self.iterations, int) or self.iterations < 0):
+            raise GaussianError(f"iterations must be a whole number of zero or more, or None, got {self.iterations!r}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
             raise GaussianError(f"count must be a whole number of Gaussians, at least 1, or None, got {self.count!r}")
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
@@ -83,6 +85,13 @@ class FitSettings:
             raise GaussianError(f"held_out, a part of the rays, must lie in [0, 0.5), got {self.held_out}")
         if min(self.ssim, self.tv, self.prune) < 0 or not 0 < self.decay <= 1 or not 0 < self.grow_share <= 1:
             raise GaussianError("ssim, tv and prune must be zero or more, decay and grow_share in (0, 1]")
+
+    @property
+    def steps(self) -> int:
+        """Most steps on views."""
+        if self.iterations is not None:
+            return self.iterations
+        return 400 if self.seconds is None else 1_000_000
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -1,0 +1,320 @@
+"""Gaussians from projections: a first volume, Gaussians near it, then steps on the views themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.errors import GaussianError
+from xreg.io.projections import ProjectionSet
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.ops.splatting import splat, voxelize
+from xreg.splat.adam import Parameters
+from xreg.splat.checkpoint import Progress, read_checkpoint, write_checkpoint
+from xreg.splat.control import split_and_prune
+from xreg.splat.density import image_maps, solve_density
+from xreg.splat.gaussians import Gaussians
+from xreg.splat.losses import data_term, random_block, roughness, ssim_views
+from xreg.splat.poses import Correction, refine_poses
+from xreg.splat.settings import FitSettings
+from xreg.splat.start import default_count, first_gaussians, first_volume, uniform_gaussians
+from xreg.splat.views import Views, views_of
+from xreg.tomography.tv import tv_steps
+from xreg.volume import Volume
+
+START_SHARE = 0.4  # of the time budget, at most, for the first volume
+POSE_STEPS = 20  # on the views, before each round of poses
+GROWN_FROM = 2  # Gaussians that are to be split begin as so many times fewer
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a fit is: its phase, steps done and to do, Gaussians, seconds, and the misfit of held-out rays."""
+
+    phase: str
+    step: int
+    of: int
+    count: int
+    seconds: float
+    held_out: float | None = None
+
+
+Tell = Callable[[Report], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look, as
+    (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds: by phase.
+    """
+
+    gaussians: Gaussians
+    grid: VoxelGrid
+    cameras: tuple[Any, ...]
+    steps: int
+    history: tuple[tuple[int, int, float, float], ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+    correction: Correction | None = None
+
+    def volume(self) -> Volume:
+        """The Gaussians on the fit's grid, 1/mm."""
+        return self.gaussians.to_volume((self.grid.affine, self.grid.shape))
+
+
+def fit(
+    scan: ProjectionSet,
+    settings: FitSettings = FitSettings(),
+    *,
+    grid: VoxelGrid | None = None,
+    prior: Volume | None = None,
+    checkpoint: str | PathLike | None = None,
+    resume: bool = False,
+    tell: Tell | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FitResult:
+    """Fit Gaussians to projections.
+
+    scan: line integrals and cameras, of any geometry.  grid: the box (default: the scan's).  prior: a CT of the
+    same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file that is written at
+    every look at the held-out rays; resume: go on from it, with the same bits as without the break.  tell: is
+    given a `Report` now and then; True ends the fit.  clock: seconds, for the time budget.
+
+    Same seed, same bits on the CPU, unless bounded by seconds.  Raises GaussianError, GeometryError, ImageError,
+    FileError; warns of one view.
+    """
+    grid = grid or scan.grid
+    if grid is None:
+        raise GaussianError("a fit needs a box: pass grid=VoxelGrid.box(size, edge_mm), as the set states none")
+    run = _Run(scan, settings, grid, checkpoint, tell, clock)
+    if resume:
+        run.resume()
+    else:
+        run.begin(prior)
+    run.descend()
+    return run.result()
+
+
+class _Run:
+    """One fit: its data, its Gaussians, and where it stands."""
+
+    def __init__(self, scan, settings, grid, checkpoint, tell, clock) -> None:
+        self.settings, self.grid, self.file = settings, grid, checkpoint
+        self._tell, self._clock, self._begun = tell, clock, clock()
+        self.views: Views = views_of(scan, grid, settings.held_out, settings.seed)
+        self.nominal, self.energy = self.views.cameras, None if scan.truth is None else scan.truth.energy_kev
+        self.correction = Correction.none(len(self.views.films)) if settings.poses else None
+        self.count = settings.count or default_count(grid)
+        self.weights = self.views.weights
+        size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
+        self.unit = float(size.mean())
+        self.seconds: dict[str, float] = {}
+        self.progress = Progress(generator=torch.Generator().manual_seed(settings.seed))
+        self.peak, self.stopped = 0.0, False
+
+    # ---- time and talk ----
+
+    @property
+    def spent(self) -> float:
+        return self._clock() - self._begun + self.progress.seconds_before
+
+    def late(self, share: float = 1.0) -> bool:
+        budget = self.settings.seconds
+        return self.stopped or (budget is not None and self.spent > share * budget)
+
+    def tell(self, phase: str, step: int, of: int, held_out: float | None = None) -> None:
+        if self._tell is not None:
+            count = len(self.parameters.values["mean"]) if hasattr(self, "parameters") else 0
+            self.stopped |= self._tell(Report(phase, step, of, count, self.spent, held_out)) is True
+
+    # ---- the start ----
+
+    def begin(self, prior: Volume | None) -> None:
+        began = self.spent
+        self.tell("start", 0, 1)
+        self.adopt(self.start(prior))
+        if self.settings.poses:
+            self.seconds["start"] = self.spent - began
+            began = self.spent
+            self.align(prior)
+            self.seconds["poses"] = self.spent - began
+        else:
+            self.seconds["start"] = self.spent - began
+        self.look(0)
+
+    def start(self, prior: Volume | None, before: Tensor | None = None) -> Gaussians:
+        s = self.settings
+        count = self.count // GROWN_FROM if s.grow_every else self.count
+        if prior is None and s.init == "uniform":
+            made = uniform_gaussians(self.views, self.grid, count)
+            self.peak = float(made.density.max()) * 4
+        else:
+            if prior is None:
+                limit = None if s.seconds is None else START_SHARE * s.seconds
+                mu = first_volume(self.views, self.grid, s.init, seconds=limit, before=before)
+                if not float(mu.max()) > 0:
+                    raise GaussianError("the first volume has nothing above zero; check the images and the grid")
+                prior, self.first = self.grid.volume(mu), mu
+            prior = prior if prior.mu.device == self.views.films.device else prior.to(self.views.films.device)
+            self.peak = float(prior.mu.max())
+            made = first_gaussians(prior, s, count, finished=lambda _: self.late(2 * START_SHARE))
+        return replace(made, energy_kev=self.energy, provenance={"fit": s.to_dict()})
+
+    def adopt(self, start: Gaussians) -> None:
+        voxel = self.grid.voxel_mm3 ** (1 / 3)
+        self.parameters = Parameters(start, self.settings.rates, voxel=voxel, peak=self.peak)
+        self.pull = torch.zeros_like(start.density)
+        self.rays = self.views.rays(start)
+
+    def align(self, prior: Volume | None) -> None:
+        """Rounds of steps on the views and of poses; half-way and at the end, Gaussians begin anew."""
+        s = self.settings
+        for number in range(s.pose_rounds):
+            for _ in range(POSE_STEPS):
+                self.step(1.0)
+            body = self.parameters.gaussians()
+            known = self.views.cameras
+            residual = self.residual(body)
+            self.correction = refine_poses(
+                body, self.views, self.nominal, self.correction, center=self.grid.center,
+                intrinsics=s.intrinsics, noise=max(residual, 1e-6),
+            )  # fmt: skip
+            self.views = replace(self.views, cameras=self.correction.cameras(self.nominal, self.grid.center))
+            del known
+            self.tell("poses", number + 1, s.pose_rounds)
+            if prior is None and s.init != "uniform":
+                self.adopt(self.start(None))
+            else:
+                self.rays = self.views.rays(body)
+            if self.late(0.6):
+                break
+
+    def residual(self, body: Gaussians) -> float:
+        """Root mean square of used rays."""
+        with torch.no_grad():
+            image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
+            return float(data_term(image, self.views.films, self.weights, "l2")) ** 0.5
+
+    @property
+    def kind(self) -> str:
+        return "parallel" if self.views.kind == "parallel" else self.settings.mode
+
+    # ---- the steps ----
+
+    def descend(self) -> None:
+        s, began = self.settings, self.spent
+        while self.progress.step < s.steps and not self.late() and not self.progress.worse_for(s.patience):
+            done = self.progress.step / s.steps
+            if s.seconds is not None:
+                done = max(done, min(1.0, (self.spent - began) / max(s.seconds - began, 1e-9)))
+            self.step(s.decay**done)
+            self.progress.step += 1
+            n = self.progress.step
+            if s.density_every and n % s.density_every == 0:
+                self.solve_density()
+            if s.grow_every and n % s.grow_every == 0 and n < 0.7 * s.steps:
+                self.grow()
+            if n % s.check_every == 0:
+                self.look(n)
+        if self.progress.step % s.check_every:
+            self.look(self.progress.step)
+        self.seconds["views"] = self.spent - began
+
+    def step(self, factor: float) -> None:
+        """One step on a few views and a block of voxels."""
+        s, films = self.settings, self.views.films
+        pick = self.progress.next_views(len(films), min(s.views, len(films)))
+        with torch.enable_grad():
+            tensors = self.parameters.tensors()
+            image, _ = splat(*tensors, self.rays[pick], self.views.size, kind=self.kind)
+            loss = data_term(image, films[pick], self.weights[pick], s.loss) / self.unit
+            if s.ssim:
+                loss = loss + s.ssim * (1 - ssim_views(image, films[pick], float(films.max())))
+            if s.tv:
+                affine, shape = random_block(
+                    self.grid.affine, self.grid.shape, s.tv_block, self.progress.generator
+                )
+                block = voxelize(*tensors, affine, shape) / self.peak
+                loss = loss + s.tv * roughness(block, tv_steps(self.grid.spacing))
+            loss.backward()
+        if s.grow_every:
+            self.pull += self.parameters.values["mean"].grad.norm(dim=1)
+        self.parameters.step(factor, nonnegative=s.nonnegative)
+
+    def solve_density(self) -> None:
+        mean, scale, rotation, density = (t.detach() for t in self.parameters.tensors())
+        maps = image_maps(mean, scale, rotation, self.rays, self.views.size, kind=self.kind)
+        solved = solve_density(
+            maps, self.views.films, self.weights, density, iterations=self.settings.density_iterations
+        )
+        self.parameters.set_density(solved.clamp_min(0) if self.settings.nonnegative else solved)
+
+    def grow(self) -> None:
+        s = self.settings
+        split_and_prune(self.parameters, self.pull, most=self.count, share=s.grow_share, prune=s.prune)
+        self.pull = torch.zeros_like(self.parameters.values["density"].detach())
+
+    def look(self, step: int) -> None:
+        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it down."""
+        body = self.parameters.gaussians()
+        with torch.no_grad():
+            image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
+            judge = 1 - self.weights if self.settings.held_out else self.weights
+            misfit = float(data_term(image, self.views.films, judge, "l2")) ** 0.5
+        if not misfit < float("inf"):
+            raise GaussianError(f"the fit diverged at step {step}; smaller rates may hold it")
+        self.progress.note(body, (step, len(body), round(self.spent, 3), misfit))
+        if self.file is not None:
+            write_checkpoint(self.file, self.progress, self.parameters, self.settings, self.state())
+        self.tell("views", step, self.settings.steps, misfit)
+
+    # ---- to and from the disk ----
+
+    def state(self) -> dict[str, Any]:
+        fixed = {"peak": self.peak, "seconds": self.spent, "films": float(self.views.films.double().sum())}
+        if self.correction is not None:
+            fixed["correction"] = [self.correction.change.tolist(), self.correction.common.tolist()]
+        return fixed
+
+    def resume(self) -> None:
+        found = read_checkpoint(self.file, self.settings)
+        if abs(found.state["films"] - float(self.views.films.double().sum())) > 1e-6 * abs(found.state["films"]):
+            raise GaussianError(f"{self.file}: was made from other projections; fit without resume")
+        if self.settings.poses and "correction" in found.state:
+            change, common = (torch.tensor(v, dtype=torch.float64) for v in found.state["correction"])
+            self.correction = Correction(change, common)
+            self.views = replace(self.views, cameras=self.correction.cameras(self.nominal, self.grid.center))
+        self.peak = found.state["peak"]
+        start = replace(found.now.to(self.views.films.device), energy_kev=self.energy)
+        self.adopt(replace(start, provenance={"fit": self.settings.to_dict()}))
+        found.restore(self.parameters)
+        self.progress = found.progress
+        if found.pull is not None:
+            self.pull = found.pull
+        self.tell("resumed", self.progress.step, self.settings.steps)
+
+    def result(self) -> FitResult:
+        best = self.progress.best or self.parameters.gaussians()
+        kept = replace(best, energy_kev=self.energy, provenance={"fit": self.settings.to_dict()})
+        self.seconds["total"] = self.spent
+        return FitResult(
+            kept, self.grid, self.views.cameras, self.progress.step, tuple(self.progress.history),
+            dict(self.seconds), self.correction,
+        )  # fmt: skip
+
+
+def view_psnr(
+    body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
+) -> float:
+    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless given."""
+    from xreg.metrics import psnr
+
+    with torch.no_grad():
+        drawn = torch.stack([body.render(camera) for camera in cameras])
+    return psnr(drawn.cpu(), images.cpu(), data_range=data_range or float(images.max()))

@@ -1,0 +1,84 @@
+"""Where a fit begins: Gaussians from a first reconstruction, from a prior CT, or evenly in the box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.errors import GaussianError
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.splat.gaussians import Gaussians
+from xreg.splat.initialise import SPREAD
+from xreg.splat.settings import FitSettings
+from xreg.splat.views import Views
+from xreg.splat.voxel_fit import fit_to_volume
+from xreg.tomography import Filter, Projector, fdk, fista_tv
+from xreg.volume import Volume
+
+TV_WEIGHT, TV_PASSES = 1.5e-3, 12
+VOXELS_EACH = 25  # of the grid, one Gaussian by default
+FEWEST = 2000
+EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
+
+
+def default_count(grid: VoxelGrid) -> int:
+    """Most Gaussians where nothing is said."""
+    depth, height, width = grid.shape
+    return max(FEWEST, depth * height * width // VOXELS_EACH)
+
+
+def first_volume(
+    views: Views, grid: VoxelGrid, init: str, *, seconds: float | None = None, before: Tensor | None = None
+) -> Float[Tensor, "D H W"]:
+    """Attenuation in 1/mm by FISTA-TV ('tv') or by FDK ('fdk'), from rays that are used; zero or more.
+
+    before: a volume from which FISTA-TV goes on.
+    """
+    films = views.filled()
+    if init == "fdk":
+        return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
+    adjoint = "exact" if views.kind == "parallel" else "voxel"
+    projector = Projector(views.cameras, grid, adjoint=adjoint)
+    subsets = max(1, min(8, len(films) // 5))
+    return fista_tv(
+        projector, films, weight=TV_WEIGHT, subsets=subsets, iterations=TV_PASSES, seconds=seconds, start=before
+    )
+
+
+def first_gaussians(
+    volume: Volume, settings: FitSettings, count: int, *, finished: Callable[[int], bool] | None = None
+) -> Gaussians:
+    """Gaussians near a volume's voxels: drawn where there is matter, and fitted for ``voxel_steps``."""
+    drawn = Gaussians.from_volume(
+        volume, count, seed=settings.seed, min_mu=EMPTY * float(volume.mu.max())
+    )
+    return fit_to_volume(drawn, volume, steps=settings.voxel_steps, finished=finished)
+
+
+def uniform_gaussians(views: Views, grid: VoxelGrid, count: int) -> Gaussians:
+    """Round Gaussians on a lattice in the box, all of one density, at which images have the right mean.
+
+    After the uniform cuboids of X-Gaussian (Y. Cai et al., ECCV 2024).  Raises GaussianError below one Gaussian.
+    """
+    edges = torch.tensor(grid.extent, dtype=torch.float64)
+    pitch = float((edges.prod() / count) ** (1 / 3))
+    numbers = (edges / pitch).round().long().clamp_min(1)
+    while int(numbers.prod()) > count:
+        numbers[int(numbers.argmax())] -= 1
+    if int(numbers.prod()) < 1:
+        raise GaussianError(f"a lattice needs at least one Gaussian, got count={count}")
+    cells = [(torch.arange(int(n), dtype=torch.float64) + 0.5) / float(n) - 0.5 for n in numbers]
+    offsets = torch.cartesian_prod(*cells) * edges
+    axes = grid.affine[:3, :3] / torch.tensor(grid.spacing, dtype=torch.float64)
+    mean = (offsets @ axes.T + grid.center).to(views.films)
+    n = len(mean)
+    log_scale = torch.log(SPREAD * edges / numbers).to(mean).expand(n, 3).clone()
+    turn = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).to(mean).repeat(n, 1)
+    made = Gaussians(mean, log_scale, turn, torch.ones_like(mean[:, 0]))
+    with torch.no_grad():
+        image = made.render(views.cameras[0])
+    share = float(views.films[0].mean()) / max(float(image.mean()), 1e-30)
+    return Gaussians(mean, log_scale, turn, torch.full_like(mean[:, 0], share))
