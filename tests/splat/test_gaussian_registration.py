@@ -30,7 +30,9 @@ def body(ct):
 def scene(ct):
     """The film of the CT, its camera, the true pose, and a start that is 10 mm and 5 degrees off."""
     camera = Camera.c_arm(sdd=1200.0, sod=850.0, size=(96, 96), spacing=4.5, isocenter=ct.center)
-    true = se3.retract(torch.eye(4, dtype=torch.float64), torch.tensor([0.03, -0.04, 0.05, 6, -4, 5]).double(), ct.center)
+    true = se3.retract(
+        torch.eye(4, dtype=torch.float64), torch.tensor([0.03, -0.04, 0.05, 6, -4, 5]).double(), ct.center
+    )
     off = torch.tensor([1.0, -1.0, 1.0]) / math.sqrt(3)
     start = se3.retract(true, torch.cat([off * math.radians(5), off.flip(0) * 10]).double(), ct.center)
     return drr(ct, camera, true), camera, true, start
@@ -48,9 +50,7 @@ def test_a_ct_as_gaussians_finds_its_film(ct, body, scene) -> None:
 
 def test_two_views_and_a_free_focal_length(ct, body, scene) -> None:
     film, camera, true, start = scene
-    side = Camera.c_arm(
-        sdd=1200.0, sod=850.0, size=(96, 96), spacing=4.5, isocenter=ct.center, primary=80.0
-    )
+    side = Camera.c_arm(sdd=1200.0, sod=850.0, size=(96, 96), spacing=4.5, isocenter=ct.center, primary=80.0)
     free = [ViewFreedom(0, focal=0.02), ViewFreedom(1, principal=2.0)]
     found = register_bodies([Body(body, start)], [film, drr(ct, side, true)], [camera, side], freedoms=free)
     assert mtre(found.bodies[0].world_from_body, true, ct.box_corners) < 4

@@ -1,5 +1,4 @@
-"""`xreg splat`: what belongs to X-ray Gaussians; so far the simulation of the scans that they are fitted
-to."""
+"""`xreg splat`: X-ray Gaussians, their fit to projections, and the simulation of scans."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xreg.cli.options import CT_NAMES, PATH, check_folder, ct_options, ct_text, load_ct, split
+from xreg.cli.splat_fit import fit, render
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xreg.tomography import Simulation
 
 
-@click.group("splat", short_help="Simulate sparse-view scans (for X-ray Gaussians).")
+@click.group("splat", short_help="X-ray Gaussians: simulate scans, fit, render.")
 def command() -> None:
     """X-ray Gaussians and the scans that they are fitted to."""
 
@@ -116,3 +116,5 @@ def _result(ct: Path, output: Path, found: Simulation, clock: Clock) -> dict[str
 
 
 command.add_command(simulate)
+command.add_command(fit)
+command.add_command(render)

@@ -1,4 +1,5 @@
-"""What registration needs of a body: where its middle is, how it looks, and how that changes with its pose."""
+"""What registration needs of a body: where its middle is, how it looks, and how that changes with its
+pose."""
 
 from __future__ import annotations
 

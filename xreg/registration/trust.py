@@ -37,7 +37,9 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     balance = balance[:, None] * balance
     inverse = torch.linalg.pinv(evidence.hessian * balance, hermitian=True)
     covariance = inverse @ (evidence.scatter * balance) @ inverse
-    voxels = torch.tensor([anatomy_of(b.volume, settings.beam).detail_mm for b in unknowns.bodies], dtype=torch.float64)
+    voxels = torch.tensor(
+        [anatomy_of(b.volume, settings.beam).detail_mm for b in unknowns.bodies], dtype=torch.float64
+    )
     rest = voxels.mean().repeat(unknowns.count - 6 * len(voxels))
     voxels = torch.cat([voxels.repeat_interleave(6), rest])
     covariance = scaled(covariance, voxels, len(unknowns.cameras))

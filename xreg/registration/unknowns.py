@@ -18,7 +18,8 @@ from xreg.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A rigid part with a pose of its own: a volume or `Anatomy`, where it starts, and how sure that start is.
+    """A rigid part with a pose of its own: a volume or `Anatomy`, where it starts, and how sure that start
+    is.
 
     init: world_from_body [4, 4] (default: where the volume's affine puts it).  prior: None, or (degrees, mm),
     one standard deviation of the true pose about init, about each axis through the body's middle.

@@ -180,7 +180,9 @@ def _look_at(
     for number, (body, pose) in enumerate(zip(unknowns.bodies, state.poses, strict=True)):
         anatomy = anatomy_of(body.volume, settings.beam)
         more = (
-            None if free is None else _camera_rays(anatomy, target, unknowns.cameras[view], *free, state, pose)
+            None
+            if free is None
+            else _camera_rays(anatomy, target, unknowns.cameras[view], *free, state, pose)
         )
         one, jacobian = anatomy.render_with_jacobian(
             camera, pose, center=unknowns.center(state, number), more=more
@@ -214,10 +216,7 @@ def _camera_rays(
     for k, sigma in enumerate(freedom.sigmas):
         h = torch.zeros_like(here)
         h[k] = 1e-4 * sigma
-        ends = [
-            anatomy.rays(target.fine(freedom.camera(camera, here + way * h)), pose)
-            for way in (1, -1)
-        ]
+        ends = [anatomy.rays(target.fine(freedom.camera(camera, here + way * h)), pose) for way in (1, -1)]
         rows.append((ends[0] - ends[1]) / (2 * h[k]))
     return torch.stack(rows)
 

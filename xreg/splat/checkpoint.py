@@ -1,4 +1,5 @@
-"""Where a fit stands, on disk: one .safetensors file with its state as JSON in the metadata, written atomically."""
+"""Where a fit stands, on disk: one .safetensors file with its state as JSON in the metadata, written
+atomically."""
 
 from __future__ import annotations
 
@@ -63,7 +64,6 @@ class Checkpoint:
     moments: dict[str, tuple[Tensor, Tensor]]
     adam_steps: int
     state: dict[str, Any]
-    pull: Tensor | None = None
 
     def restore(self, parameters: Parameters) -> None:
         """Give Adam its moments back."""
@@ -73,7 +73,11 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    path: str | PathLike, progress: Progress, parameters: Parameters, settings: FitSettings, state: dict[str, Any]
+    path: str | PathLike,
+    progress: Progress,
+    parameters: Parameters,
+    settings: FitSettings,
+    state: dict[str, Any],
 ) -> None:
     """Write where a fit stands.  Raises FileError."""
     tensors = {f"now.{n}": v.detach() for n, v in parameters.values.items()}
@@ -113,8 +117,8 @@ def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
         )
         moments = {n: (tensors[f"mean.{n}"], tensors[f"square.{n}"]) for n in NAMES}
         progress = Progress(
-            generator, about["step"], about["order"], [tuple(h) for h in about["history"]], best, about["least"],
-            about["since"], about["state"]["seconds"],
+            generator, about["step"], about["order"], [tuple(h) for h in about["history"]], best,
+            about["least"], about["since"], about["state"]["seconds"],
         )  # fmt: skip
         found = Checkpoint(progress, now, moments, about["adam_steps"], about["state"])
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
@@ -123,5 +127,7 @@ def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
     other = [n for n, v in about["settings"].items() if n not in FREE and mine.get(n) != v]
     if other:
         named = ", ".join(f"{n} was {about['settings'][n]!r}, now {mine.get(n)!r}" for n in other)
-        raise GaussianError(f"{file}: belongs to a fit with other settings ({named}); use these, or begin anew")
+        raise GaussianError(
+            f"{file}: belongs to a fit with other settings ({named}); use these, or begin anew"
+        )
     return found

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from xreg.splat.adam import Parameters
 
-SHRINK = 1.6  # of the axis along which a Gaussian is split, as in 3D Gaussian Splatting (B. Kerbl et al., 2023)
+SHRINK = (
+    1.6  # of the axis along which a Gaussian is split, as in 3D Gaussian Splatting (B. Kerbl et al., 2023)
+)
 
 
 def strength(parameters: Parameters) -> Float[Tensor, " N"]:

@@ -20,7 +20,8 @@ _STEPS = (1e-3, 1e-3, 1e-6)  # of the differences that give the rays' change: px
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """change: [V, 6] tangents (rad, mm) of the object in each view about `center`; common: offset and distance."""
+    """change: [V, 6] tangents (rad, mm) of the object in each view about `center`; common: offset and
+    distance."""
 
     change: Float[Tensor, "V 6"]
     common: Float[Tensor, " 3"]
@@ -50,7 +51,8 @@ def refine_poses(
 ) -> Correction:
     """One Gauss-Newton step of every view's six numbers and, with ``intrinsics``, of the three in common.
 
-    Least squares of the rays that are used, with a prior at zero (SIGMAS, COMMON) for what the views do not tell.
+    Least squares of the rays that are used, with a prior at zero (SIGMAS, COMMON) for what the views do
+    not tell.
     noise: standard deviation of a ray.  Gauge: all views may be moved together with the object, so the mean
     correction is taken away.  center: the isocentre, mm.  The body stays as it is.
     """
@@ -97,7 +99,8 @@ def _common_rays(
         step = torch.zeros(3, dtype=torch.float64)
         step[k] = h
         ends = [
-            body.rays(corrected(camera, known.change[n], known.common + way * step, center)) for way in (1, -1)
+            body.rays(corrected(camera, known.change[n], known.common + way * step, center))
+            for way in (1, -1)
         ]
         found.append((ends[0] - ends[1]) / (2 * h))
     return torch.stack(found)

@@ -18,11 +18,13 @@ class FitSettings:
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
     'uniform' (a lattice in the box).  count: most Gaussians; None for one to 25 voxels of the grid, at least
-    2000.  seconds: time budget; iterations: most steps on views, None for 400, or as many as the budget allows.  voxel_steps: steps on the first volume's
+    2000.  seconds: time budget; iterations: most steps on views, None for 400, or as many as the budget
+    allows.  voxel_steps: steps on the first volume's
     voxels, which put Gaussians into place before any ray is cast.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
-    units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on random
+    units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
+    random
     blocks of `tv_block` voxels an edge.  rates: Adam's, of mean (in voxels), log-scale, rotation and density
     (in units of the first volume's largest value), falling to `decay` of that over the fit.
 
@@ -31,7 +33,8 @@ class FitSettings:
     split at a time.  prune: part of the largest peak times width below which a Gaussian is dropped.
     nonnegative: densities below zero become zero.  mode: 'exact' or 'affine' projection.
 
-    held_out: part of the rays kept out of the fit, which decide which step is kept and when to stop; check_every:
+    held_out: part of the rays kept out of the fit, which decide which step is kept and when to stop;
+    check_every:
     steps between looks at them; patience: looks without a gain after which it stops.  poses: refine every
     view's pose, in `pose_rounds` rounds; intrinsics: with them one detector offset and one distance for all.
     """
@@ -74,11 +77,17 @@ class FitSettings:
                  "pose_rounds": 1}  # fmt: skip
         for name, low in least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
-                raise GaussianError(f"{name} must be a whole number of at least {low}, got {getattr(self, name)!r}")
+                raise GaussianError(
+                    f"{name} must be a whole number of at least {low}, got {getattr(self, name)!r}"
+                )
         if self.iterations is not None and (not isinstance(self.iterations, int) or self.iterations < 0):
-            raise GaussianError(f"iterations must be a whole number of zero or more, or None, got {self.iterations!r}")
+            raise GaussianError(
+                f"iterations must be a whole number of zero or more, or None, got {self.iterations!r}"
+            )
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
-            raise GaussianError(f"count must be a whole number of Gaussians, at least 1, or None, got {self.count!r}")
+            raise GaussianError(
+                f"count must be a whole number of Gaussians, at least 1, or None, got {self.count!r}"
+            )
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
             raise GaussianError(f"seconds, the time budget, must be positive or None, got {self.seconds!r}")
         if not 0 <= self.held_out < 0.5:

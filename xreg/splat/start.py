@@ -31,12 +31,9 @@ def default_count(grid: VoxelGrid) -> int:
 
 
 def first_volume(
-    views: Views, grid: VoxelGrid, init: str, *, seconds: float | None = None, before: Tensor | None = None
+    views: Views, grid: VoxelGrid, init: str, *, seconds: float | None = None
 ) -> Float[Tensor, "D H W"]:
-    """Attenuation in 1/mm by FISTA-TV ('tv') or by FDK ('fdk'), from rays that are used; zero or more.
-
-    before: a volume from which FISTA-TV goes on.
-    """
+    """Attenuation in 1/mm by FISTA-TV ('tv') or by FDK ('fdk'), from rays that are used; zero or more."""
     films = views.filled()
     if init == "fdk":
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
@@ -44,7 +41,7 @@ def first_volume(
     projector = Projector(views.cameras, grid, adjoint=adjoint)
     subsets = max(1, min(8, len(films) // 5))
     return fista_tv(
-        projector, films, weight=TV_WEIGHT, subsets=subsets, iterations=TV_PASSES, seconds=seconds, start=before
+        projector, films, weight=TV_WEIGHT, subsets=subsets, iterations=TV_PASSES, seconds=seconds
     )
 
 
@@ -52,16 +49,15 @@ def first_gaussians(
     volume: Volume, settings: FitSettings, count: int, *, finished: Callable[[int], bool] | None = None
 ) -> Gaussians:
     """Gaussians near a volume's voxels: drawn where there is matter, and fitted for ``voxel_steps``."""
-    drawn = Gaussians.from_volume(
-        volume, count, seed=settings.seed, min_mu=EMPTY * float(volume.mu.max())
-    )
+    drawn = Gaussians.from_volume(volume, count, seed=settings.seed, min_mu=EMPTY * float(volume.mu.max()))
     return fit_to_volume(drawn, volume, steps=settings.voxel_steps, finished=finished)
 
 
 def uniform_gaussians(views: Views, grid: VoxelGrid, count: int) -> Gaussians:
     """Round Gaussians on a lattice in the box, all of one density, at which images have the right mean.
 
-    After the uniform cuboids of X-Gaussian (Y. Cai et al., ECCV 2024).  Raises GaussianError below one Gaussian.
+    After the uniform cuboids of X-Gaussian (Y. Cai et al., ECCV 2024).  Raises GaussianError below one
+    Gaussian.
     """
     edges = torch.tensor(grid.extent, dtype=torch.float64)
     pitch = float((edges.prod() / count) ** (1 / 3))

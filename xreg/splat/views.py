@@ -1,4 +1,5 @@
-"""The views that Gaussians are fitted to: rays, films, which rays count, and what is wrong with the cameras."""
+"""The views that Gaussians are fitted to: rays, films, which rays count, and what is wrong with the
+cameras."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xreg.errors import GaussianError, GeometryError
-from xreg.geometry import Camera, Rig, se3
+from xreg.geometry import Camera, se3
 from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.gaussians import Gaussians
@@ -19,7 +20,8 @@ from xreg.tomography.projector import check_projections, list_of
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """films: [V, H, W] line integrals.  used: rays of the fit; the others are held out.  cameras as corrected."""
+    """films: [V, H, W] line integrals.  used: rays of the fit; the others are held out.  cameras as
+    corrected."""
 
     films: Float[Tensor, "V H W"]
     cameras: tuple[Camera, ...]
@@ -58,7 +60,8 @@ class Views:
 def views_of(scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int) -> Views:
     """Check a set of projections as the projector does, and keep a random part of its rays out.
 
-    Raises GeometryError (sources in the volume: a wrong unit), ImageError and GaussianError; warns of one view.
+    Raises GeometryError (sources in the volume: a wrong unit), ImageError and GaussianError; warns of one
+    view.
     """
     cameras = list_of(scan.cameras)
     if len({camera.parallel for camera in cameras}) > 1:
@@ -73,7 +76,9 @@ def views_of(scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int) -
     return Views(films, tuple(cameras), used.to(films.device))
 
 
-def corrected(camera: Camera, change: Float[Tensor, " 6"], common: Float[Tensor, " 3"], center: Tensor) -> Camera:
+def corrected(
+    camera: Camera, change: Float[Tensor, " 6"], common: Float[Tensor, " 3"], center: Tensor
+) -> Camera:
     """A camera whose object is moved by the tangent `change` (rad, mm) about `center`, with common errors.
 
     common: detector offset (u, v) px of the image, and the logarithm of what the focal length is multiplied
@@ -85,8 +90,3 @@ def corrected(camera: Camera, change: Float[Tensor, " 6"], common: Float[Tensor,
     pose = camera.camera_from_world @ se3.about(se3.exp(change.to(k)), center.to(k))
     sdd = None if camera.sdd is None else camera.sdd * torch.exp(common[2])
     return camera.replace(K=k, camera_from_world=pose, sdd=sdd)
-
-
-def rig_of(views: Views) -> Rig:
-    """The cameras as a rig."""
-    return Rig(views.cameras)

@@ -26,7 +26,8 @@ def fit_to_volume(
 ) -> Gaussians:
     """Move, shape and weigh Gaussians until their voxels come near a volume's; least squares by Adam.
 
-    start: for instance `Gaussians.from_volume(volume, count)`.  Densities may end below zero: sums of both signs
+    start: for instance `Gaussians.from_volume(volume, count)`.  Densities may end below zero: sums of both
+    signs
     follow edges better.  finished: asked with the number of each step; True ends it.  Same bits for the same
     input on the CPU.  No gradient.
     """

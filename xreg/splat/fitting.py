@@ -36,7 +36,8 @@ GROWN_FROM = 2  # Gaussians that are to be split begin as so many times fewer
 
 @dataclass(frozen=True)
 class Report:
-    """Where a fit is: its phase, steps done and to do, Gaussians, seconds, and the misfit of held-out rays."""
+    """Where a fit is: its phase, steps done and to do, Gaussians, seconds, and the misfit of held-out
+    rays."""
 
     phase: str
     step: int
@@ -51,8 +52,10 @@ Tell = Callable[[Report], Any]
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look, as
-    (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds: by phase.
+    """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every
+    look, as
+    (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
+    by phase.
     """
 
     gaussians: Gaussians
@@ -81,17 +84,20 @@ def fit(
 ) -> FitResult:
     """Fit Gaussians to projections.
 
-    scan: line integrals and cameras, of any geometry.  grid: the box (default: the scan's).  prior: a CT of the
-    same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file that is written at
+    scan: line integrals and cameras, of any geometry.  grid: the box (default: the scan's).  prior: a CT
+    of the same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file that is
+    written at
     every look at the held-out rays; resume: go on from it, with the same bits as without the break.  tell: is
     given a `Report` now and then; True ends the fit.  clock: seconds, for the time budget.
 
-    Same seed, same bits on the CPU, unless bounded by seconds.  Raises GaussianError, GeometryError, ImageError,
-    FileError; warns of one view.
+    Same seed, same bits on the CPU, unless bounded by seconds.  Raises GaussianError, GeometryError,
+    ImageError, FileError; warns of one view.
     """
     grid = grid or scan.grid
     if grid is None:
-        raise GaussianError("a fit needs a box: pass grid=VoxelGrid.box(size, edge_mm), as the set states none")
+        raise GaussianError(
+            "a fit needs a box: pass grid=VoxelGrid.box(size, edge_mm), as the set states none"
+        )
     run = _Run(scan, settings, grid, checkpoint, tell, clock)
     if resume:
         run.resume()
@@ -139,16 +145,14 @@ class _Run:
         began = self.spent
         self.tell("start", 0, 1)
         self.adopt(self.start(prior))
+        self.seconds["start"] = self.spent - began
         if self.settings.poses:
-            self.seconds["start"] = self.spent - began
             began = self.spent
             self.align(prior)
             self.seconds["poses"] = self.spent - began
-        else:
-            self.seconds["start"] = self.spent - began
         self.look(0)
 
-    def start(self, prior: Volume | None, before: Tensor | None = None) -> Gaussians:
+    def start(self, prior: Volume | None) -> Gaussians:
         s = self.settings
         count = self.count // GROWN_FROM if s.grow_every else self.count
         if prior is None and s.init == "uniform":
@@ -157,10 +161,12 @@ class _Run:
         else:
             if prior is None:
                 limit = None if s.seconds is None else START_SHARE * s.seconds
-                mu = first_volume(self.views, self.grid, s.init, seconds=limit, before=before)
+                mu = first_volume(self.views, self.grid, s.init, seconds=limit)
                 if not float(mu.max()) > 0:
-                    raise GaussianError("the first volume has nothing above zero; check the images and the grid")
-                prior, self.first = self.grid.volume(mu), mu
+                    raise GaussianError(
+                        "the first volume has nothing above zero; check the images and the grid"
+                    )
+                prior = self.grid.volume(mu)
             prior = prior if prior.mu.device == self.views.films.device else prior.to(self.views.films.device)
             self.peak = float(prior.mu.max())
             made = first_gaussians(prior, s, count, finished=lambda _: self.late(2 * START_SHARE))
@@ -173,20 +179,18 @@ class _Run:
         self.rays = self.views.rays(start)
 
     def align(self, prior: Volume | None) -> None:
-        """Rounds of steps on the views and of poses; half-way and at the end, Gaussians begin anew."""
+        """Rounds of steps on the views, of poses, and of a new start with the cameras as they now are."""
         s = self.settings
         for number in range(s.pose_rounds):
             for _ in range(POSE_STEPS):
                 self.step(1.0)
             body = self.parameters.gaussians()
-            known = self.views.cameras
             residual = self.residual(body)
             self.correction = refine_poses(
                 body, self.views, self.nominal, self.correction, center=self.grid.center,
                 intrinsics=s.intrinsics, noise=max(residual, 1e-6),
             )  # fmt: skip
             self.views = replace(self.views, cameras=self.correction.cameras(self.nominal, self.grid.center))
-            del known
             self.tell("poses", number + 1, s.pose_rounds)
             if prior is None and s.init != "uniform":
                 self.adopt(self.start(None))
@@ -261,9 +265,9 @@ class _Run:
         self.pull = torch.zeros_like(self.parameters.values["density"].detach())
 
     def look(self, step: int) -> None:
-        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it down."""
-        body = self.parameters.gaussians()
-        with torch.no_grad():
+        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it
+        down.""" body =
+        self.parameters.gaussians() with torch.no_grad():
             image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
             judge = 1 - self.weights if self.settings.held_out else self.weights
             misfit = float(data_term(image, self.views.films, judge, "l2")) ** 0.5
@@ -284,7 +288,9 @@ class _Run:
 
     def resume(self) -> None:
         found = read_checkpoint(self.file, self.settings)
-        if abs(found.state["films"] - float(self.views.films.double().sum())) > 1e-6 * abs(found.state["films"]):
+        if abs(found.state["films"] - float(self.views.films.double().sum())) > 1e-6 * abs(
+            found.state["films"]
+        ):
             raise GaussianError(f"{self.file}: was made from other projections; fit without resume")
         if self.settings.poses and "correction" in found.state:
             change, common = (torch.tensor(v, dtype=torch.float64) for v in found.state["correction"])
@@ -295,8 +301,6 @@ class _Run:
         self.adopt(replace(start, provenance={"fit": self.settings.to_dict()}))
         found.restore(self.parameters)
         self.progress = found.progress
-        if found.pull is not None:
-            self.pull = found.pull
         self.tell("resumed", self.progress.step, self.settings.steps)
 
     def result(self) -> FitResult:
@@ -312,8 +316,9 @@ class _Run:
 def view_psnr(
     body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
 ) -> float:
-    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless given."""
-    from xreg.metrics import psnr
+    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless
+    given.""" from xreg.metrics import
+    psnr
 
     with torch.no_grad():
         drawn = torch.stack([body.render(camera) for camera in cameras])

@@ -1,0 +1,165 @@
+"""`xreg splat fit` and `xreg splat render`: Gaussians from projections, and radiographs of Gaussians."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xreg.cli.options import PATH, check_file, check_folder, read_camera, read_pose
+from xreg.cli.terminal import Clock, Tell, Terminal
+from xreg.cli.verb import verb
+
+if TYPE_CHECKING:
+    from xreg.io import ProjectionSet, VoxelGrid
+    from xreg.splat.fitting import Report
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@verb("fit", "Fit X-ray Gaussians to projections.")
+@click.argument("projections", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
+@click.option("--init", type=click.Choice(["tv", "fdk", "uniform"]), default="tv", show_default=True)
+@click.option("--prior", type=PATH, help="CT of the same place to begin with, in place of --init.")
+@click.option("--count", type=int, help="Most Gaussians.  [default: one to 25 voxels]")
+@click.option("--seconds", type=float, help="Time budget.")
+@click.option("--iterations", type=int, help="Most steps on views.  [default: 400, or what --seconds allows]")
+@click.option("--size", type=int, help="Voxels along the box.  [default: the grid that the set states]")
+@click.option("--side-mm", type=float, help="The box's edge, with --size where the set states no grid.")
+@click.option("--poses", is_flag=True, help="Refine the pose of every view.")
+@click.option("--intrinsics", is_flag=True, help="With --poses: also the detector's offset and distance.")
+@click.option("--held-out", type=float, default=0.02, show_default=True, help="Part of the rays kept out.")
+@click.option("--bin", "binning", type=int, default=1, show_default=True, help="Mean of n×n pixels first.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--resume", is_flag=True, help=f"Go on from OUTPUT/{CHECKPOINT}.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
+    """Fit Gaussians to PROJECTIONS (what `xreg recon` reads), and write them (.safetensors, .ply), their
+    volume, metrics, a comparison and a turntable into a folder.
+
+    \b
+        xreg splat fit scan -o fitted --seconds 60
+    """
+    from xreg.errors import GaussianError
+    from xreg.io import load_projections
+    from xreg.splat import FitSettings
+    from xreg.splat import fit as run
+    from xreg.splat.report import FILES, write_report
+
+    if options["intrinsics"] and not options["poses"]:
+        raise click.UsageError("--intrinsics goes with --poses.")
+    check_folder(output)
+    clock = Clock()
+    with terminal.working(f"reading {projections}"), clock.part("read"):
+        scan = load_projections(projections)
+        scan = scan.binned(options["binning"]) if options["binning"] > 1 else scan
+        scan, grid = scan.to(options["device"]), _box(scan, options)
+        prior = None if options["prior"] is None else _prior(options["prior"])
+    names = ("init", "count", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
+    settings = FitSettings(**{name: options[name] for name in names})
+    file = output / CHECKPOINT
+    if options["resume"] and not file.is_file():
+        raise GaussianError(f"{file}: is not there, so there is nothing to resume; leave --resume out")
+    output.mkdir(parents=True, exist_ok=True)
+    with terminal.working("fitting") as tell, clock.part("fit"):
+        result = run(
+            scan, settings, grid=grid, prior=prior, checkpoint=file, resume=options["resume"],
+            tell=lambda report: _tell(tell, report, settings.seconds),
+        )  # fmt: skip
+    with terminal.working("writing"), clock.part("write"):
+        metrics = write_report(output, result, scan)
+    _print(terminal, result, metrics, output)
+    return {
+        "projections": str(projections), "output": str(output), "files": list(FILES), **metrics,
+        "settings": settings.to_dict(), "phases": result.seconds,
+        "seconds": {name: round(value, 3) for name, value in clock.parts.items()},
+    }  # fmt: skip
+
+
+@verb("render", "Render a radiograph of X-ray Gaussians.")
+@click.argument("gaussians", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="Image of line integrals, .tif (or .png, a picture)."
+)
+@click.option("--camera", type=PATH, required=True, help="Camera: JSON of xreg or of another tool.")
+@click.option("--pose", type=PATH, help="Where the body is.  [default: where its file says]")
+@click.option("--mode", type=click.Choice(["exact", "affine"]), default="exact", show_default=True)
+def render(terminal: Terminal, gaussians: Path, output: Path, **options: Any) -> dict[str, Any]:
+    """Render GAUSSIANS (.safetensors or .ply) as a camera sees them.
+
+    \b
+        xreg splat render fitted/gaussians.safetensors -o view.tif --camera camera.json
+    """
+    import torch
+
+    from xreg.io import save_image
+    from xreg.splat import Gaussians
+
+    check_file(output)
+    clock = Clock()
+    with clock.part("read"):
+        body, camera = Gaussians.load(gaussians), read_camera(options["camera"])
+        pose = None if options["pose"] is None else read_pose(options["pose"])
+    body.require_in_beam([camera], pose)
+    with torch.no_grad(), clock.part("render"):
+        image = body.render(camera, pose, mode=options["mode"])
+    save_image(output, image.numpy())
+    low, high = (float(v) for v in torch.aminmax(image))
+    size = "×".join(map(str, camera.size))
+    terminal.lines(
+        [
+            ("Gaussians", f"{gaussians}: {len(body)}"),
+            ("image", f"{output}: {size} px, {low:.4g} to {high:.4g}"),
+        ]
+    )
+    return {
+        "gaussians": str(gaussians), "output": str(output), "count": len(body), "size": list(camera.size),
+        "range": [low, high], "seconds": {name: round(value, 4) for name, value in clock.parts.items()},
+    }  # fmt: skip
+
+
+def _box(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid | None:
+    """The box as the options say, None where the set's own is meant."""
+    from xreg.io import VoxelGrid
+
+    if options["size"] is None and options["side_mm"] is None:
+        return None
+    known = scan.grid
+    if options["size"] is None or (known is None and options["side_mm"] is None):
+        raise click.UsageError("a box takes --size, and --side-mm where the set states no grid.")
+    side = options["side_mm"] or max(known.extent)
+    return VoxelGrid.box(options["size"], side, (0.0, 0.0, 0.0) if known is None else known.center)
+
+
+def _prior(path: Path) -> Any:
+    from xreg.volume import Volume
+
+    return Volume.load(path)
+
+
+def _tell(tell: Tell, report: Report, budget: float | None) -> None:
+    text = f"{report.phase}: {report.step}, {report.count} Gaussians, {report.seconds:.1f} s"
+    if report.held_out is not None:
+        text += f", held-out rays {report.held_out:.5f}"
+    share = report.step / max(report.of, 1) if budget is None else min(1.0, report.seconds / budget)
+    tell(text, key=(report.phase, report.step), done=round(1000 * share), total=1000)
+
+
+def _print(terminal: Terminal, result: Any, metrics: dict[str, Any], output: Path) -> None:
+    lines = [("Gaussians", f"{len(result.gaussians)}, {result.steps} steps, {result.seconds['total']:.1f} s")]
+    views = f"fitted {metrics['views_db']:.2f} dB"
+    if "held_out_views_db" in metrics:
+        views += (
+            f", held out {metrics['held_out_views_db']:.2f} dB (absolute; "
+            f"{metrics['held_out_views_min_max_db']:.2f} stretched by each view's extremes)"
+        )
+    lines.append(("views", views))
+    if "psnr_3d_db" in metrics:
+        text = f"{metrics['psnr_3d_db']:.2f} dB, SSIM {metrics['ssim_3d']:.3f} (absolute)"
+        lines.append(("against the truth", text))
+    if "poses" in metrics:
+        poses = metrics["poses"]
+        lines.append(("poses", f"moved by {poses['degrees_rms']:.2f}°, {poses['mm_rms']:.2f} mm (rms)"))
+    terminal.lines([*lines, ("written", str(output))])
