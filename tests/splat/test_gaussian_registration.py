@@ -13,7 +13,7 @@ from xreg.phantom import chest_phantom
 from xreg.registration import ViewFreedom, locate, register_bodies
 from xreg.registration.unknowns import Body
 from xreg.renderer import drr
-from xreg.splat import Gaussians
+from xreg.splat import Gaussians, fit_to_volume
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def ct():
 
 @pytest.fixture(scope="module")
 def body(ct):
-    return Gaussians.from_volume(ct, 8000, seed=0)
+    return fit_to_volume(Gaussians.from_volume(ct, 8000, seed=0), ct, steps=40)
 
 
 @pytest.fixture(scope="module")

@@ -90,8 +90,8 @@ def locate(
     """
     if not isinstance(volume, Volume):
         raise RegistrationError(
-            f"a search without a start needs a Volume, which it coarsens, got {type(volume).__name__}; Gaussians "
-            "become one with gaussians.to_volume(grid)"
+            f"a search without a start needs a Volume, which it coarsens, got {type(volume).__name__}; "
+            "Gaussians become one with gaussians.to_volume(grid)"
         )
     views = check_views(film, mask, camera)
     nominal = Unknowns([Body(volume, init)], [v.camera for v in views]).start.poses[0]

@@ -265,9 +265,9 @@ class _Run:
         self.pull = torch.zeros_like(self.parameters.values["density"].detach())
 
     def look(self, step: int) -> None:
-        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it
-        down.""" body =
-        self.parameters.gaussians() with torch.no_grad():
+        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it down."""
+        body = self.parameters.gaussians()
+        with torch.no_grad():
             image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
             judge = 1 - self.weights if self.settings.held_out else self.weights
             misfit = float(data_term(image, self.views.films, judge, "l2")) ** 0.5
@@ -316,9 +316,8 @@ class _Run:
 def view_psnr(
     body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
 ) -> float:
-    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless
-    given.""" from xreg.metrics import
-    psnr
+    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless given."""
+    from xreg.metrics import psnr
 
     with torch.no_grad():
         drawn = torch.stack([body.render(camera) for camera in cameras])

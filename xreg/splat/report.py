@@ -79,9 +79,9 @@ def _min_max_db(body: Gaussians, test: ProjectionSet) -> float:
 
 
 def write_report(folder: str | PathLike, result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
-    """Write all of `FILES` into a folder that exists, each atomically; returns the metrics.  Raises
-    FileError.""" folder, body = Path(folder),
-    result.gaussians body.save(folder / FILES[0])
+    """Write all of `FILES` into a folder that exists, each atomically; returns the metrics.  Raises FileError."""
+    folder, body = Path(folder), result.gaussians
+    body.save(folder / FILES[0])
     body.to_ply(folder / FILES[1])
     volume = result.volume()
     save_volume(folder / FILES[2], volume.to("cpu"), units="mu")
@@ -144,9 +144,8 @@ def turntable(body: Gaussians, result: FitResult) -> list[UInt8[np.ndarray, "H W
 
 
 def orbit_view(body: Gaussians, result: FitResult, angle: float) -> Float[Tensor, "H W"]:
-    """The first view's radiograph after the object has turned (rad) about the world's z through the box's
-    middle.""" turn = torch.tensor([0.0, 0.0, angle, 0.0, 0.0, 0.0],
-    dtype=torch.float64)
+    """The first view's radiograph after the object has turned (rad) about the world's z through the box's middle."""
+    turn = torch.tensor([0.0, 0.0, angle, 0.0, 0.0, 0.0], dtype=torch.float64)
     camera: Camera = result.cameras[0]
     factor = max(camera.size) / SIDE
     size = tuple(max(8, round(n / factor)) for n in camera.size)

@@ -1,0 +1,180 @@
+"""Fitting Gaussians to projections: quality, determinism, resume, the parts by themselves, bad input."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from xreg.errors import FileError, GaussianError
+from xreg.geometry import Camera, Rig
+from xreg.io import VoxelGrid
+from xreg.io.projections import ProjectionSet
+from xreg.metrics import psnr
+from xreg.splat import FitSettings, Gaussians, fit, fit_to_volume
+from xreg.splat.adam import Parameters
+from xreg.splat.control import split_and_prune
+from xreg.splat.density import image_maps, solve_density
+from xreg.splat.losses import roughness, ssim_views
+from xreg.splat.poses import Correction, refine_poses
+from xreg.splat.start import uniform_gaussians
+from xreg.splat.views import corrected, views_of
+from xreg.tomography import Projector
+
+GRID = VoxelGrid.box((20, 22, 24), (120.0, 110.0, 100.0), (4.0, -3.0, 5.0))
+QUICK = FitSettings(init="fdk", count=600, iterations=20, voxel_steps=15, check_every=10)
+
+
+def ball(radius: float, at: tuple[float, float, float]) -> torch.Tensor:
+    index = torch.stack(
+        torch.meshgrid(*[torch.arange(float(n)) for n in GRID.shape], indexing="ij")[::-1], -1
+    )
+    place = index.double() @ GRID.affine[:3, :3].T + GRID.affine[:3, 3] - GRID.center
+    away = (place - torch.tensor(at, dtype=torch.float64)).norm(dim=-1).float()
+    return ((radius - away) / 5 + 0.5).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def truth() -> torch.Tensor:
+    return 0.02 * (ball(36, (0, 0, 0)) + ball(10, (12, -10, 6)) - ball(9, (-14, 4, -8)))
+
+
+@pytest.fixture(scope="module")
+def scan(truth) -> ProjectionSet:
+    angles = torch.arange(10, dtype=torch.float64) * 36
+    cameras = Camera.c_arm(
+        sdd=900.0, sod=600.0, size=(32, 36), spacing=6.0, primary=angles, isocenter=GRID.center
+    )
+    rig = Rig(tuple(cameras))
+    return ProjectionSet(Projector(rig, GRID).forward(truth), rig, GRID, GRID.volume(truth))
+
+
+def quality(result, truth) -> float:
+    return psnr(result.volume().mu, truth, data_range=0.04)
+
+
+def test_a_fit_comes_near_the_truth_and_repeats_its_bits(scan, truth) -> None:
+    first, second = fit(scan, QUICK), fit(scan, QUICK)
+    assert quality(first, truth) > 27
+    for (name, one), (_, other) in zip(first.gaussians.items(), second.gaussians.items(), strict=True):
+        assert torch.equal(one, other), name
+    assert first.history[-1][3] < 0.9 * first.history[0][3], (
+        "steps on views lower the misfit of held-out rays"
+    )
+
+
+def test_a_fit_that_was_broken_off_ends_with_the_same_bits(scan, tmp_path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    whole = fit(scan, QUICK)
+    fit(scan, QUICK, checkpoint=file, tell=lambda report: report.phase == "views" and report.step == 10)
+    assert "now.mean" in load_file(file)
+    rest = fit(scan, QUICK, checkpoint=file, resume=True)
+    assert rest.steps == whole.steps
+    for (name, one), (_, other) in zip(whole.gaussians.items(), rest.gaussians.items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_checkpoints_of_something_else_are_refused(scan, tmp_path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    fit(scan, FitSettings(init="fdk", count=100, iterations=1, voxel_steps=1), checkpoint=file)
+    with pytest.raises(GaussianError, match="count was 100, now 90"):
+        fit(scan, FitSettings(init="fdk", count=90, voxel_steps=1), checkpoint=file, resume=True)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(FileError, match="damaged"):
+        fit(scan, FitSettings(init="fdk", count=100, voxel_steps=1), checkpoint=file, resume=True)
+
+
+def test_other_starts_and_losses(scan, truth) -> None:
+    from dataclasses import replace
+
+    base = replace(QUICK, iterations=10, count=300, voxel_steps=5)
+    uniform = fit(scan, replace(base, init="uniform", grow_every=4, ssim=0.1, loss="l1", density_every=5))
+    assert 100 < len(uniform.gaussians) <= 300
+    prior = fit(scan, base, prior=GRID.volume(truth))
+    assert quality(prior, truth) > quality(uniform, truth)
+    positive = fit(scan, replace(base, nonnegative=True, held_out=0.0))
+    assert float(positive.gaussians.density.min()) >= 0
+
+
+def test_a_matrix_and_its_transpose(scan) -> None:
+    body = uniform_gaussians(views_of(scan, GRID, 0.0, 0), GRID, 60).to(dtype=torch.float64)
+    rays = views_of(scan, GRID, 0.0, 0).rays(body)
+    forward, transposed = image_maps(body.mean, body.scale, body.rotation, rays, (32, 36))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(body), generator=generator, dtype=torch.float64)
+    y = torch.randn(10, 32, 36, generator=generator, dtype=torch.float64)
+    assert float((forward(x) * y).sum()) == pytest.approx(float((x * transposed(y)).sum()), rel=1e-10)
+
+
+def test_solved_densities_are_those_of_least_squares(scan) -> None:
+    views = views_of(scan, GRID, 0.0, 0)
+    body = uniform_gaussians(views, GRID, 24).to(dtype=torch.float64)
+    maps = image_maps(body.mean, body.scale, body.rotation, views.rays(body), (32, 36))
+    films, weights = scan.images.double(), views.weights.double()
+    columns = torch.stack([maps[0](e).flatten() for e in torch.eye(len(body), dtype=torch.float64)], 1)
+    expected = torch.linalg.lstsq(columns, films.flatten()).solution
+    found = solve_density(maps, films, weights, body.density, iterations=60)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_splits_keep_the_content_and_prunes_drop_the_weak() -> None:
+    n = 5
+    start = Gaussians(
+        torch.zeros(n, 3), torch.tensor([[1.0, 0.2, 0.1]]).repeat(n, 1), torch.tensor([[0.1, 0.2, 0.3, 0.9]]).repeat(n, 1),
+        torch.tensor([1.0, 1.0, 1e-6, 1.0, -1.0]),
+    )  # fmt: skip
+    parameters = Parameters(start, (1, 1, 1, 1), voxel=1.0, peak=1.0)
+    content = lambda g: float((g.density * g.log_scale.sum(1).exp()).sum())  # noqa: E731
+    dropped, split = split_and_prune(
+        parameters, torch.tensor([1.0, 5, 0, 2, 1]), most=5, share=0.5, prune=1e-3
+    )
+    after = parameters.gaussians()
+    assert (dropped, split, len(after)) == (1, 1, 5)
+    assert content(after) == pytest.approx(content(start), rel=1e-4)
+    assert torch.allclose(after.mean.sum(0), torch.zeros(3), atol=1e-6)
+
+
+def test_roughness_and_similarity() -> None:
+    ramp = torch.arange(5.0)[None, None, :].expand(4, 4, 5) * 3
+    assert float(roughness(ramp, (1.0, 1.0, 1.0))) == pytest.approx(3.0, rel=1e-5)
+    x = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(ssim_views(x, x, 1.0)) == pytest.approx(1.0)
+    y = (0.8 * x).requires_grad_()
+    torch.autograd.gradcheck(
+        lambda v: ssim_views(v, x, 1.0), y[:, :8, :8].detach()[:1].repeat(2, 2, 2).requires_grad_()
+    )
+
+
+def test_poses_and_detector_are_found_by_an_object_that_is_known(scan, truth) -> None:
+    volume = GRID.volume(truth)
+    body = fit_to_volume(Gaussians.from_volume(volume, 500), volume, steps=20)
+    generator = torch.Generator().manual_seed(1)
+    change = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+    change = change * torch.tensor([math.radians(0.6)] * 3 + [1.2] * 3, dtype=torch.float64)
+    change = change - change.mean(0)
+    common = torch.tensor([0.8, -0.5, 0.01], dtype=torch.float64)
+    true = [corrected(c, x, common, GRID.center) for c, x in zip(scan.cameras, change, strict=True)]
+    with torch.no_grad():
+        films = torch.stack([body.render(c) for c in true])
+    views = views_of(ProjectionSet(films, scan.cameras, GRID), GRID, 0.0, 0)
+    nominal, known = views.cameras, Correction.none(10)
+    for _ in range(4):
+        known = refine_poses(body, views, nominal, known, center=GRID.center, intrinsics=True, noise=1e-4)
+        cameras = known.cameras(nominal, GRID.center)
+        views = type(views)(films, cameras, views.used)
+    with torch.no_grad():
+        left = torch.stack([body.render(c) for c in cameras]) - films
+        before = torch.stack([body.render(c) for c in nominal]) - films
+    share = float(left.norm()) / float(before.norm())
+    assert share < 0.05, f"{share:.3f} of the misfit is left"
+    assert float(known.change.mean(0).abs().max()) < 1e-9
+
+
+def test_bad_input_is_named(scan) -> None:
+    with pytest.raises(GaussianError, match="needs a box"):
+        fit(ProjectionSet(scan.images, scan.cameras), QUICK)
+    with pytest.raises(GaussianError, match="nothing to fit"):
+        fit(ProjectionSet(scan.images * 0, scan.cameras, GRID), QUICK)
+    for wrong in ({"init": "noise"}, {"views": 0}, {"held_out": 0.7}, {"seconds": -1.0}, {"count": 0}):
+        with pytest.raises(GaussianError):
+            FitSettings(**wrong)
