@@ -43,8 +43,8 @@ def fista_tv(
     images: [V, H, W] line integrals, float32 or float64, whose dtype and device the result has.  TV:
     isotropic, in three dimensions, differences over the voxel's edges (`tv_value`).
 
-    weight: λ in units of max|Aᵀb|, which makes it independent of the number of views, of the unit of length
-    and of how dense the object is: about 2e-3 for the noise of 1e4 photons.  subsets: 1
+    weight: λ in units of max|Aᵀb|, so that the unit of length, how dense the object is and repeated views
+    need no other: about 2e-3 for the noise of 1e4 photons.  subsets: 1
     descends to the minimum; more take a step after every subset of views, several times faster to a good
     volume.  Momentum over many subsets can be unstable: where a pass does not lower the objective, half as
     many subsets go on, without the momentum so far, so the last passes have few or one.  The step is
