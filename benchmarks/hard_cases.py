@@ -6,7 +6,10 @@ others.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -112,6 +115,26 @@ def register_or_search(volume, film, camera, start, *, mask, settings: Settings)
     box = SearchBox((FAR[1],) * 3, (FAR[0],) * 3)
     found = register_anywhere(volume, film, camera, start, mask=mask, box=box, settings=settings)
     return found if out is None or found.score >= out.score else out
+
+
+_bodies: dict[str, Volume] = {}  # of a worker
+
+
+def run_trials(chest: str | None, pelvis: str | None, seeds: Sequence[int], jobs: int) -> Iterator[Trial]:
+    """Trials of all kinds in turn, in the order of their seeds; each process uses one thread."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_prepare, initargs=(chest, pelvis)) as pool:
+        yield from pool.map(_one_trial, range(len(seeds)), seeds)
+
+
+def _prepare(chest: str | None, pelvis: str | None) -> None:
+    torch.set_num_threads(1)
+    _bodies.update(load_bodies(chest, pelvis))
+
+
+def _one_trial(number: int, seed: int) -> Trial:
+    kinds = kinds_of(_bodies)
+    return run_trial(_bodies, *kinds[number % len(kinds)], seed, Settings())
 
 
 def elsewhere(pose: Tensor, volume: Volume, seed: int) -> Tensor:

@@ -28,7 +28,7 @@ from xreg.geometry import Camera, se3
 from xreg.metrics import mtre, tangent_error
 from xreg.registration import SearchBox, Settings, register_anywhere
 from xreg.regression import PoseRange, Regressor, Report, TrainSettings, register_guessed, train
-from xreg.regression.checkpoint import MODEL, read_log
+from xreg.regression.checkpoint import MODEL, load, read_log
 from xreg.volume import Volume
 
 BOX = PoseRange((-30, 30), (-15, 15), (-10, 10), (-60, 60), (-60, 60), (-60, 60), SDD, SOD, FIELD_MM)
@@ -189,19 +189,20 @@ def keeper(folder: Path, minutes: Sequence[float], console: Console) -> Callable
     return on_report
 
 
-def trained_network(volume: Volume, settings: TrainSettings, folder: Path, console: Console, at: Any) -> Any:
-    """Train, and say how."""
+def train_network(volume: Volume, settings: TrainSettings, folder: Path, console: Console, at: Any) -> None:
+    """Train, and keep copies on the way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))  # the films of the next step are made beside the network
-    out = train([volume], BOX, settings, folder, on_report=keeper(folder, at, console))
+    train([volume], BOX, settings, folder, on_report=keeper(folder, at, console))
     torch.set_num_threads(threads)
-    films = out.steps * settings.batch
-    return {
-        "steps": out.steps,
-        "films": films,
-        "seconds": out.seconds,
-        "films_per_second": films / out.seconds,
-    }
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """How a network was trained."""
+    _, facts = load(folder / MODEL)
+    films = facts["step"] * facts["settings"]["batch"]
+    known = {"steps": facts["step"], "films": films, "seconds": facts["seconds"]}
+    return {**known, "films_per_second": films / facts["seconds"], "curve": read_log(folder)}
 
 
 def curve_rows(
@@ -261,11 +262,10 @@ def main(
         folder = model or keep or Path(scratch) / "network"
         if model is None:
             settings = TrainSettings(minutes=minutes, batch=batch, validations=max(16, round(minutes)))
-            result["settings"] = settings.to_dict()
-            result["training"] = trained_network(volume, settings, folder, console, at)
-            result["training"]["curve"] = read_log(folder)
+            train_network(volume, settings, folder, console, at)
         regressor, cases = Regressor.load(folder), held_out(volume, count)
         regressor.require(volume)
+        result |= {"settings": regressor.facts["settings"], "training": training_of(folder)}
         rows = {"guess": [guess_row(regressor, volume, case) for case in cases], "refined": [], "search": []}
         for number, case in enumerate(cases):
             rows["refined"].append(refined_row(regressor, volume, case))

@@ -15,6 +15,7 @@ from common import RESULTS
 from markdown import goal_table, setting_of, side_by_side, table_of
 from table_cuda import MAKERS as ON_A_CARD
 from table_registration import MAKERS as REGISTRATION
+from table_registration import detectors
 
 from xreg.io import atomic_write
 
@@ -67,6 +68,7 @@ def projector_goals(result: dict) -> str:
 # The name between the markers: the result it is made from, and how.
 MAKERS = {name: (name, make) for name, make in ({"projector": projector} | REGISTRATION | ON_A_CARD).items()}
 MAKERS["projector_goals"] = ("projector", projector_goals)
+MAKERS["detectors"] = ("regression", detectors)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -83,8 +85,12 @@ def fill(text: str, name: str, table: str) -> str:
     "--results", type=click.Path(path_type=Path), default=RESULTS, help="Folder with the JSON files."
 )
 def main(files, results) -> None:
-    """Fill the marked tables of FILES (default: README.md here and of the repository)."""
-    for path in files or [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]:
+    """Fill the marked tables of FILES (default: both README.md, and docs/regression.md)."""
+    for path in files or [
+        ROOT / "README.md",
+        ROOT / "benchmarks" / "README.md",
+        ROOT / "docs" / "regression.md",
+    ]:
         text = path.read_text(encoding="utf-8")
         for name, (source, make) in MAKERS.items():
             file = Path(results) / f"{source}.json"

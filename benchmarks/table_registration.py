@@ -98,4 +98,54 @@ def wrist(result: dict) -> str:
     return table_of(head, body)
 
 
+def regression(result: dict) -> str:
+    """A network's guesses, what registration makes of them, and a search without one."""
+    head = [
+        "",
+        "films",
+        "°",
+        "mm across",
+        "mm along the beam",
+        "within 2 mm",
+        "accepted but wrong",
+        "seconds",
+    ]
+    names = {
+        "guess": "the network's guess",
+        "refined": "guess, then registration",
+        "search": "search, no network",
+    }
+    body = []
+    for key, name in names.items():
+        r = result[key]
+        if r:
+            errors = [number_of(r[k]) for k in ("degrees", "in_plane_mm", "depth_mm")]
+            wrong = str(r["accepted_but_wrong"]) if "accepted_but_wrong" in r else ""
+            body.append(
+                [name, str(r["films"]), *errors, f"{r['success']:.0%}", wrong, number_of(r["seconds"])]
+            )
+    parts = [table_of(head, body)]
+    curve = [
+        [f"{r['minutes']:g}", number_of(r["guess"]["degrees"]), number_of(r["guess"]["in_plane_mm"]),
+         f"{r['refined']['success']:.0%} of {r['refined']['films']}"]
+        for r in result["by_minutes"]
+    ]  # fmt: skip
+    if curve:
+        head = ["minutes of training", "guess, °", "guess, mm across", "then registration, within 2 mm"]
+        parts.append(table_of(head, curve))
+    return "\n\n".join([*parts, setting_of(result["run"])])
+
+
+def detectors(result: dict) -> str:
+    """What the same network makes of films of other detectors."""
+    head = ["film", "films", "guess, °", "mm across", "mm along the beam"]
+    body = [
+        [f"sdd {r['sdd_mm']:g} mm, field {r['field_mm']:g} mm, {r['pixels']}² px", str(r["films"]),
+         *(number_of(r[k]) for k in ("degrees", "in_plane_mm", "depth_mm"))]
+        for r in result["detectors"]
+    ]  # fmt: skip
+    return table_of(head, body)
+
+
 MAKERS = {"registration": registration, "trust": trust, "beside": beside, "search": search, "wrist": wrist}
+MAKERS["regression"] = regression

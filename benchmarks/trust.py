@@ -13,16 +13,16 @@ from pathlib import Path
 import click
 import numpy as np
 from common import PHANTOM, RESULTS, describe_run, find_ct, write_json
-from hard_cases import NO_TRUTH, Trial, as_dicts, kinds_of, load_bodies, nees, run_trial
+from hard_cases import NO_TRUTH, Trial, as_dicts, load_bodies, nees, run_trials
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import chi2
 
 from xreg import metrics
-from xreg.registration import Settings
 
 GOOD_MM, BAD_MM = 2.0, 5.0
+SEEDS_FROM = 6000  # those of calibrate.py are others
 
 
 def kinds_summary(trials: list[Trial]) -> list[dict]:
@@ -91,16 +91,15 @@ def show(result: dict, console: Console) -> None:
 @click.option("--ct", help=f"Chest CT, or {PHANTOM!r}; default XREG_CHEST_CT, else that of `xreg demo`.")
 @click.option("--pelvis", help="A second CT, of another part of the body.")
 @click.option("--cases", default=420, show_default=True)
+@click.option("--jobs", default=2, show_default=True, help="Processes, of one thread each.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "trust.json", help="Result (JSON).")
-def main(ct: str | None, pelvis: str | None, cases: int, out: Path) -> None:
+def main(ct: str | None, pelvis: str | None, cases: int, jobs: int, out: Path) -> None:
     """Register degraded films and judge the judgements."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     bodies = load_bodies(ct, pelvis)
     run = describe_run(find_ct(ct), bodies["chest"])
-    kinds, settings = kinds_of(bodies), Settings()
-    trials = [
-        run_trial(bodies, *kinds[n % len(kinds)], n, settings) for n in track(range(cases), "registering")
-    ]
+    seeds = range(SEEDS_FROM, SEEDS_FROM + cases)
+    trials = list(track(run_trials(ct, pelvis, seeds, jobs), "registering", cases))
     result = {"schema": "xreg.benchmark.trust/1", "run": run, "bodies": list(bodies)}
     result |= {"kinds": kinds_summary(trials), "verdict": verdict_summary(trials), "trials": as_dicts(trials)}
     write_json(out, result)

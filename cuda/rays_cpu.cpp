@@ -5,6 +5,7 @@
 #include "launch_cpu.h"
 
 #include <type_traits>
+#include <vector>
 
 namespace xreg {
 inline namespace XREG_ISA {
@@ -60,6 +61,28 @@ void label_moments_all(const Grid& grid, const XregLabels& labels, const XregVol
 // Slabs of slices are written by one job each, rays in order: no atomics, and the same bits on any
 // number of threads.
 constexpr int kSlabs = 16;
+constexpr int64_t kRaysAtOnce = 1 << 20;  // whose slabs are kept, two bytes each
+
+// The slabs [first, end) that a ray may touch.
+struct Reach {
+  uint8_t first = 0, end = 0;
+};
+
+// No slab but these is worth the setting up of a march.  Joseph's planes reach half a voxel past a ray's ends
+// along its steepest axis, so no further across; a march touches slices k0 - 1 < z < k1 for slab [k0, k1).
+template <class Grid>
+Reach reach_of(const Grid& grid, const View& view, const Pixel& p, int thick, int slabs) {
+  const Rays<1> r = rays_of(view, p.at);
+  const double room = 2.0, slack = 1.0;
+  const Span<1> span = clip(r, {{-room, -room, -room}, {grid.nx + room, grid.ny + room, grid.nz + room}});
+  if (!(span.t0[0] <= span.t1[0])) return {};
+  const double a = r.s[2][0] + span.t0[0] * r.d[2][0], b = r.s[2][0] + span.t1[0] * r.d[2][0];
+  const double lowest = (lower(a, b) - slack) / thick, highest = (upper(a, b) + 1.0 + slack) / thick;
+  Reach reach;
+  reach.first = static_cast<uint8_t>(clamp(floor(lowest), 0.0, double(slabs)));
+  reach.end = static_cast<uint8_t>(clamp(floor(highest) + 1.0, 0.0, double(slabs)));
+  return reach;
+}
 
 template <LabelRule Rule, class Grid, class Real>
 void spread_all(const Grid& grid, const XregLabels& labels, const XregBeam& xb, double scale, const Real* cotangent,
@@ -67,14 +90,29 @@ void spread_all(const Grid& grid, const XregLabels& labels, const XregBeam& xb, 
   const Beam beam = beam_of(xb);
   const int channels = Rule == kUnlabelled ? 1 : labels.channels;
   const int thick = (grid.nz + kSlabs - 1) / kSlabs, slabs = (grid.nz + thick - 1) / thick;
-  parallel(run, slabs, [&](int64_t slab) {
-    const int k0 = static_cast<int>(slab) * thick, k1 = lower(k0 + thick, grid.nz);
-    for (int64_t job = 0; job < xb.views * beam.height; ++job)
-      each_pixel_of_row(xb, beam, job, [&](int64_t number, const View& view, const Pixel& p) {
-        spread_pixel<Rule>(grid, labels.data, channels, view, beam, p, scale,
-                           cotangent + number * channels * p.stride, volume, k0, k1);
+  const int64_t rows = xb.views * beam.height, at_once = upper<int64_t>(kRaysAtOnce / beam.width, 1);
+  std::vector<Reach> reach(static_cast<size_t>(lower(rows, at_once) * beam.width));
+  for (int64_t row0 = 0; row0 < rows; row0 += at_once) {
+    const int64_t row1 = lower(row0 + at_once, rows);
+    parallel(run, row1 - row0, [&](int64_t row) {
+      Reach* out = reach.data() + row * beam.width;
+      each_pixel_of_row(xb, beam, row0 + row, [&](int64_t number, const View& view, const Pixel& p) {
+        const bool nothing = Rule == kUnlabelled && cotangent[number * p.stride + p.index] == Real(0);
+        *out++ = nothing ? Reach{} : reach_of(grid, view, p, thick, slabs);
       });
-  });
+    });
+    parallel(run, slabs, [&](int64_t slab) {
+      const int k0 = static_cast<int>(slab) * thick, k1 = lower(k0 + thick, grid.nz);
+      const Reach* ray = reach.data();
+      for (int64_t row = row0; row < row1; ++row)
+        each_pixel_of_row(xb, beam, row, [&](int64_t number, const View& view, const Pixel& p) {
+          const Reach touched = *ray++;
+          if (slab < touched.first || slab >= touched.end) return;
+          spread_pixel<Rule>(grid, labels.data, channels, view, beam, p, scale,
+                             cotangent + number * channels * p.stride, volume, k0, k1);
+        });
+    });
+  }
 }
 
 }  // namespace

@@ -45,6 +45,41 @@ def test_it_finds_the_hidden_pose(made):
     assert np.degrees(float(angle)) == pytest.approx(answer["result"]["degrees"])
 
 
+def test_a_network_stands_in_for_the_start(tmp_path, monkeypatch):
+    """The network of the real chest CT on the phantom: its guess is replaced, since it knows another body."""
+    from xreg import register, regression
+    from xreg.cli import demo
+
+    class Network:
+        box = regression.PoseRange((-20, 20), (-10, 10), (-5, 5), (-20, 20), (-20, 20), (-20, 20))
+
+    def stand_in(network, volume, film, **known):
+        hidden = demo.pose_in_range(network, film.camera, volume, 4)
+        xi = torch.tensor([0.05, -0.04, 0.03, 6.0, -5.0, 8.0], dtype=torch.float64)
+        guess = SimpleNamespace(world_from_body=se3.retract(hidden, xi, volume.center))
+        return regression.Guessed(register(volume, film, init=guess.world_from_body), guess, "guess", 1.0)
+
+    monkeypatch.setattr(demo, "_network", lambda source: Network())
+    monkeypatch.setattr(regression, "register_guessed", stand_in)
+    words = ["demo", "--phantom", "--size", 96, "--seed", 4, "-o", tmp_path]
+    answer = said_by(xreg(*words, "--json"))
+    assert answer["start"]["from"] == "network"
+    assert answer["result"]["mtre_mm"] < 0.2 * answer["start"]["mtre_mm"]
+    assert said_by(xreg(*words, "--near", "--json"))["start"]["from"] == "header"
+
+
+def test_the_network_of_the_package():
+    """It is whole, small, knows the demo's range, and no other CT."""
+    from xreg.regression import Regressor
+    from xreg.regression.shipped import CHEST, shipped_for
+
+    network = Regressor.load(CHEST)
+    assert network.box.primary == (-30.0, 30.0)
+    assert network.facts["volumes"][0]["shape"] == [133, 512, 512]
+    assert sum(f.stat().st_size for f in CHEST.iterdir()) < 5e6
+    assert shipped_for(chest_phantom(spacing=8.0)) is None
+
+
 def said_by(result):
     import json
 

@@ -8,7 +8,7 @@ from poses_of_body import moved
 
 import xreg
 from xreg.registration import Settings
-from xreg.registration.trust import model, probability_of, transformed
+from xreg.registration.trust import counted, model, probability_of
 
 
 def test_the_model_is_complete():
@@ -28,10 +28,17 @@ def test_better_evidence_is_more_probable():
     assert probability_of({**good, "restarts_apart_mm": 30 * good["restarts_apart_mm"]}) < base
 
 
+def test_a_sharp_optimum_earns_nothing():
+    """Searches about a wrong optimum can end closer together than about a right one."""
+    usual = dict(model()["verdict"]["typical"])
+    for name in ("restarts_apart_mm", "step_left_mm", "views_apart_mm"):
+        assert probability_of({**usual, name: 1e-3 * usual[name]}) == probability_of(usual)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, 1.0, 1e9])
 def test_extreme_evidence_stays_finite(value):
     for name in ("score", "condition"):
-        assert math.isfinite(transformed(name, value))
+        assert math.isfinite(counted(name, value, 0.5))
     assert 0 <= probability_of({"score": value, "condition": value}) <= 1
 
 

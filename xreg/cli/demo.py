@@ -290,6 +290,8 @@ def _write_pictures(case: Case, answer: Answer, output: Path, tell: Tell) -> Non
         return f"mTRE {case.error(pose).mtre_mm:.2f} mm"
 
     title = "xreg demo: a CT registered to one radiograph"
+    if answer.told:
+        title += ", from a network's guess"
     foot = (
         "Lines: edges of the CT rendered at the pose, over the film. mTRE: mean 3D error of points in bone."
     )

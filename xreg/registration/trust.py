@@ -105,15 +105,21 @@ def probability_of(found: dict[str, float]) -> float:
     weights = model()["verdict"]
     total = weights["bias"]
     for name, weight in weights["weights"].items():
-        total += weight * transformed(name, found.get(name, weights["typical"].get(name, 0.0)))
+        total += weight * counted(name, found.get(name), weights["typical"][name])
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, total))))
 
 
-def transformed(name: str, value: float) -> float:
-    """A measured quantity as the model sees it."""
+def counted(name: str, value: float | None, typical: float) -> float:
+    """A measured quantity as the model sees it; what was not measured counts as typical of right answers.
+
+    Distances that are smaller than typical earn nothing: searches about a wrong optimum can end closer
+    together than about a right one.
+    """
+    if value is None:
+        value = typical
     if name in ("score", "least_term"):
         return math.atanh(max(-0.999, min(0.999, value)))
-    return math.log10(max(value, 1e-4))
+    return math.log10(max(value, typical, 1e-4))
 
 
 def verdict_of(
@@ -166,9 +172,10 @@ def _weakest(found: dict[str, float]) -> str:
         "restarts_apart_mm": "searches from beside it end elsewhere",
     }
     pulls = {
-        name: weight * (transformed(name, found[name]) - transformed(name, weights["typical"][name]))
+        name: weight * (counted(name, found[name], usual) - counted(name, None, usual))
         for name, weight in weights["weights"].items()
-        if name in found and name in weights["typical"]
+        if name in found
+        for usual in [weights["typical"][name]]
     }
     if not pulls:
         return "the evidence is weak"

@@ -43,10 +43,11 @@ def fista_tv(
     images: [V, H, W] line integrals, float32 or float64, whose dtype and device the result has.  TV:
     isotropic, in three dimensions, differences over the voxel's edges (`tv_value`).
 
-    weight: λ in units of max|Aᵀb|, which makes it independent of the number of views, of the unit of length
-    and of how dense the object is: about 2e-3 for the noise of 1e4 photons.  subsets: 1
+    weight: λ in units of max|Aᵀb|, so that the unit of length, how dense the object is and repeated views
+    need no other: about 2e-3 for the noise of 1e4 photons.  subsets: 1
     descends to the minimum; more take a step after every subset of views, several times faster to a good
-    volume, and then wander about the minimum: beyond eight or so noise grows with the momentum.  The step is
+    volume.  Momentum over many subsets can be unstable: where a pass does not lower the objective, half as
+    many subsets go on, without the momentum so far, so the last passes have few or one.  The step is
     1/‖A‖², by power iteration.  inner: steps of the proximal map, which goes on from the dual of the last.
     on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by ``tolerance``
     of its norm or less.  Deterministic.  Raises GeometryError, ImageError, VolumeError.
@@ -56,27 +57,36 @@ def fista_tv(
         raise GeometryError(f"weight must be zero or more, got {weight}")
     x = start_volume(projector, images, start)
     steps = tv_steps(projector.grid.spacing)
-    groups = deal(len(projector), subsets)
-    parts, picks = [projector.subset(views) for views in groups], [images[views] for views in groups]
+    parts, picks = _split(projector, images, subsets)
     lipschitz = _SAFETY * projector.norm(images) ** 2
-    shrink = weight * float(projector.adjoint(images).abs().max()) / lipschitz
+    absolute = weight * float(projector.adjoint(images).abs().max())
     total = float(images.norm()) or 1.0
     watch = Watch(iterations, on_iteration, seconds, tolerance)
-    ahead, momentum, dual, finished = x, 1.0, None, False
+    ahead, momentum, dual, last, finished = x, 1.0, None, math.inf, False
     while not finished:
         before, square = x, 0.0
         for part, b in zip(parts, picks, strict=True):
             residual = part.forward(ahead) - b
             square += float(residual.norm()) ** 2
             downhill = ahead - part.adjoint(residual) * (len(projector) / len(part) / lipschitz)
-            new, dual = _prox(downhill, shrink, steps, inner, dual, nonnegative)
+            new, dual = _prox(downhill, absolute / lipschitz, steps, inner, dual, nonnegative)
             if float(((ahead - new) * (new - x)).sum()) > 0:
                 momentum = 1.0  # it overshoots: start the momentum anew
             after = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + ((momentum - 1) / after) * (new - x)
             x, momentum = new, after
+        now = 0.5 * square + absolute * tv_value(x, projector.grid.spacing)
+        if now > last and len(parts) > 1:  # they circle the minimum, or run away from it
+            parts, picks = _split(projector, images, len(parts) // 2)
+            ahead, momentum = x, 1.0
+        last = now
         finished = watch.done(math.sqrt(square) / total, relative(x - before, x), x)
     return x
+
+
+def _split(projector: Projector, images: Tensor, subsets: int) -> tuple[list[Projector], list[Tensor]]:
+    groups = deal(len(projector), subsets)
+    return [projector.subset(views) for views in groups], [images[views] for views in groups]
 
 
 def tv_prox(
