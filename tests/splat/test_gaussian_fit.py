@@ -120,7 +120,8 @@ def test_solved_densities_are_those_of_least_squares(scan) -> None:
 def test_splits_keep_the_content_and_prunes_drop_the_weak() -> None:
     n = 5
     start = Gaussians(
-        torch.zeros(n, 3), torch.tensor([[1.0, 0.2, 0.1]]).repeat(n, 1), torch.tensor([[0.1, 0.2, 0.3, 0.9]]).repeat(n, 1),
+        torch.zeros(n, 3), torch.tensor([[1.0, 0.2, 0.1]]).repeat(n, 1),
+        torch.tensor([[0.1, 0.2, 0.3, 0.9]]).repeat(n, 1),
         torch.tensor([1.0, 1.0, 1e-6, 1.0, -1.0]),
     )  # fmt: skip
     parameters = Parameters(start, (1, 1, 1, 1), voxel=1.0, peak=1.0)

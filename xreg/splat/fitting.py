@@ -265,7 +265,7 @@ class _Run:
         self.pull = torch.zeros_like(self.parameters.values["density"].detach())
 
     def look(self, step: int) -> None:
-        """Judge by the held-out rays (by those of the fit where there are none), keep the best, write it down."""
+        """Judge by the held-out rays, or by all where there are none; keep the best, write it down."""
         body = self.parameters.gaussians()
         with torch.no_grad():
             image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
@@ -316,7 +316,7 @@ class _Run:
 def view_psnr(
     body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
 ) -> float:
-    """PSNR of rendered views, dB, on the absolute scale: range is the largest pixel of ``images`` unless given."""
+    """PSNR of rendered views, dB, on the absolute scale; its range is the largest pixel unless given."""
     from xreg.metrics import psnr
 
     with torch.no_grad():

@@ -182,7 +182,7 @@ class Gaussians:
         return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
 
     def require_in_beam(self, cameras: Sequence[Camera], world_from_body: Any = None) -> None:
-        """GeometryError unless the mean of some Gaussian, in front of the source, falls on some view's image."""
+        """GeometryError unless the mean of some Gaussian in front of the source falls on some view."""
         for camera in cameras:
             pose = pose_of(world_from_body, camera)
             pixels = camera.project(se3.apply(pose, self.mean.detach().to(pose)))

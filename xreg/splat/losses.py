@@ -56,7 +56,7 @@ def roughness(block: Float[Tensor, "D H W"], steps: tuple[float, float, float]) 
 def random_block(
     affine: Float[Tensor, "4 4"], shape: tuple[int, int, int], edge: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "4 4"], tuple[int, int, int]]:
-    """Affine and shape of a block of at most edge³ voxels of a grid; all of it where the grid is no larger."""
+    """Affine and shape of a block of at most edge³ voxels of a grid, at random."""
     size = tuple(min(edge, n) for n in shape)
     first = [
         int(torch.randint(n - m + 1, (1,), generator=generator)) for n, m in zip(shape, size, strict=True)

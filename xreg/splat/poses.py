@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from xreg.splat.views import Views, corrected
 
 SIGMAS = (math.radians(2.0), 4.0)  # what a pose may be off by: rad and mm, of each axis
 COMMON = (8.0, 8.0, 0.05)  # detector offset in px, relative error of the distance
+DAMPING, TRIES = 1e-3, 6  # of the normal equations' diagonal, times ten with each try
 _STEPS = (1e-3, 1e-3, 1e-6)  # of the differences that give the rays' change: px, px, relative
 
 
@@ -49,41 +50,81 @@ def refine_poses(
     intrinsics: bool,
     noise: float,
 ) -> Correction:
-    """One Gauss-Newton step of every view's six numbers and, with ``intrinsics``, of the three in common.
+    """One Levenberg-Marquardt step of every view's six numbers and, with ``intrinsics``, of the common three.
 
     Least squares of the rays that are used, with a prior at zero (SIGMAS, COMMON) for what the views do
-    not tell.
-    noise: standard deviation of a ray.  Gauge: all views may be moved together with the object, so the mean
-    correction is taken away.  center: the isocentre, mm.  The body stays as it is.
+    not tell.  noise: standard deviation of a ray.  Gauge: all views may be moved together with the object,
+    so corrections are kept at a mean of zero.  center: the isocentre, mm.  The body stays as it is.  The
+    sum never grows: a step that would raise it is damped, and after TRIES ``known`` is returned.
     """
-    count, shared = len(views.cameras), 3 if intrinsics else 0
+    count, shared = len(nominal), 3 if intrinsics else 0
+    sigma = torch.tensor([SIGMAS[0]] * 3 + [SIGMAS[1]] * 3, dtype=torch.float64).repeat(count)
+    sigma = torch.cat([sigma, torch.tensor(COMMON[:shared], dtype=torch.float64)])
+    value = torch.cat([known.change.reshape(-1), known.common[:shared]]) / sigma
+    matrix, vector, square = _normal_equations(body, views, nominal, known, center, intrinsics)
+    matrix = matrix * sigma * sigma[:, None] / noise**2 + torch.eye(len(sigma), dtype=torch.float64)
+    vector = vector * sigma / noise**2 - value
+    before, damping = square / noise**2 + float(value.square().sum()), DAMPING
+    for _ in range(TRIES):
+        damped = matrix + damping * torch.diag(matrix.diagonal())
+        found = value + _without_mean(damped, vector, count if count > 1 else 0)
+        change = (found * sigma)[: 6 * count].reshape(count, 6)
+        tried = Correction(change, _padded((found * sigma)[6 * count :]))
+        after = _square(body, views, tried.cameras(nominal, center)) / noise**2
+        if after + float(found.square().sum()) < before:
+            return tried
+        damping *= 10
+    return known
+
+
+def _normal_equations(
+    body: Gaussians,
+    views: Views,
+    nominal: tuple[Camera, ...],
+    known: Correction,
+    center: Tensor,
+    intrinsics: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """JᵀJ, Jᵀr and rᵀr of the rays that are used, float64 on the host."""
+    count, shared = len(nominal), 3 if intrinsics else 0
     matrix = torch.zeros(6 * count + shared, 6 * count + shared, dtype=torch.float64)
-    vector = torch.zeros(6 * count + shared, dtype=torch.float64)
-    current = known.cameras(nominal, center)
-    for n, camera in enumerate(current):
+    vector, square = torch.zeros(6 * count + shared, dtype=torch.float64), 0.0
+    for n, camera in enumerate(known.cameras(nominal, center)):
         more = _common_rays(body, nominal[n], known, n, center) if intrinsics else None
         image, jacobian = body.render_with_jacobian(camera, center=center, more=more)
         use = views.used[n].to(image.device)
         rows = jacobian[:, use].double()
         away = (views.films[n].to(image) - image)[use].double()
-        block, right = (rows @ rows.T).cpu() / noise**2, (rows @ away).cpu() / noise**2
         at = torch.cat([torch.arange(6 * n, 6 * n + 6), torch.arange(6 * count, 6 * count + shared)])
-        matrix[at[:, None], at] += block
-        vector[at] += right
-    sigma = torch.tensor([SIGMAS[0]] * 3 + [SIGMAS[1]] * 3, dtype=torch.float64).repeat(count)
-    sigma = torch.cat([sigma, torch.tensor(COMMON[:shared], dtype=torch.float64)])
-    value = torch.cat([known.change.reshape(-1), known.common[:shared]])
-    matrix = matrix * sigma * sigma[:, None] + torch.eye(len(sigma), dtype=torch.float64)
-    step = torch.linalg.solve(matrix, vector * sigma - value / sigma) * sigma
-    step = step.clamp(-sigma, sigma)  # one round goes no further than what is likely at all
-    change = known.change + step[: 6 * count].reshape(count, 6)
-    change = _without_gauge(change, nominal)
-    return replace(known, change=change, common=known.common + _padded(step[6 * count :]))
+        matrix[at[:, None], at] += (rows @ rows.T).cpu()
+        vector[at] += (rows @ away).cpu()
+        square += float(away.square().sum())
+    return matrix, vector, square
 
 
-def _without_gauge(change: Tensor, nominal: tuple[Camera, ...]) -> Tensor:
-    """Corrections whose mean is zero: tangents are of the object, in the world, so they add up."""
-    return change - change.mean(0) if len(nominal) > 1 else change
+def _square(body: Gaussians, views: Views, cameras: tuple[Camera, ...]) -> float:
+    """Sum of squares over the rays that are used."""
+    with torch.no_grad():
+        away = [
+            (film.to(body.mean) - body.render(camera))[use.to(body.mean.device)].double().square().sum()
+            for film, camera, use in zip(views.films, cameras, views.used, strict=True)
+        ]
+    return float(torch.stack(away).sum())
+
+
+def _without_mean(matrix: Tensor, vector: Tensor, count: int) -> Tensor:
+    """The solution of a symmetric system whose first ``count`` blocks of six add up to zero.
+
+    By Lagrange multipliers: taking the mean away afterwards would leave the common unknowns where they are,
+    though they had been solved for together with it.
+    """
+    if not count:
+        return torch.linalg.solve(matrix, vector)
+    sums = torch.zeros(6, len(vector), dtype=vector.dtype)
+    sums[:, : 6 * count] = torch.eye(6, dtype=vector.dtype).repeat(1, count)
+    corner = torch.zeros(6, 6, dtype=vector.dtype)
+    whole = torch.cat([torch.cat([matrix, sums.T], 1), torch.cat([sums, corner], 1)])
+    return torch.linalg.solve(whole, torch.cat([vector, vector.new_zeros(6)]))[: len(vector)]
 
 
 def _padded(step: Tensor) -> Tensor:

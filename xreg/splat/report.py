@@ -79,7 +79,7 @@ def _min_max_db(body: Gaussians, test: ProjectionSet) -> float:
 
 
 def write_report(folder: str | PathLike, result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
-    """Write all of `FILES` into a folder that exists, each atomically; returns the metrics.  Raises FileError."""
+    """Write all of `FILES` into a folder that exists, each atomically; returns the metrics."""
     folder, body = Path(folder), result.gaussians
     body.save(folder / FILES[0])
     body.to_ply(folder / FILES[1])
@@ -144,7 +144,7 @@ def turntable(body: Gaussians, result: FitResult) -> list[UInt8[np.ndarray, "H W
 
 
 def orbit_view(body: Gaussians, result: FitResult, angle: float) -> Float[Tensor, "H W"]:
-    """The first view's radiograph after the object has turned (rad) about the world's z through the box's middle."""
+    """The first view's radiograph after the object has turned (rad) about the world's z."""
     turn = torch.tensor([0.0, 0.0, angle, 0.0, 0.0, 0.0], dtype=torch.float64)
     camera: Camera = result.cameras[0]
     factor = max(camera.size) / SIDE
