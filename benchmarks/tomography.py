@@ -24,10 +24,20 @@ from torch import Tensor
 from xreg import pictures
 from xreg.errors import InputWarning
 from xreg.metrics import psnr, ssim_volume
-from xreg.tomography import Filter, Iteration, Projector, Protocol, cgls, fdk, fista_tv, os_sart, simulate
+from xreg.tomography import (
+    Filter,
+    Iteration,
+    Projector,
+    Protocol,
+    cgls,
+    fdk,
+    fista_tv,
+    os_sart,
+    simulate,
+    tv_weight,
+)
 
 WEIGHTS = (5e-4, 1e-3, 2e-3, 4e-3)
-TV_WEIGHT = 2e-3
 SCENES = {  # what differs from a full circle
     "circle": {},
     "120 degrees": {"arc": 120.0},
@@ -54,7 +64,7 @@ class Best:
 
 
 def methods(
-    projections: Any, quality: Callable[[Tensor], float], weights: tuple[float, ...]
+    projections: Any, quality: Callable[[Tensor], float], weights: tuple[float | None, ...]
 ) -> dict[str, Any]:
     """Functions that give (volume, seconds, remark), by name."""
     images, cameras, grid = projections.images, projections.cameras, projections.grid
@@ -88,15 +98,16 @@ def methods(
         "CGLS": best(lambda **k: cgls(exact, images, iterations=30, **k)),
     }
     for weight in weights:
-        found[f"FISTA-TV {weight:g}"] = plain(
-            lambda weight=weight: fista_tv(fast, images, weight=weight, subsets=groups, iterations=12),
-            f"weight {weight:g}, {groups} subsets, 12 iterations",
+        value = tv_weight(images) if weight is None else weight
+        found["FISTA-TV" if weight is None else f"FISTA-TV {weight:g}"] = plain(
+            lambda value=value: fista_tv(exact, images, weight=value, subsets=groups, iterations=15),
+            f"weight {value:.2g}, {groups} subsets, 15 iterations",
         )
     return found
 
 
 def run_scene(
-    volume: Any, protocol: Protocol, weights: tuple[float, ...], only: tuple[str, ...]
+    volume: Any, protocol: Protocol, weights: tuple[float | None, ...], only: tuple[str, ...]
 ) -> tuple[list, Any]:
     """Rows of one simulated scan, and middle slices of truth and results."""
     scene = simulate(volume, protocol).projections
@@ -143,7 +154,7 @@ def _page(slices: dict[str, Tensor]) -> Any:
 @click.option("--views", type=int, multiple=True, default=(75, 50, 25), show_default=True)
 @click.option("--scene", "scenes", type=click.Choice(list(SCENES)), multiple=True, default=("circle",))
 @click.option("--photons", type=float, default=1e4, show_default=True, help="I0 of the noise.")
-@click.option("--tune", is_flag=True, help=f"FISTA-TV with weights {WEIGHTS} instead of {TV_WEIGHT:g}.")
+@click.option("--tune", is_flag=True, help=f"FISTA-TV with weights {WEIGHTS} too.")
 @click.option("--only", multiple=True, help="Methods whose names begin so.")
 @click.option("--pictures", "folder", type=click.Path(path_type=Path), help="Folder for middle slices.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "tomography.json")
@@ -162,7 +173,7 @@ def main(ct, pelvis, size, detector, views, scenes, photons, tune, only, folder,
                     size=size, views=count, detector=(detector or 2 * size,) * 2, photons=photons, finer=2,
                     **SCENES[scene],
                 )  # fmt: skip
-                rows, slices = run_scene(volume, protocol, WEIGHTS if tune else (TV_WEIGHT,), only)
+                rows, slices = run_scene(volume, protocol, (None, *WEIGHTS) if tune else (None,), only)
                 for row in rows:
                     click.echo(
                         f"{name:<7} {scene:<12} {count:>3} views  {row['method']:<15} "

@@ -20,17 +20,18 @@ from xreg.splat.adam import Parameters
 from xreg.splat.checkpoint import Progress, read_checkpoint, write_checkpoint
 from xreg.splat.control import split_and_prune
 from xreg.splat.density import image_maps, solve_density
-from xreg.splat.gaussians import Gaussians
+from xreg.splat.gaussians import Gaussians, widened
 from xreg.splat.losses import data_term, random_block, roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
 from xreg.splat.settings import FitSettings
 from xreg.splat.start import default_count, first_gaussians, first_volume, uniform_gaussians
 from xreg.splat.views import Views, views_of
-from xreg.tomography.tv import tv_steps
+from xreg.tomography.tv import tv_steps, tv_weight
 from xreg.volume import Volume
 
 START_SHARE = 0.4  # of the time budget, at most, for the first volume
 POSE_STEPS = 20  # on the views, before each round of poses
+HAT = 1 / 6  # variance of the hat function that lies between voxels, in voxels²
 GROWN_FROM = 2  # Gaussians that are to be split begin as so many times fewer
 
 
@@ -52,9 +53,8 @@ Tell = Callable[[Report], Any]
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every
-    look, as
-    (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
+    """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look,
+    as (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
     by phase.
     """
 
@@ -67,8 +67,17 @@ class FitResult:
     correction: Correction | None = None
 
     def volume(self) -> Volume:
-        """The Gaussians on the fit's grid, 1/mm."""
-        return self.gaussians.to_volume((self.grid.affine, self.grid.shape))
+        """Voxels on the fit's grid, 1/mm, which look like the Gaussians when they are interpolated linearly.
+
+        They are the Gaussians freed of what the interpolation adds: sampled as they are, and then
+        interpolated, they would be blurred once more.
+        """
+        return self.gaussians.widened(-hat_variance(self.grid)).to_volume((self.grid.affine, self.grid.shape))
+
+
+def hat_variance(grid: VoxelGrid) -> float:
+    """By what linear interpolation between voxels widens a Gaussian, mm² along each axis."""
+    return HAT * grid.voxel_mm3 ** (2 / 3)
 
 
 def fit(
@@ -108,7 +117,10 @@ def fit(
 
 
 class _Run:
-    """One fit: its data, its Gaussians, and where it stands."""
+    """One fit: its data, its Gaussians, and where it stands.
+
+    The parameters are those of the voxels; what a view sees of them is wider, see `FitResult.volume`.
+    """
 
     def __init__(self, scan, settings, grid, checkpoint, tell, clock) -> None:
         self.settings, self.grid, self.file = settings, grid, checkpoint
@@ -119,7 +131,8 @@ class _Run:
         self.count = settings.count or default_count(grid)
         self.weights = self.views.weights
         size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
-        self.unit = float(size.mean())
+        self.tv = settings.tv * tv_weight(self.views.films)
+        self.unit, self.hat = float(size.mean()), hat_variance(grid)
         self.seconds: dict[str, float] = {}
         self.progress = Progress(generator=torch.Generator().manual_seed(settings.seed))
         self.peak, self.stopped = 0.0, False
@@ -184,7 +197,7 @@ class _Run:
         for number in range(s.pose_rounds):
             for _ in range(POSE_STEPS):
                 self.step(1.0)
-            body = self.parameters.gaussians()
+            body = self.parameters.gaussians().widened(self.hat)
             residual = self.residual(body)
             self.correction = refine_poses(
                 body, self.views, self.nominal, self.correction, center=self.grid.center,
@@ -236,7 +249,9 @@ class _Run:
         pick = self.progress.next_views(len(films), min(s.views, len(films)))
         with torch.enable_grad():
             tensors = self.parameters.tensors()
-            image, _ = splat(*tensors, self.rays[pick], self.views.size, kind=self.kind)
+            mean, scale, rotation, density = tensors
+            scale, density = widened(scale, density, self.hat)
+            image, _ = splat(mean, scale, rotation, density, self.rays[pick], self.views.size, kind=self.kind)
             loss = data_term(image, films[pick], self.weights[pick], s.loss) / self.unit
             if s.ssim:
                 loss = loss + s.ssim * (1 - ssim_views(image, films[pick], float(films.max())))
@@ -245,7 +260,7 @@ class _Run:
                     self.grid.affine, self.grid.shape, s.tv_block, self.progress.generator
                 )
                 block = voxelize(*tensors, affine, shape) / self.peak
-                loss = loss + s.tv * roughness(block, tv_steps(self.grid.spacing))
+                loss = loss + self.tv * roughness(block, tv_steps(self.grid.spacing))
             loss.backward()
         if s.grow_every:
             self.pull += self.parameters.values["mean"].grad.norm(dim=1)
@@ -253,10 +268,12 @@ class _Run:
 
     def solve_density(self) -> None:
         mean, scale, rotation, density = (t.detach() for t in self.parameters.tensors())
-        maps = image_maps(mean, scale, rotation, self.rays, self.views.size, kind=self.kind)
+        wide, seen = widened(scale, density, self.hat)
+        maps = image_maps(mean, wide, rotation, self.rays, self.views.size, kind=self.kind)
         solved = solve_density(
-            maps, self.views.films, self.weights, density, iterations=self.settings.density_iterations
+            maps, self.views.films, self.weights, seen, iterations=self.settings.density_iterations
         )
+        solved = solved * (wide / scale).prod(1)
         self.parameters.set_density(solved.clamp_min(0) if self.settings.nonnegative else solved)
 
     def grow(self) -> None:
@@ -268,7 +285,8 @@ class _Run:
         """Judge by the held-out rays, or by all where there are none; keep the best, write it down."""
         body = self.parameters.gaussians()
         with torch.no_grad():
-            image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
+            seen = body.widened(self.hat)
+            image, _ = splat(*seen._tensors(), self.rays, self.views.size, kind=self.kind)
             judge = 1 - self.weights if self.settings.held_out else self.weights
             misfit = float(data_term(image, self.views.films, judge, "l2")) ** 0.5
         if not misfit < float("inf"):
@@ -305,7 +323,9 @@ class _Run:
 
     def result(self) -> FitResult:
         best = self.progress.best or self.parameters.gaussians()
-        kept = replace(best, energy_kev=self.energy, provenance={"fit": self.settings.to_dict()})
+        kept = replace(
+            best.widened(self.hat), energy_kev=self.energy, provenance={"fit": self.settings.to_dict()}
+        )
         self.seconds["total"] = self.spent
         return FitResult(
             kept, self.grid, self.views.cameras, self.progress.step, tuple(self.progress.history),
@@ -316,9 +336,9 @@ class _Run:
 def view_psnr(
     body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
 ) -> float:
-    """PSNR of rendered views, dB, on the absolute scale; its range is the largest pixel unless given."""
+    """PSNR of views, dB, absolute, less than zero drawn as zero; range: the largest pixel unless given."""
     from xreg.metrics import psnr
 
     with torch.no_grad():
-        drawn = torch.stack([body.render(camera) for camera in cameras])
+        drawn = torch.stack([body.render(camera) for camera in cameras]).clamp_min(0)
     return psnr(drawn.cpu(), images.cpu(), data_range=data_range or float(images.max()))

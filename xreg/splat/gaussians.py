@@ -117,6 +117,17 @@ class Gaussians:
         """The same numbers without their gradients."""
         return replace(self, **{name: value.detach() for name, value in self.items()})
 
+    def widened(self, variance: float) -> Gaussians:
+        """All convolved with a round Gaussian of this variance along each axis (mm²), or freed of one below
+        zero; what each holds stays.  Raises GaussianError where a Gaussian is narrower than what is taken.
+        """
+        if variance < 0 and float(self.scale.detach().amin() ** 2 if len(self) else 1) <= -variance:
+            raise GaussianError(
+                f"some Gaussians have less than the variance {-variance} mm² to be taken away"
+            )
+        scale, density = widened(self.scale, self.density, variance)
+        return replace(self, log_scale=scale.log(), density=density)
+
     def rays(self, camera: Camera, world_from_body: Any = None) -> Float[Tensor, "*batch 6 3"]:
         """The camera's rays (s0, su, sv, d0, du, dv) in the body's mm, float64; gradients to camera and
         pose.
@@ -234,6 +245,14 @@ class Gaussians:
 
     def _flat(self, rays: Tensor) -> Tensor:
         return rays.reshape(-1, 6, 3).to(self.mean.device, non_blocking=True)
+
+
+def widened(
+    scale: Float[Tensor, "N 3"], density: Float[Tensor, " N"], variance: float
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, " N"]]:
+    """Scales and densities after a convolution with a round Gaussian (variance in mm²); with gradients."""
+    wide = (scale.square() + variance).sqrt()
+    return wide, density * (scale / wide).prod(-1)
 
 
 def _into_body(camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:

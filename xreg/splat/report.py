@@ -49,12 +49,14 @@ def measure(result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
     if scan.held_out is not None:
         test = scan.held_out
         found["held_out_views_db"] = view_psnr(body, test.images, test.cameras)
-        found["held_out_views_min_max_db"] = _min_max_db(body, test)
+        with torch.no_grad():
+            drawn = torch.stack([body.render(camera).clamp_min(0).cpu() for camera in test.cameras])
+        found["held_out_views_min_max_db"] = min_max_db(drawn, test.images.cpu())
     truth = scan.truth
     same = truth is not None and truth.shape == result.grid.shape
     if same and bool((truth.affine - result.grid.affine).abs().max() < 1e-6):
         unit = scan.scale or float(truth.mu.max())
-        density = (body.voxelize((result.grid.affine, result.grid.shape)) / unit).clamp_min(0).cpu()
+        density = (result.volume().mu / unit).clamp_min(0).cpu()
         found["psnr_3d_db"] = psnr(density, truth.mu.cpu() / unit)
         found["ssim_3d"] = ssim_volume(density, truth.mu.cpu() / unit)
         found["data_range"] = 1.0
@@ -69,13 +71,10 @@ def measure(result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
     return found
 
 
-def _min_max_db(body: Gaussians, test: ProjectionSet) -> float:
-    """Mean PSNR over views, each stretched from 0 to 1 by its own extremes."""
+def min_max_db(images: Float[Tensor, "V H W"], truth: Float[Tensor, "V H W"]) -> float:
+    """Mean PSNR over views, dB, each stretched from 0 to 1 by its own extremes."""
     stretch = lambda x: (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)  # noqa: E731
-    with torch.no_grad():
-        drawn = [body.render(camera).cpu() for camera in test.cameras]
-    found = [psnr(stretch(a), stretch(b)) for a, b in zip(drawn, test.images.cpu(), strict=True)]
-    return float(np.mean(found))
+    return float(np.mean([psnr(stretch(a), stretch(b)) for a, b in zip(images, truth, strict=True)]))
 
 
 def write_report(folder: str | PathLike, result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def comparison(result: FitResult, scan: ProjectionSet) -> UInt8[np.ndarray, "H W
     kind = "film" if test is None else "view kept out"
     rows = [_row(kind, "Gaussians", film.cpu(), drawn.cpu(), share=0.1)]
     grid = result.grid
-    values = result.gaussians.voxelize((grid.affine, grid.shape)).cpu()
+    values = result.volume().mu.cpu()
     truth = scan.truth.mu.cpu() if scan.truth is not None and scan.truth.shape == grid.shape else None
     for name, axis in (("axial", 0), ("coronal", 1)):
         n = values.shape[axis] // 2

@@ -10,6 +10,7 @@ from xreg.errors import GaussianError
 
 STARTS = ("tv", "fdk", "uniform")
 LOSSES = ("l2", "l1")
+MOST_STEPS = 200  # on views, where neither steps nor seconds are given
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,15 @@ class FitSettings:
     """Everything that `fit` can be told beyond its data.
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
-    'uniform' (a lattice in the box).  count: most Gaussians; None for one to 25 voxels of the grid, at least
-    2000.  seconds: time budget; iterations: most steps on views, None for 400, or as many as the budget
-    allows.  voxel_steps: steps on the first volume's
-    voxels, which put Gaussians into place before any ray is cast.
+    'uniform' (a lattice in the box).  count: most Gaussians; None for one to 10 voxels of the grid, at least
+    2000.  seconds: time budget; iterations: most steps on views, None for 200, or as many as the budget
+    allows.  voxel_steps: steps on the first volume's voxels, which put Gaussians into place before any ray is
+    cast.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
     units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
-    random
-    blocks of `tv_block` voxels an edge.  rates: Adam's, of mean (in voxels), log-scale, rotation and density
+    random blocks of `tv_block` voxels an edge, and its weight in units of `xreg.tomography.tv_weight`, which
+    knows the noise.  rates: Adam's, of mean (in voxels), log-scale, rotation and density
     (in units of the first volume's largest value), falling to `decay` of that over the fit.
 
     density_every: steps between density solves, 0 for none; density_iterations: of CGLS in each.  grow_every:
@@ -34,9 +35,9 @@ class FitSettings:
     nonnegative: densities below zero become zero.  mode: 'exact' or 'affine' projection.
 
     held_out: part of the rays kept out of the fit, which decide which step is kept and when to stop;
-    check_every:
-    steps between looks at them; patience: looks without a gain after which it stops.  poses: refine every
-    view's pose, in `pose_rounds` rounds; intrinsics: with them one detector offset and one distance for all.
+    check_every: steps between looks at them; patience: looks without a gain after which it stops.  poses:
+    refine every view's pose, in `pose_rounds` rounds; intrinsics: with them one detector offset and one
+    distance for all.
     """
 
     init: str = "tv"
@@ -44,12 +45,12 @@ class FitSettings:
     seconds: float | None = None
     iterations: int | None = None
     voxel_steps: int = 60
-    views: int = 2
+    views: int = 4
     loss: str = "l2"
     ssim: float = 0.0
-    tv: float = 1e-3
+    tv: float = 3.0
     tv_block: int = 48
-    rates: tuple[float, float, float, float] = (0.03, 0.01, 0.01, 0.005)
+    rates: tuple[float, float, float, float] = (0.01, 0.003, 0.003, 0.0015)
     decay: float = 0.1
     density_every: int = 0
     density_iterations: int = 4
@@ -60,7 +61,7 @@ class FitSettings:
     mode: str = "exact"
     held_out: float = 0.02
     check_every: int = 25
-    patience: int = 4
+    patience: int = 2
     poses: bool = False
     pose_rounds: int = 6
     intrinsics: bool = False
@@ -100,7 +101,7 @@ class FitSettings:
         """Most steps on views."""
         if self.iterations is not None:
             return self.iterations
-        return 400 if self.seconds is None else 1_000_000
+        return MOST_STEPS if self.seconds is None else 1_000_000
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

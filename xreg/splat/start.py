@@ -18,8 +18,8 @@ from xreg.splat.voxel_fit import fit_to_volume
 from xreg.tomography import Filter, Projector, fdk, fista_tv
 from xreg.volume import Volume
 
-TV_WEIGHT, TV_PASSES = 1.5e-3, 12
-VOXELS_EACH = 25  # of the grid, one Gaussian by default
+TV_PASSES = 15
+VOXELS_EACH = 10  # of the grid, one Gaussian by default
 FEWEST = 2000
 EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
 
@@ -37,12 +37,9 @@ def first_volume(
     films = views.filled()
     if init == "fdk":
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
-    adjoint = "exact" if views.kind == "parallel" else "voxel"
-    projector = Projector(views.cameras, grid, adjoint=adjoint)
-    subsets = max(1, min(8, len(films) // 5))
-    return fista_tv(
-        projector, films, weight=TV_WEIGHT, subsets=subsets, iterations=TV_PASSES, seconds=seconds
-    )
+    projector = Projector(views.cameras, grid)
+    subsets = max(1, min(6, len(films) // 5))
+    return fista_tv(projector, films, subsets=subsets, iterations=TV_PASSES, seconds=seconds)
 
 
 def first_gaussians(

@@ -11,7 +11,7 @@ from xreg.tomography.orbit import Orbit, orbit_of
 from xreg.tomography.progress import Iteration
 from xreg.tomography.projector import Projector
 from xreg.tomography.simulate import Protocol, Simulation, density_cube, simulate
-from xreg.tomography.tv import fista_tv, tv_prox, tv_value
+from xreg.tomography.tv import fista_tv, noise_of, tv_prox, tv_value, tv_weight
 
 __all__ = [
     "Filter",
@@ -25,10 +25,12 @@ __all__ = [
     "density_cube",
     "fdk",
     "fista_tv",
+    "noise_of",
     "orbit_of",
     "os_sart",
     "simulate",
     "sirt",
     "tv_prox",
     "tv_value",
+    "tv_weight",
 ]

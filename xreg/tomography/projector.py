@@ -104,11 +104,11 @@ class Projector:
         part._norms = {}
         return part
 
-    def norm(self, like: Tensor) -> float:
+    def norm(self, like: Tensor, *, tolerance: float = 1e-4) -> float:
         """‖A‖₂ in mm, by power iteration from a constant volume: a lower bound, tight to about 1e-3.
 
         like: a tensor whose dtype and device to work in.  Deterministic, as AᵀA has no negative entry and its
-        first eigenvector no zero; kept for the next call.
+        first eigenvector no zero; kept for the next call.  It ends where the square changes by ``tolerance``.
         """
         if like.dtype not in self._norms:
             x = torch.ones(self.grid.shape, dtype=like.dtype, device=like.device)
@@ -119,7 +119,7 @@ class Projector:
                 last, square = square, float(x.norm())
                 if square == 0.0:
                     raise GeometryError("no ray of any view meets the grid; check the cameras and its place")
-                if abs(square - last) < 1e-4 * square:
+                if abs(square - last) < tolerance * square:
                     break
             self._norms[like.dtype] = square**0.5
         return self._norms[like.dtype]

@@ -1,0 +1,227 @@
+"""Gaussians and volumes from few projections: xreg's fit beside classical methods and R²-Gaussian's recipe.
+
+python benchmarks/splat_fit.py --scene chest-50 --scene chest-25          (see --help)
+
+Projections follow R²-Gaussian's protocol (`xreg.tomography.Protocol`): the ray marcher makes them, never the
+splatter.  Times are processor seconds of one thread.  R²'s recipe runs on this project's kernels for as long
+as the fit took, and then for four times as long.  FISTA-TV and OS-SART get their best weight and their best
+iteration, judged with the truth, which nobody has.  Metrics are of densities from 0 to 1 and of line
+integrals, absolute; "min-max" is the peers' definition for views, blind to gain and offset.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from common import RESULTS, describe_run, find_ct, load_ct, write_json
+from r2_recipe import R2Recipe
+from tomography import Best
+
+from xreg import pictures
+from xreg.errors import InputWarning
+from xreg.geometry import Rig
+from xreg.metrics import psnr, ssim_volume
+from xreg.splat import FitSettings, fit
+from xreg.splat.report import min_max_db
+from xreg.splat.views import corrected
+from xreg.tomography import Filter, Projector, Protocol, fdk, fista_tv, os_sart, simulate, tv_weight
+
+FACTORS, PASSES = (0.7, 1.0, 1.4), 25  # of the rule's weight
+HELD_OUT = 20
+TIMES = (1, 4)  # what R²'s recipe gets, of the fit's time
+NOISE = (1.0, 2.0)  # degrees and mm of each axis, of every view's pose
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One simulated scan: which CT, and what the protocol says."""
+
+    body: str
+    options: dict[str, Any]
+    poses: bool = False
+
+
+SCENES = {
+    "chest-50": Scene("chest", {"views": 50}),
+    "chest-25": Scene("chest", {"views": 25}),
+    "pelvis-50": Scene("pelvis", {"views": 50}),
+    "pelvis-25": Scene("pelvis", {"views": 25}),
+    "chest-50 noise-free": Scene("chest", {"views": 50, "noise": "none"}),
+    "chest-50 over 120°": Scene("chest", {"views": 50, "arc": 120.0}),
+    "chest-50 truncated": Scene("chest", {"views": 50, "detector_side": (4.0, 2.2)}),
+    "chest-50 poses": Scene("chest", {"views": 50}, poses=True),
+}
+
+
+class Judge:
+    """Figures of a volume, and of views, against one scan's truth."""
+
+    def __init__(self, scan: Any) -> None:
+        self.scan, self.truth = scan, scan.truth.mu / scan.scale
+
+    def quality(self, mu: torch.Tensor) -> float:
+        return psnr((mu / self.scan.scale).clamp(0, 1), self.truth)
+
+    def volume(self, name: str, mu: torch.Tensor, seconds: float, remark: str = "") -> dict[str, Any]:
+        density = (mu / self.scan.scale).clamp(0, 1)
+        return {
+            "method": name, "psnr_db": round(self.quality(mu), 2),
+            "ssim": round(ssim_volume(density, self.truth), 4), "seconds": round(seconds, 1),
+            "remark": remark,
+        }  # fmt: skip
+
+    def views(self, render: Callable[[Any], torch.Tensor]) -> dict[str, float]:
+        """Held-out views, without noise."""
+        test = self.scan.held_out
+        drawn = torch.stack([render(camera) for camera in test.cameras]).clamp_min(0)
+        top = float(test.images.max())
+        return {
+            "views_db": round(psnr(drawn, test.images, data_range=top), 2),
+            "views_min_max_db": round(min_max_db(drawn, test.images), 2),
+        }
+
+
+def classical(scan: Any, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """FDK, OS-SART and FISTA-TV, each in its best case."""
+    images, subsets = scan.images, max(1, min(6, len(scan.images) // 5))
+    begun = time.process_time()
+    found = {"FDK": fdk(images, scan.cameras, scan.grid, filter=Filter("hann"))}
+    rows = [judge.volume("FDK", found["FDK"], time.process_time() - begun, "Hann window")]
+    keep, begun = Best(judge.quality), time.process_time()
+    fast = Projector(scan.cameras, scan.grid, adjoint="voxel")
+    os_sart(fast, images, subsets=2 * subsets, relaxation=0.5, iterations=20, on_iteration=keep)
+    found["OS-SART"] = keep.volume
+    remark = f"{keep.number} iterations, stopped with the truth"
+    rows.append(judge.volume("OS-SART", keep.volume, time.process_time() - begun, remark))
+    exact, tried = Projector(scan.cameras, scan.grid), []
+    for weight in (factor * tv_weight(images) for factor in FACTORS):
+        begun = time.process_time()
+        mu = fista_tv(exact, images, weight=weight, subsets=subsets, iterations=PASSES)
+        tried.append((judge.quality(mu), weight, mu, time.process_time() - begun))
+    _, weight, found["FISTA-TV"], spent = max(tried, key=lambda t: t[0])
+    remark = f"best of {len(FACTORS)} weights with the truth: {weight:.2g}, {PASSES} passes"
+    rows.append(judge.volume("FISTA-TV", found["FISTA-TV"], spent, remark))
+    return rows, found
+
+
+def run_scene(
+    scan: Any, settings: FitSettings, *, peers: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Rows of all methods on one scan, and their volumes."""
+    judge = Judge(scan)
+    begun = time.process_time()
+    result = fit(scan, settings, clock=time.process_time)
+    spent, volume = time.process_time() - begun, result.volume().mu
+    ours = judge.volume(
+        "xreg splat fit", volume, spent, f"{len(result.gaussians)} Gaussians, {result.steps} steps"
+    )
+    ours |= judge.views(lambda camera: result.gaussians.render(camera).detach())
+    click.echo(f"  {ours}")
+    rows, found = classical(scan, judge) if peers else ([], {})
+    found["xreg splat fit"] = volume
+    recipe, used = R2Recipe(scan), 0.0
+    for times in TIMES if peers else ():
+        look = recipe.run(times * spent - used)
+        used += look.seconds
+        found[f"R² recipe, {times}× time"] = recipe.volume()
+        row = judge.volume(
+            f"R² recipe, {times}× time", recipe.volume(), used, f"{look.count} Gaussians, {look.step} steps"
+        )
+        rows.append(row | judge.views(recipe.render))
+        click.echo(f"  {rows[-1]}")
+    return [*rows, ours], found
+
+
+def shaken(scan: Any, seed: int = 0) -> Any:
+    """The scan whose cameras are wrong: NOISE on every pose, with a mean of zero (the gauge)."""
+    random = torch.Generator().manual_seed(seed)
+    change = torch.randn(len(scan.images), 6, generator=random, dtype=torch.float64)
+    change = (change - change.mean(0)) * torch.tensor(
+        [torch.pi / 180 * NOISE[0]] * 3 + [NOISE[1]] * 3, dtype=torch.float64
+    )
+    none = torch.zeros(3, dtype=torch.float64)
+    cameras = [corrected(c, x, none, scan.grid.center) for c, x in zip(scan.cameras, change, strict=True)]
+    return replace(scan, cameras=Rig(tuple(cameras)))
+
+
+def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The fit with true cameras, with shaken ones, and with shaken ones that it refines."""
+    judge, wrong, rows, found = Judge(scan), shaken(scan), [], {}
+    for name, data, kind in (
+        ("true cameras", scan, settings),
+        ("shaken cameras", wrong, settings),
+        ("shaken, refined", wrong, replace(settings, poses=True)),
+    ):
+        begun = time.process_time()
+        result = fit(data, kind, clock=time.process_time)
+        found[name] = result.volume().mu
+        rows.append(judge.volume(name, found[name], time.process_time() - begun))
+        click.echo(f"  {rows[-1]}")
+    true, lost, back = (row["psnr_db"] for row in rows)
+    rows[-1]["recovered"] = round((back - lost) / (true - lost), 3)
+    return rows, found
+
+
+def _page(truth: torch.Tensor, found: dict[str, torch.Tensor], scale: float) -> Any:
+    """Middle slices beside each other, anterior up."""
+    middle = truth.shape[0] // 2
+    images = {"truth": truth[middle]} | {n: (mu[middle] / scale).clamp(0, 1) for n, mu in found.items()}
+    drawn = [
+        (name, pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
+        for name, image in images.items()
+    ]
+    return pictures.panels([drawn[n : n + 4] for n in range(0, len(drawn), 4)])
+
+
+@click.command()
+@click.option("--scene", "scenes", type=click.Choice(list(SCENES)), multiple=True, help="[default: all]")
+@click.option("--size", type=int, default=128, show_default=True, help="Voxels along the cube.")
+@click.option("--detector", type=int, help="Pixels along the detector.  [default: twice the voxels]")
+@click.option("--ct", help="Chest CT; default XREG_CHEST_CT, else that of `xreg demo`.")
+@click.option("--pelvis", envvar="XREG_PELVIS_CT", help="Pelvis CT.")
+@click.option("--pictures", "folder", type=click.Path(path_type=Path), help="Folder for middle slices.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "splat_fit.json")
+def main(scenes, size, detector, ct, pelvis, folder, out) -> None:
+    """Scenes that are asked for replace those of the same name and size in the result file."""
+    torch.set_num_threads(1)
+    chest, done = find_ct(ct), json.loads(out.read_text()) if out.is_file() else {"scenes": []}
+    for name in scenes or SCENES:
+        scene = SCENES[name]
+        if scene.body == "pelvis" and not pelvis:
+            raise click.UsageError("a pelvis scene takes --pelvis or XREG_PELVIS_CT")
+        path = pelvis if scene.body == "pelvis" else chest
+        volume = load_ct(path)
+        wide = detector or 2 * size
+        protocol = Protocol(size=size, detector=(wide, wide), held_out=HELD_OUT, **scene.options)
+        click.echo(f"{name}, {size}³ from {protocol.views}×{wide}²")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # an arc that is incomplete is the point
+            scan = simulate(volume, protocol).projections
+            run = run_poses if scene.poses else run_scene
+            rows, found = run(scan, FitSettings())
+        entry = {
+            "scene": name,
+            "size": size,
+            "detector": wide,
+            "rows": rows,
+            "run": describe_run(path, volume),
+        }
+        kept = [e for e in done["scenes"] if (e["scene"], e["size"]) != (name, size)]
+        done = {"about": __doc__.split("\n\n")[2], "scenes": [*kept, entry]}
+        write_json(out, done)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = folder / f"{name.replace(' ', '_')}_{size}.png"
+            pictures.save_picture(picture, _page(scan.truth.mu / scan.scale, found, scan.scale))
+
+
+if __name__ == "__main__":
+    main()
