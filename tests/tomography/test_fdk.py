@@ -130,6 +130,10 @@ def test_what_is_no_circle_is_refused():
         fdk(images[:2], circle(2), GRID)
     with pytest.raises(GeometryError, match="does not see the axis"):
         fdk(images, circle(12, principal_point=(-9.0, 20.0)), GRID)
+    with pytest.raises(GeometryError, match="inside the volume"):
+        fdk(images, circle(12, sod=0.04, sdd=0.1), GRID)
+    with pytest.raises(ImageError, match="projections must be a floating tensor"):
+        fdk(images[:11], circle(12), GRID)
     images[3, 5, 5] = torch.nan
     with pytest.raises(ImageError, match=r"NaN.*views \[3\]"):
         fdk(images, circle(12), GRID)

@@ -52,7 +52,7 @@ def fista_tv(
     on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by ``tolerance``
     of its norm or less.  Deterministic.  Raises GeometryError, ImageError, VolumeError.
     """
-    check_projections(images, projector)
+    check_projections(images, projector.shape)
     if not (math.isfinite(weight) and weight >= 0):
         raise GeometryError(f"weight must be zero or more, got {weight}")
     x = start_volume(projector, images, start)
