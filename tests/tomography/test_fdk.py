@@ -117,6 +117,13 @@ def test_a_limited_arc_says_so():
         reconstructed(circle(40, 120))
 
 
+def test_the_distance_to_the_detector_does_not_matter():
+    """A film's geometry is the focal length in pixels; where the rays end is the projector's business."""
+    views = list(circle(12))
+    images = Projector(views, GRID).forward(body())
+    assert torch.equal(fdk(images, [c.replace(sdd=None) for c in views], GRID), fdk(images, views, GRID))
+
+
 def test_what_is_no_circle_is_refused():
     images = torch.zeros(12, 44, 60)
     tilt = torch.arange(12.0) * 3
