@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
-from common import load_ct
+from common import find_ct, load_ct
 from films import bone_points, make_case, random_look, take
 from torch import Tensor
 
@@ -51,14 +50,14 @@ class Trial:
     note: str = ""
 
 
-def load_bodies(chest: str | None, pelvis: str | None) -> dict[str, Volume]:
-    """The volumes: chest always, pelvis where its file is given."""
-    from common import find_ct
+def files_of(chest: str | None, pelvis: str | None) -> dict[str, str]:
+    """The CT of each body: chest always, pelvis where its file is given."""
+    return {"chest": find_ct(chest)} | ({"pelvis": pelvis} if pelvis else {})
 
-    bodies = {"chest": load_ct(find_ct(chest))}
-    if pelvis:
-        bodies["pelvis"] = Volume.load(Path(pelvis))
-    return bodies
+
+def load_bodies(chest: str | None, pelvis: str | None) -> dict[str, Volume]:
+    """The volumes of `files_of`."""
+    return {name: load_ct(path) for name, path in files_of(chest, pelvis).items()}
 
 
 def kinds_of(bodies: dict[str, Volume]) -> list[tuple[str, str]]:

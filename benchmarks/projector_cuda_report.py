@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from projector_report import show_goals
 from rich.console import Console
 from rich.table import Table
 
@@ -112,17 +113,7 @@ def show(result: dict, console: Console) -> None:
             cells = [_cell(mine.get(mode)) for mode in GOALS]
             table.add_row(name, view, *cells, _error(next(iter(mine.values()))))
         console.print(table)
-    for name, reason in result["skipped"].items():
-        console.print(f"not measured: {name} ({reason})")
-    table = Table(title="goals (the least favourable place)")
-    for column in ("what", "goal", "measured", "where", "met"):
-        table.add_column(column)
-    for g in result["goals"]:
-        value = "-" if g["value"] is None else f"{g['value']:.2f}"
-        table.add_row(
-            g["what"], g["goal"], value, g["where"], {True: "yes", False: "NO", None: "-"}[g["met"]]
-        )
-    console.print(table)
+    show_goals(result, console, "place", "{:.2f}")
 
 
 def _error(row: dict) -> str:

@@ -132,12 +132,19 @@ def show(result: dict, console: Console) -> None:
                 inside = "" if one["error_inside"] is None else f"{one['error_inside']:.1e}"
                 table.add_row(label, *cells, f"{one['error']:.1e}", inside)
             console.print(table)
+    show_goals(result, console, "view", "{:.1f}")
+
+
+def show_goals(result: dict, console: Console, decides: str, pattern: str) -> None:
+    """Print what was not measured, and the goals; decides: of what the least favourable one counts."""
     for name, reason in result["skipped"].items():
         console.print(f"not measured: {name} ({reason})")
-    table = Table(title="goals (the least favourable view)")
+    table = Table(title=f"goals (the least favourable {decides})")
     for column in ("what", "goal", "measured", "where", "met"):
         table.add_column(column)
     for g in result["goals"]:
-        value = "-" if g["value"] is None else f"{g['value']:.1f}"
-        table.add_row(g["what"], g["goal"], value, g["where"], "yes" if g["met"] else "NO")
+        value = "-" if g["value"] is None else pattern.format(g["value"])
+        table.add_row(
+            g["what"], g["goal"], value, g["where"], {True: "yes", False: "NO", None: "-"}[g["met"]]
+        )
     console.print(table)

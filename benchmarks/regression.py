@@ -46,16 +46,20 @@ class Taken:
     truth: Tensor
 
 
-def held_out(volume: Volume, count: int) -> list[Taken]:
-    """Films at poses of the range, by another integrator than training's, each with a look of its own."""
-    camera = Camera.c_arm(
-        sdd=SDD, sod=SOD, size=(PIXELS, PIXELS), spacing=FIELD_MM / PIXELS, isocenter=volume.center
+def frontal(volume: Volume, sdd: float = SDD, field: float = FIELD_MM, pixels: int = PIXELS) -> Camera:
+    """The camera of a film of `field` mm and `pixels` a side."""
+    return Camera.c_arm(
+        sdd=sdd, sod=SOD, size=(pixels, pixels), spacing=field / pixels, isocenter=volume.center
     )
+
+
+def taken(volume: Volume, camera: Camera, count: int, first_seed: int) -> list[Taken]:
+    """Films at poses of the range, by another integrator than training's, each with a look of its own."""
     found = []
-    for seed in range(count):
-        x = BOX.draw(1, torch.Generator().manual_seed(77_000 + seed))[0]
+    for seed in range(first_seed, first_seed + count):
+        x = BOX.draw(1, torch.Generator().manual_seed(seed))[0]
         truth = camera.world_from_camera @ BOX.pose(x, volume.center)
-        film, mask = take(volume, camera, truth, 77_000 + seed, random_look(77_000 + seed))
+        film, mask = take(volume, camera, truth, seed, random_look(seed))
         found.append(Taken(film, mask, camera, truth))
     return found
 
@@ -83,17 +87,10 @@ def tolerance_rows(regressor: Regressor, volume: Volume, films: int) -> list[dic
     kinds += [("pixels", SDD, FIELD_MM, pixels) for pixels in (PIXELS, 64, 96, 160, 512, 1024)]
     rows = []
     for kind, sdd, field, pixels in kinds:
-        camera = Camera.c_arm(
-            sdd=sdd, sod=SOD, size=(pixels, pixels), spacing=field / pixels, isocenter=volume.center
-        )
-        found = []
-        for seed in range(films):
-            x = BOX.draw(1, torch.Generator().manual_seed(88_000 + seed))[0]
-            truth = camera.world_from_camera @ BOX.pose(x, volume.center)
-            film, mask = take(volume, camera, truth, 88_000 + seed, random_look(88_000 + seed))
-            found.append(guess_row(regressor, volume, Taken(film, mask, camera, truth)))
+        cases = taken(volume, frontal(volume, sdd, field, pixels), films, 88_000)
         known = {"varied": kind, "sdd_mm": sdd, "field_mm": field, "pixels": pixels}
-        rows.append({**known, "pixel_mm": field / pixels, **summary(found)})
+        found = summary([guess_row(regressor, volume, case) for case in cases])
+        rows.append({**known, "pixel_mm": field / pixels, **found})
     return rows
 
 
@@ -263,7 +260,7 @@ def main(
         if model is None:
             settings = TrainSettings(minutes=minutes, batch=batch, validations=max(16, round(minutes)))
             train_network(volume, settings, folder, console, at)
-        regressor, cases = Regressor.load(folder), held_out(volume, count)
+        regressor, cases = Regressor.load(folder), taken(volume, frontal(volume), count, 77_000)
         regressor.require(volume)
         result |= {"settings": regressor.facts["settings"], "training": training_of(folder)}
         rows = {"guess": [guess_row(regressor, volume, case) for case in cases], "refined": [], "search": []}

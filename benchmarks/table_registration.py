@@ -147,5 +147,11 @@ def detectors(result: dict) -> str:
     return table_of(head, body)
 
 
-MAKERS = {"registration": registration, "trust": trust, "beside": beside, "search": search, "wrist": wrist}
-MAKERS["regression"] = regression
+MAKERS = {
+    "registration": registration,
+    "trust": trust,
+    "beside": beside,
+    "search": search,
+    "wrist": wrist,
+    "regression": regression,
+}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from common import PHANTOM, RESULTS, describe_run, find_ct, write_json
-from hard_cases import NO_TRUTH, Trial, as_dicts, load_bodies, nees, run_trials
+from common import PHANTOM, RESULTS, describe_run, load_ct, write_json
+from hard_cases import NO_TRUTH, Trial, as_dicts, files_of, nees, run_trials
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -96,11 +96,11 @@ def show(result: dict, console: Console) -> None:
 def main(ct: str | None, pelvis: str | None, cases: int, jobs: int, out: Path) -> None:
     """Register degraded films and judge the judgements."""
     console = Console(width=None if sys.stdout.isatty() else 140)
-    bodies = load_bodies(ct, pelvis)
-    run = describe_run(find_ct(ct), bodies["chest"])
+    files = files_of(ct, pelvis)
+    run = describe_run(files["chest"], load_ct(files["chest"]))  # the workers load their own
     seeds = range(SEEDS_FROM, SEEDS_FROM + cases)
     trials = list(track(run_trials(ct, pelvis, seeds, jobs), "registering", cases))
-    result = {"schema": "xreg.benchmark.trust/1", "run": run, "bodies": list(bodies)}
+    result = {"schema": "xreg.benchmark.trust/1", "run": run, "bodies": list(files)}
     result |= {"kinds": kinds_summary(trials), "verdict": verdict_summary(trials), "trials": as_dicts(trials)}
     write_json(out, result)
     show(result, console)

@@ -103,7 +103,7 @@ cudaError_t spread(const XregVolume& vol, const XregBeam& b, const XregLabels* l
   Whole* cells = static_cast<Whole*>(sums);
   Largest* largest = reinterpret_cast<Largest*>(cells + voxels);
   const int64_t count = rays * (labels ? labels->channels : 1);
-  const Beam beam = beam_of(b, static_cast<Integrator>(b.integrator));
+  const Beam beam = beam_of(b);
   largest_kernel<<<blocks_for(count), kFlat, 0, stream>>>(g, count, b.rays, b.views, beam, largest);
   const double most = static_cast<double>(rays);
   const cudaError_t error = scatter<Real, Whole>(vol, b, labels, g, cells, largest, most, stream);

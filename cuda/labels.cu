@@ -35,7 +35,7 @@ using namespace xreg;
 extern "C" cudaError_t xreg_cuda_project_labels(const XregVolume* vol, const XregBeam* b, const XregLabels* labels,
                                                 void* image, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
-  with_wide_grid(*vol, [&](auto grid, auto real) {
+  with_grid<int64_t>(*vol, [&](auto grid, auto real) {
     using Real = decltype(real);
     using Grid = decltype(grid);
     Real* out = static_cast<Real*>(image);
@@ -51,7 +51,7 @@ extern "C" cudaError_t xreg_cuda_project_labels(const XregVolume* vol, const Xre
 extern "C" cudaError_t xreg_cuda_label_moments(const XregVolume* vol, const XregBeam* b, const XregLabels* labels,
                                                const void* cotangent, void* moments, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
-  with_wide_grid(*vol, [&](auto grid, auto real) {
+  with_grid<int64_t>(*vol, [&](auto grid, auto real) {
     using Real = decltype(real);
     using Grid = decltype(grid);
     const Real* g = static_cast<const Real*>(cotangent);

@@ -1,7 +1,6 @@
 // What the host launchers share: jobs, and pixels of a view in packets.
 #pragma once
-#include "api.h"
-#include "project.cuh"
+#include "launch.cuh"
 
 namespace xreg {
 inline namespace XREG_ISA {
@@ -9,11 +8,6 @@ inline namespace XREG_ISA {
 template <class F>
 void parallel(XregFor run, int64_t n, const F& body) {
   run(n, [](int64_t i, void* c) { (*static_cast<const F*>(c))(i); }, const_cast<F*>(&body));
-}
-
-inline Beam beam_of(const XregBeam& b) {
-  return Beam{{b.metric[0], b.metric[1], b.metric[2], b.metric[3], b.metric[4], b.metric[5]},
-              b.height, b.width, static_cast<Integrator>(b.integrator), b.steps};
 }
 
 // Tile x Tile pixels a packet; a job is a row of packets.

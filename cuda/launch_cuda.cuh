@@ -1,7 +1,7 @@
 // What the CUDA launchers share: one thread a ray, the bodies of project.cuh with one lane.
 #pragma once
 #include "api_cuda.h"
-#include "project.cuh"
+#include "launch.cuh"
 
 #include <type_traits>
 
@@ -16,11 +16,6 @@ constexpr int64_t kMostViews = 65535;  // of one launch: the limit of a grid's t
 // those of the hungriest of the four.
 template <Integrator I>
 using Fixed = std::integral_constant<Integrator, I>;
-
-Beam beam_of(const XregBeam& b, Integrator integrator) {
-  return Beam{{b.metric[0], b.metric[1], b.metric[2], b.metric[3], b.metric[4], b.metric[5]},
-              b.height, b.width, integrator, b.steps};
-}
 
 // The thread's pixel and view; false outside the image.
 __device__ bool own_pixel(const Beam& beam, int64_t view0, Pixel& p, int64_t& number) {
@@ -51,21 +46,6 @@ cudaError_t over_views(const XregBeam& b, const Launch& launch) {
     default: return cudaErrorInvalidValue;
   }
   return cudaGetLastError();
-}
-
-template <class T>
-using Result = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Calls f(grid, result) with 64-bit indices, the stored voxel type and the type of the results.
-template <class F>
-void with_wide_grid(const XregVolume& v, const F& f) {
-  auto call = [&](auto voxel) {
-    using T = decltype(voxel);
-    f(Voxels<T, int64_t>{static_cast<const T*>(v.voxels), v.nx, v.ny, v.nz}, Result<T>{});
-  };
-  if (v.dtype == XREG_INT16) call(int16_t{});
-  if (v.dtype == XREG_FLOAT32) call(float{});
-  if (v.dtype == XREG_FLOAT64) call(double{});
 }
 
 }  // namespace

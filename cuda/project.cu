@@ -20,15 +20,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // Calls f(grid, result) with the narrowest index; as on the host, float64 is an oracle and always takes 64 bits.
 template <class F>
-void with_grid(const XregVolume& v, const F& f) {
+void with_narrowest_grid(const XregVolume& v, const F& f) {
   const bool wide = static_cast<int64_t>(v.nx) * v.ny * v.nz >= XREG_WIDE_VOXELS;
-  if (wide || v.dtype == XREG_FLOAT64) return with_wide_grid(v, f);
-  auto call = [&](auto voxel) {
-    using T = decltype(voxel);
-    f(Voxels<T, int32_t>{static_cast<const T*>(v.voxels), v.nx, v.ny, v.nz}, Result<T>{});
-  };
-  if (v.dtype == XREG_INT16) call(int16_t{});
-  if (v.dtype == XREG_FLOAT32) call(float{});
+  if (wide || v.dtype == XREG_FLOAT64) with_grid<int64_t>(v, f);
+  else with_grid<int32_t>(v, f);
 }
 
 }  // namespace
@@ -39,7 +34,7 @@ using namespace xreg;
 extern "C" cudaError_t xreg_cuda_project(const XregVolume* vol, const XregBeam* b, void* image, void* moments,
                                          cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
-  with_grid(*vol, [&](auto grid, auto real) {
+  with_narrowest_grid(*vol, [&](auto grid, auto real) {
     using Real = decltype(real);
     using Grid = decltype(grid);
     Real* out = static_cast<Real*>(image);

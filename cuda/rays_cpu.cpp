@@ -4,27 +4,11 @@
 #define XREG_ISA scalar
 #include "launch_cpu.h"
 
-#include <type_traits>
 #include <vector>
 
 namespace xreg {
 inline namespace XREG_ISA {
 namespace {
-
-template <class T>
-using Result = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Calls f(grid, result) with the stored voxel type and the type of the results.
-template <class F>
-void with_grid(const XregVolume& v, const F& f) {
-  auto call = [&](auto voxel) {
-    using T = decltype(voxel);
-    f(Voxels<T, int64_t>{static_cast<const T*>(v.voxels), v.nx, v.ny, v.nz}, Result<T>{});
-  };
-  if (v.dtype == XREG_INT16) call(int16_t{});
-  if (v.dtype == XREG_FLOAT32) call(float{});
-  if (v.dtype == XREG_FLOAT64) call(double{});
-}
 
 // Calls f(view number, view, pixel) for each pixel of row `job`.
 template <class F>
@@ -123,7 +107,7 @@ extern "C" {
 
 void xreg_project_scalar(const XregVolume* vol, const XregBeam* beam, void* image, void* moments, XregFor run) {
   using namespace xreg;
-  with_grid(*vol, [&](auto grid, auto real) {
+  with_grid<int64_t>(*vol, [&](auto grid, auto real) {
     using Real = decltype(real);
     Real* out = static_cast<Real*>(image);
     Real* jac = static_cast<Real*>(moments);
@@ -135,7 +119,7 @@ void xreg_project_scalar(const XregVolume* vol, const XregBeam* beam, void* imag
 void xreg_project_labels(const XregVolume* vol, const XregBeam* beam, const XregLabels* labels, void* image,
                          XregFor run) {
   using namespace xreg;
-  with_grid(*vol, [&](auto grid, auto real) {
+  with_grid<int64_t>(*vol, [&](auto grid, auto real) {
     auto* out = static_cast<decltype(real)*>(image);
     if (labels->soft) sort_all<kSoft>(grid, *labels, *vol, *beam, out, run);
     else sort_all<kHard>(grid, *labels, *vol, *beam, out, run);
@@ -145,7 +129,7 @@ void xreg_project_labels(const XregVolume* vol, const XregBeam* beam, const Xreg
 void xreg_label_moments(const XregVolume* vol, const XregBeam* beam, const XregLabels* labels, const void* cotangent,
                         void* moments, XregFor run) {
   using namespace xreg;
-  with_grid(*vol, [&](auto grid, auto real) {
+  with_grid<int64_t>(*vol, [&](auto grid, auto real) {
     const auto* g = static_cast<const decltype(real)*>(cotangent);
     auto* out = static_cast<decltype(real)*>(moments);
     if (labels->soft) label_moments_all<kSoft>(grid, *labels, *vol, *beam, g, out, run);

@@ -41,18 +41,6 @@ class Buffer {
   int64_t size_ = 0, room_ = 0;
 };
 
-template <class Real>
-GaussianArrays<Real> arrays_of(const XregGaussians& g) {
-  return {static_cast<const Real*>(g.mean), static_cast<const Real*>(g.scale), static_cast<const Real*>(g.rotation),
-          static_cast<const Real*>(g.density)};
-}
-
-template <class Real>
-GaussianGrads<Real> grads_of(const XregGaussianGrads& g) {
-  return {static_cast<Real*>(g.mean), static_cast<Real*>(g.scale), static_cast<Real*>(g.rotation),
-          static_cast<Real*>(g.density)};
-}
-
 // Gaussians are shared out in pieces whose size does not depend on the number of threads, and neither does a sum.
 constexpr int64_t kPiece = 512;
 inline int64_t pieces_of(int64_t count) { return (count + kPiece - 1) / kPiece; }

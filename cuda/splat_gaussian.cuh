@@ -1,6 +1,7 @@
 // One Gaussian, G(x) = density * exp(-|W (x - mean)|^2 / 2) with W = diag(1 / scale) R^T, and how W follows from its
 // scale and its quaternion.  Everything here is float64: it is done once a Gaussian, not once a pixel.
 #pragma once
+#include "api.h"
 #include "math.cuh"
 
 namespace xreg {
@@ -39,6 +40,18 @@ template <class Real>
 struct GaussianGrads {
   Real *mean, *scale, *rotation, *density;
 };
+
+template <class Real>
+GaussianArrays<Real> arrays_of(const XregGaussians& g) {
+  return {static_cast<const Real*>(g.mean), static_cast<const Real*>(g.scale), static_cast<const Real*>(g.rotation),
+          static_cast<const Real*>(g.density)};
+}
+
+template <class Real>
+GaussianGrads<Real> grads_of(const XregGaussianGrads& g) {
+  return {static_cast<Real*>(g.mean), static_cast<Real*>(g.scale), static_cast<Real*>(g.rotation),
+          static_cast<Real*>(g.density)};
+}
 
 struct Gaussian {
   Vec3 mean, scale;

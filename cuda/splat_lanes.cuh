@@ -135,5 +135,18 @@ HD double sum_of(FloatLanes v) {
 
 #endif
 
+// Between which x lies a x^2 + b x + c <= 0, for a > 0; both ends are the middle where it is nowhere.
+template <class V>
+HD void roots_of(ScalarOf<V> a, V b, V c, V& lo, V& hi) {
+  using Real = ScalarOf<V>;
+  V disc = b * b - (Real(4) * a) * c;
+  const V zero = splat_of<V>(0);
+  disc = select(disc > zero, disc, zero);
+  const V root = root_of(disc);
+  const Real inverse = Real(0.5) / a;
+  lo = (-b - root) * inverse;
+  hi = (root - b) * inverse;
+}
+
 }  // namespace XREG_ISA
 }  // namespace xreg

@@ -13,18 +13,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
 
-template <class Real>
-GaussianArrays<Real> arrays_of(const XregGaussians& g) {
-  return {static_cast<const Real*>(g.mean), static_cast<const Real*>(g.scale), static_cast<const Real*>(g.rotation),
-          static_cast<const Real*>(g.density)};
-}
-
-template <class Real>
-GaussianGrads<Real> grads_of(const XregGaussianGrads& g) {
-  return {static_cast<Real*>(g.mean), static_cast<Real*>(g.scale), static_cast<Real*>(g.rotation),
-          static_cast<Real*>(g.density)};
-}
-
 // The sum over a warp, with the same bits in all lanes.
 template <class Real>
 __device__ Real over_warp(Real v) {

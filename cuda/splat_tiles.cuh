@@ -27,15 +27,7 @@ HD Conic<Real> narrow(const Conic<double>& c) {
 // Where the line y meets the ellipse; both ends are the middle where it does not.
 template <class V, class Real>
 HD void chord(const Conic<Real>& c, V y, V& lo, V& hi) {
-  const V b = c.xy * y + c.x;
-  const V rest = c.one + y * (c.y + c.yy * y);
-  V disc = b * b - (Real(4) * c.xx) * rest;
-  const V zero = splat_of<V>(0);
-  disc = select(disc > zero, disc, zero);
-  const V root = root_of(disc);
-  const Real inverse = Real(0.5) / c.xx;
-  lo = (-b - root) * inverse;
-  hi = (root - b) * inverse;
+  roots_of<V>(c.xx, c.xy * y + c.x, c.one + y * (c.y + c.yy * y), lo, hi);
 }
 
 // The box of the ellipse, and at which y its leftmost and rightmost points lie.

@@ -80,15 +80,7 @@ HD bool blob_of(const Grid3& grid, const Gaussian& g, double cutoff, Blob<Real>&
 // Where a row (y, z away from the centre) meets the ellipsoid, as x away from the centre; V rows at a time.
 template <class V, class Real>
 HD void voxel_chord(const Blob<Real>& b, V y, Real z, Real limit, V& lo, V& hi) {
-  const V linear = b.xy * y + b.xz * z;
-  const V rest = b.yy * y * y + (b.yz * z) * y + (b.zz * z * z - limit);
-  V disc = linear * linear - (Real(4) * b.xx) * rest;
-  const V zero = splat_of<V>(0);
-  disc = select(disc > zero, disc, zero);
-  const V root = root_of(disc);
-  const Real inverse = Real(0.5) / b.xx;
-  lo = (-linear - root) * inverse;
-  hi = (root - linear) * inverse;
+  roots_of<V>(b.xx, b.xy * y + b.xz * z, b.yy * y * y + (b.yz * z) * y + (b.zz * z * z - limit), lo, hi);
 }
 
 // exp(-|W' x|^2 / 2) along x, zero outside the ellipsoid.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -28,12 +27,13 @@ from .io.grid import (
     labelled,
     quantise,
 )
+from .io.lattice import Lattice
 
 _CACHE_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Volume:
+class Volume(Lattice):
     """Linear attenuation on a regular grid, with its place in the world and optional labels.
 
     mu: float32 or float64 [D, H, W] (index [k, j, i]), linear attenuation in 1/mm; may require grad.
@@ -107,43 +107,6 @@ class Volume:
     def shape(self) -> tuple[int, int, int]:
         """Number of voxels (D, H, W), that is along k, j and i."""
         return tuple(self.mu.shape)
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """Number of voxels (W, H, D), that is along i, j and k: the order of ``spacing``."""
-        depth, height, width = self.mu.shape
-        return width, height, depth
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel spacing in mm along i, j and k."""
-        return tuple(torch.linalg.vector_norm(self.affine[:3, :3], dim=0).tolist())
-
-    @property
-    def extent(self) -> tuple[float, float, float]:
-        """Edge lengths in mm along i, j and k of the box of all voxels, outer faces included."""
-        return tuple(n * s for n, s in zip(self.size, self.spacing, strict=True))
-
-    @property
-    def center(self) -> Float64[Tensor, " 3"]:
-        """Middle of the grid in world RAS mm, float64."""
-        index = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64)
-        return self.affine[:3, :3] @ index + self.affine[:3, 3]
-
-    @property
-    def grid_corners(self) -> Float64[Tensor, "8 3"]:
-        """The eight outermost voxel *centres* in world RAS mm, i fastest."""
-        return self._corners(0.0)
-
-    @property
-    def box_corners(self) -> Float64[Tensor, "8 3"]:
-        """The eight outer corners of the voxels' *box* in world RAS mm, half a voxel outside the centres."""
-        return self._corners(0.5)
-
-    @property
-    def index_from_world(self) -> Float64[Tensor, "4 4"]:
-        """World RAS mm to voxel index (i, j, k): the inverse of ``affine``."""
-        return torch.linalg.inv(self.affine)
 
     @property
     def axis_codes(self) -> str:
@@ -363,11 +326,6 @@ class Volume:
                 f"{what} needs the energy at which mu is stated; make the volume with energy_kev="
             )
         return self.energy_kev
-
-    def _corners(self, outside: float) -> Float64[Tensor, "8 3"]:
-        ends = [(-outside, n - 1 + outside) for n in reversed(self.size)]
-        index = torch.tensor(list(itertools.product(*ends)), dtype=torch.float64).flip(1)
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def _label_mask(self, numbers: list[int]) -> Tensor:
         inside = labelled(self.labels, numbers)

@@ -34,16 +34,9 @@ def test_gradient_to_the_camera(volume: Volume, weight: Tensor) -> None:
     def loss(**changes: Any) -> Tensor:
         return (drr(volume, camera.replace(**changes), **EXACT) * weight).sum()
 
-    upper = torch.triu(torch.ones(3, 3, dtype=torch.float64))
-    upper[2] = 0.0
-    leaf = camera.K.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(K=leaf), leaf)
-    expected = torch.zeros(3, 3, dtype=torch.float64)
-    for i, j in upper.nonzero().tolist():
-        change = torch.zeros(3, 3, dtype=torch.float64)
-        change[i, j] = 1e-5
-        expected[i, j] = (loss(K=camera.K + change) - loss(K=camera.K - change)) / 2e-5
-    close(gradient * upper, expected, 1e-6)
+    free = torch.triu(torch.ones(3, 3, dtype=torch.bool))
+    free[2] = False
+    check_gradient(lambda k: loss(K=camera.K.masked_scatter(free, k)), camera.K[free])
     check_gradient(
         lambda xi: loss(camera_from_world=se3.retract(camera.camera_from_world, xi)),
         torch.zeros(6, dtype=torch.float64),

@@ -117,6 +117,13 @@ def test_a_limited_arc_says_so():
         reconstructed(circle(40, 120))
 
 
+def test_the_distance_to_the_detector_does_not_matter():
+    """A film's geometry is the focal length in pixels; where the rays end is the projector's business."""
+    views = list(circle(12))
+    images = Projector(views, GRID).forward(body())
+    assert torch.equal(fdk(images, [c.replace(sdd=None) for c in views], GRID), fdk(images, views, GRID))
+
+
 def test_what_is_no_circle_is_refused():
     images = torch.zeros(12, 44, 60)
     tilt = torch.arange(12.0) * 3
@@ -130,6 +137,10 @@ def test_what_is_no_circle_is_refused():
         fdk(images[:2], circle(2), GRID)
     with pytest.raises(GeometryError, match="does not see the axis"):
         fdk(images, circle(12, principal_point=(-9.0, 20.0)), GRID)
+    with pytest.raises(GeometryError, match="inside the volume"):
+        fdk(images, circle(12, sod=0.04, sdd=0.1), GRID)
+    with pytest.raises(ImageError, match="projections must be a floating tensor"):
+        fdk(images[:11], circle(12), GRID)
     images[3, 5, 5] = torch.nan
     with pytest.raises(ImageError, match=r"NaN.*views \[3\]"):
         fdk(images, circle(12), GRID)

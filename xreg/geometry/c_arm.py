@@ -10,9 +10,13 @@ Source: DICOM PS3.3, C.8.7.5 (XA Positioner), PositionerPrimaryAngle (0018,1510)
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from xreg.geometry import se3
 
 # Camera axes in the world at 0/0, as columns: x to the patient's right, y to the feet, z anterior.
 _AXES_AT_ZERO = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
@@ -67,6 +71,15 @@ def beam_angles(
     """Return (primary, secondary) in degrees of a beam that runs along ``direction`` (world, any length)."""
     x, y, z = direction.unbind(-1)
     return torch.rad2deg(torch.atan2(-x, y)), torch.rad2deg(torch.atan2(z, torch.hypot(x, y)))
+
+
+def half_turns(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "2 4 4"]:
+    """Return half turns about the detector's v and u axes: each shows a body from behind.
+
+    rotation: that of world_from_camera.  The turns are in the world, about its origin (`se3.about`).
+    """
+    axes = rotation.T[[1, 0]]
+    return se3.exp(torch.cat([math.pi * axes, torch.zeros_like(axes)], dim=-1))
 
 
 def _cos_sin(degrees: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..errors import VolumeError
 from ..volume import Volume
 from .grid import check_affine
+from .lattice import Lattice
 
 _LARGEST = 2**40  # voxels: beyond any machine, so a mistake
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelGrid:
+class VoxelGrid(Lattice):
     """Where voxels lie: shape (D, H, W) and affine [4, 4] from index (i, j, k) to world RAS mm.
 
     As in `Volume`: centres at integer indices, the affine float64 on the host.  Raises VolumeError for a
@@ -57,41 +58,9 @@ class VoxelGrid:
         return cls(shape, affine)
 
     @property
-    def size(self) -> tuple[int, int, int]:
-        """Voxels (W, H, D), along i, j and k: the order of ``spacing``."""
-        return self.shape[::-1]
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel spacing in mm along i, j and k."""
-        return tuple(torch.linalg.vector_norm(self.affine[:3, :3], dim=0).tolist())
-
-    @property
-    def extent(self) -> tuple[float, float, float]:
-        """Edges in mm along i, j and k, outer faces included."""
-        return tuple(n * s for n, s in zip(self.size, self.spacing, strict=True))
-
-    @property
     def voxel_mm3(self) -> float:
         """Volume of a voxel."""
         return float(torch.linalg.det(self.affine[:3, :3]).abs())
-
-    @property
-    def center(self) -> Float64[Tensor, " 3"]:
-        """Middle of the grid in world RAS mm."""
-        index = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64)
-        return self.affine[:3, :3] @ index + self.affine[:3, 3]
-
-    @property
-    def index_from_world(self) -> Float64[Tensor, "4 4"]:
-        """World RAS mm to index (i, j, k)."""
-        return torch.linalg.inv(self.affine)
-
-    @property
-    def box_corners(self) -> Float64[Tensor, "8 3"]:
-        """Outer corners in world RAS mm, half a voxel outside the outermost centres."""
-        ends = [torch.tensor([-0.5, n - 0.5], dtype=torch.float64) for n in self.size]
-        return torch.cartesian_prod(*ends) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def contains(self, points: Float[Tensor, "n 3"]) -> Tensor:
         """Whether each world point (mm) lies in the box."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import se3
+from xreg.geometry.c_arm import half_turns
 from xreg.registration.register import Search, register_bodies
 from xreg.registration.result import RegistrationResult
 from xreg.registration.settings import COARSE, FINE, Level, Settings
@@ -229,8 +230,7 @@ class Scout:
     def antipodes(self, pose: Tensor) -> list[Tensor]:
         """The pose seen from behind: turned half about the detector's two axes."""
         center = middle_of(self.volume, pose)
-        half = torch.tensor(math.pi, dtype=torch.float64)
-        return [se3.about(se3.exp(_turn(axis, half)), center) @ pose for axis in (self.axes[1], self.axes[0])]
+        return [se3.about(turn, center) @ pose for turn in half_turns(self.axes.T)]
 
     def about(self, start: Tensor) -> Scout:
         """The same scout with its box about another pose."""

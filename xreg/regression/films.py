@@ -14,7 +14,6 @@ from torch import Tensor
 
 from xreg.attenuation import hu_to_mu, linear_attenuation
 from xreg.errors import VolumeError
-from xreg.geometry import Camera
 from xreg.regression.canonical import Canonical, normalise
 from xreg.regression.network import Prediction
 from xreg.regression.ranges import PoseRange, pose_of, require_anatomy
@@ -176,8 +175,3 @@ def films_of(
     if not volumes:
         raise VolumeError("a training needs at least one CT, got none")
     return [FilmSource(volume, box, canonical, settings) for volume in volumes]
-
-
-def half_camera(camera: Camera) -> Camera:
-    """The camera of films at half the resolution."""
-    return camera.bin(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from xreg.errors import FileError, ImageError, VolumeError, XregError
 from xreg.geometry import Camera, se3
+from xreg.geometry.c_arm import half_turns
 from xreg.regression import checkpoint
 from xreg.regression.canonical import Canonical, about_beam, normalise
 from xreg.regression.films import require_same_ct
@@ -164,8 +164,7 @@ class Regressor:
     def _behind(guess: PoseGuess, camera: Camera) -> list[PoseGuess]:
         """A guess seen from behind: turned half about the detector's two axes."""
         found = []
-        for axis in camera.world_from_camera[:3, [1, 0]].cpu().T:
-            turn = se3.exp(torch.cat([math.pi * axis, torch.zeros(3, dtype=torch.float64)]))
+        for turn in half_turns(camera.world_from_camera[:3, :3].cpu()):
             pose = se3.about(turn, guess.center) @ guess.world_from_body
             spread = turned(guess.covariance, turn[:3, :3])
             found.append(replace(guess, world_from_body=pose, covariance=spread, how="from behind"))

@@ -20,7 +20,7 @@ from xreg import __version__
 from xreg.errors import FileError, RegistrationError
 from xreg.regression import checkpoint, losses
 from xreg.regression.canonical import Canonical
-from xreg.regression.films import Batch, FilmSource, films_of, half_camera, identity
+from xreg.regression.films import Batch, FilmSource, films_of, identity
 from xreg.regression.network import PoseNet, Prediction, make_network
 from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
@@ -201,7 +201,7 @@ class Trainer:
     ) -> dict[str, tuple[float, Tensor]]:
         """Losses through the renderer, on the first films of a batch."""
         weights, (volume, many) = self.settings.weights, batch.volumes[0]
-        count, camera, found = min(weights.rendered, many), half_camera(source.camera), {}
+        count, camera, found = min(weights.rendered, many), source.camera.bin(2), {}
         poses = source.pose(prediction, count)
         truth = Prediction(batch.rotation[:count], batch.place[:count], prediction.log_variance)
         true_poses = source.pose(truth, count)

@@ -14,8 +14,7 @@ from xreg.geometry import Camera, se3
 from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.gaussians import Gaussians
-from xreg.tomography import Projector
-from xreg.tomography.projector import check_projections, list_of
+from xreg.tomography.projector import check_projections, list_of, require_outside
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +65,8 @@ def views_of(scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int) -
     cameras = list_of(scan.cameras)
     if len({camera.parallel for camera in cameras}) > 1:
         raise GeometryError("the views of a fit must all be pinholes or all parallel beams, got both")
-    projector = Projector(cameras, grid)
-    check_projections(scan.images, projector)
+    require_outside(cameras, grid)
+    check_projections(scan.images, (len(cameras), *cameras[0].size))
     if not float(scan.images.max()) > 0:
         raise GaussianError("no ray of the projections is above zero: there is nothing to fit")
     generator = torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from xreg.geometry import Camera, Rig
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.tomography.backproject import back_project
 from xreg.tomography.orbit import Orbit, orbit_of
-from xreg.tomography.projector import Projector, check_projections, list_of
+from xreg.tomography.projector import check_projections, list_of, require_outside
 
 WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 _OFFSET = (
@@ -91,7 +91,8 @@ def fdk(
     """
     filter = filter or Filter()
     views = list_of(cameras)
-    check_projections(images, Projector(views, grid))
+    require_outside(views, grid)
+    check_projections(images, (len(views), *views[0].size))
     orbit = orbit_of(views, tolerance=tolerance)
     images = images.detach()
     if orbit.sideways:

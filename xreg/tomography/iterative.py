@@ -42,7 +42,7 @@ def os_sart(
     Source: A. Andersen, A. Kak, Ultrason. Imaging 6 (1984); G. Wang, M. Jiang, J. X-Ray Sci. Technol. 12
     (2004).
     """
-    check_projections(images, projector)
+    check_projections(images, projector.shape)
     if not 0 < relaxation < 2 or not 0 < decay <= 1:
         raise GeometryError(f"relaxation must lie in (0, 2), decay in (0, 1], got {relaxation} and {decay}")
     x = start_volume(projector, images, start)
@@ -93,7 +93,7 @@ def cgls(
 
     Source: M. Hestenes, E. Stiefel (1952); A. Björck, "Numerical methods for least squares problems", §7.4.
     """
-    check_projections(images, projector)
+    check_projections(images, projector.shape)
     if projector.adjoint_rule != "exact":
         raise GeometryError("cgls needs the transpose itself: make the projector with adjoint='exact'")
     if not (math.isfinite(damping) and damping >= 0):

@@ -56,7 +56,7 @@ class Projector:
             raise GeometryError(
                 "adjoint='voxel' is for pinhole cameras; use adjoint='exact' in a parallel beam"
             )
-        _require_outside(self.cameras, grid)
+        require_outside(self.cameras, grid)
         self.rays = torch.stack([_rays(camera, grid) for camera in self.cameras])
         self._metric = metric_of(grid.affine[:3, :3])
         self._norms: dict[torch.dtype, float] = {}
@@ -152,9 +152,9 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
         raise ImageError(f"projections must be a floating tensor [V, H, W] = {list(shape)}, got {kind}")
 
 
-def check_projections(images: Tensor, projector: Projector) -> None:
+def check_projections(images: Tensor, shape: tuple[int, int, int]) -> None:
     """As `check_images`, and finite; warns where one view cannot tell depth."""
-    check_images(images, projector.shape)
+    check_images(images, shape)
     wrong = int((~torch.isfinite(images)).sum())
     if wrong:
         views = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
@@ -162,7 +162,7 @@ def check_projections(images: Tensor, projector: Projector) -> None:
             f"{wrong} pixels of the projections are NaN or infinite (views {views[:10]}); replace them, for "
             "instance by their neighbours, or leave these views out"
         )
-    if len(projector) == 1:
+    if shape[0] == 1:
         warnings.warn(
             "one view does not determine a volume: the result is one of many that explain it",
             InputWarning,
@@ -179,15 +179,17 @@ def _rays(camera: Camera, grid: VoxelGrid) -> Float[Tensor, "6 3"]:
     return rays
 
 
-def _require_outside(cameras: list[Camera], grid: VoxelGrid) -> None:
-    sources = torch.stack([c.source.detach().cpu() for c in cameras if not c.parallel] or [torch.zeros(3)])
-    inside = (
-        grid.contains(sources) if not all(c.parallel for c in cameras) else torch.zeros(1, dtype=torch.bool)
-    )
-    if bool(inside.any()):
-        at = [round(v, 3) for v in sources[inside][0].tolist()]
+def require_outside(cameras: Sequence[Camera], grid: VoxelGrid) -> None:
+    """GeometryError where the source of a pinhole lies inside the grid."""
+    places = [camera.source.detach().cpu() for camera in cameras if not camera.parallel]
+    if not places:
+        return
+    sources = torch.stack(places)
+    inside = sources[grid.contains(sources)]
+    if len(inside):
+        at = [round(v, 3) for v in inside[0].tolist()]
         raise GeometryError(
-            f"the source of {int(inside.sum())} view(s) lies inside the volume, the first at {at} mm; "
+            f"the source of {len(inside)} view(s) lies inside the volume, the first at {at} mm; "
             f"the box has edges {[round(e, 3) for e in grid.extent]} mm about "
             f"{[round(c, 3) for c in grid.center.tolist()]}. "
             "Is one of them not in mm (NAF's network uses metres, R²-Gaussian scene units)?"

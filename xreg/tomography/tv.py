@@ -55,7 +55,7 @@ def fista_tv(
     `os_sart`; it stops where an iteration changes the volume by ``tolerance`` of its norm or less.
     Deterministic.  Raises GeometryError, ImageError, VolumeError.
     """
-    check_projections(images, projector)
+    check_projections(images, projector.shape)
     weight = tv_weight(images) if weight is None else weight
     if not (math.isfinite(weight) and weight >= 0):
         raise GeometryError(f"weight must be zero or more, got {weight}")
