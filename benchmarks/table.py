@@ -16,6 +16,7 @@ from markdown import goal_table, setting_of, side_by_side, table_of
 from table_cuda import MAKERS as ON_A_CARD
 from table_registration import MAKERS as REGISTRATION
 from table_registration import detectors
+from table_splat import MAKERS as SPLAT
 
 from xreg.io import atomic_write
 
@@ -66,7 +67,9 @@ def projector_goals(result: dict) -> str:
 
 
 # The name between the markers: the result it is made from, and how.
-MAKERS = {name: (name, make) for name, make in ({"projector": projector} | REGISTRATION | ON_A_CARD).items()}
+MAKERS = {
+    name: (name, make) for name, make in ({"projector": projector} | REGISTRATION | ON_A_CARD | SPLAT).items()
+}
 MAKERS["projector_goals"] = ("projector", projector_goals)
 MAKERS["detectors"] = ("regression", detectors)
 ROOT = Path(__file__).resolve().parents[1]

@@ -193,3 +193,15 @@ def test_nowhere_to_put_them(chest: Volume) -> None:
         Gaussians.from_volume(chest, 10, min_mu=99.0)
     with pytest.raises(GaussianError, match="count must be a whole number"):
         Gaussians.from_volume(chest, 0)
+
+
+def test_widened_gaussians_are_a_convolution() -> None:
+    made = body(5)
+    wide = made.widened(4.0)
+    content = lambda g: g.density * g.scale.prod(1)  # noqa: E731
+    torch.testing.assert_close(content(wide), content(made))
+    torch.testing.assert_close(wide.scale.square(), made.scale.square() + 4.0)
+    torch.testing.assert_close(wide.widened(-4.0).density, made.density)
+    assert made.widened(0.0) is made
+    with pytest.raises(GaussianError, match="less than the variance"):
+        made.widened(-1e6)

@@ -8,8 +8,8 @@ from test_projector_matrix import SMALL, views
 from tomography_scene import GRID, body, circle
 
 from xreg.errors import GeometryError
-from xreg.tomography import Projector, fista_tv, os_sart, tv_prox, tv_value
-from xreg.tomography.tv import _differences, _transposed, tv_steps
+from xreg.tomography import Projector, fista_tv, noise_of, os_sart, tv_prox, tv_value, tv_weight
+from xreg.tomography.tv import _differences, _quick_norm, _transposed, tv_steps
 
 
 def noise(*shape, seed=0):
@@ -115,3 +115,27 @@ def test_what_cannot_be_is_refused():
         tv_prox(noise(2, 2, 2), -1.0)
     with pytest.raises(GeometryError, match="weight"):
         fista_tv(Projector(circle(3), GRID), torch.zeros(3, 44, 60), weight=float("nan"))
+
+
+@pytest.fixture(scope="module")
+def films():
+    return Projector(circle(12, size=(88, 120), spacing=(2.5, 2.25)), GRID).forward(body())
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.2])
+def test_noise_is_told_from_the_films(films, sigma):
+    assert noise_of(films + sigma * noise(*films.shape).float()) == pytest.approx(sigma, rel=0.1)
+
+
+def test_the_rule_of_the_weight_grows_with_noise_and_falls_with_views(films):
+    noisy = films + 0.02 * float(films.max()) * noise(*films.shape).float()
+    assert tv_weight(noisy) > 3 * tv_weight(films) > 0
+    assert tv_weight(noisy.repeat(4, 1, 1)) == pytest.approx(tv_weight(noisy) / 2, rel=1e-3)
+    projector = Projector(circle(12, size=(88, 120), spacing=(2.5, 2.25)), GRID, adjoint="voxel")
+    by_rule = fista_tv(projector, noisy, iterations=2)
+    torch.testing.assert_close(by_rule, fista_tv(projector, noisy, weight=tv_weight(noisy), iterations=2))
+
+
+def test_the_step_size_of_a_fine_detector_is_found_on_a_coarse_one(films):
+    projector = Projector(circle(12, size=(88, 120), spacing=(2.5, 2.25)), GRID)
+    assert _quick_norm(projector, films) == pytest.approx(projector.norm(films), rel=0.01)

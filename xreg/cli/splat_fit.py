@@ -24,6 +24,10 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("--init", type=click.Choice(["tv", "fdk", "uniform"]), default="tv", show_default=True)
 @click.option("--prior", type=PATH, help="CT of the same place to begin with, in place of --init.")
 @click.option("--count", type=int, help="Most Gaussians.  [default: one to 10 voxels]")
+@click.option(
+    "--voxels", type=click.Choice(["samples", "linear"]), default="samples", show_default=True,
+    help="What voxels stand for: 'linear' where the projections were marched through voxels of this grid.",
+)  # fmt: skip
 @click.option("--seconds", type=float, help="Time budget.")
 @click.option("--iterations", type=int, help="Most steps on views.  [default: 200, or what --seconds allows]")
 @click.option("--size", type=int, help="Voxels along the box.  [default: the grid that the set states]")
@@ -57,7 +61,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
         scan = scan.binned(options["binning"]) if options["binning"] > 1 else scan
         scan, grid = scan.to(options["device"]), _box(scan, options)
         prior = None if options["prior"] is None else _prior(options["prior"])
-    names = ("init", "count", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
+    names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
     file = output / CHECKPOINT
     if options["resume"] and not file.is_file():

@@ -20,6 +20,7 @@ from xreg.splat.gaussians import Gaussians
 from xreg.splat.settings import FitSettings
 
 SCHEMA = "xreg.gaussian_fit/1"
+GAIN = 0.003  # of the misfit of held-out rays, from one look to a later one
 FREE = ("seconds", "iterations", "patience")  # settings that may change when a fit goes on
 
 
@@ -44,11 +45,11 @@ class Progress:
         return picked
 
     def note(self, body: Gaussians, look: tuple[int, int, float, float]) -> None:
-        """Take down a look, and the Gaussians where it is the best."""
+        """Take down a look, and the Gaussians where it is the best; below GAIN it is no gain."""
         self.history.append(look)
-        self.since += 1
+        self.since = 0 if look[3] < (1 - GAIN) * self.least else self.since + 1
         if look[3] < self.least:
-            self.best, self.least, self.since = body, look[3], 0
+            self.best, self.least = body, look[3]
 
     def worse_for(self, looks: int) -> bool:
         """Whether that many looks have passed without a gain."""

@@ -24,7 +24,13 @@ from xreg.splat.gaussians import Gaussians, widened
 from xreg.splat.losses import data_term, random_block, roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
 from xreg.splat.settings import FitSettings
-from xreg.splat.start import default_count, first_gaussians, first_volume, uniform_gaussians
+from xreg.splat.start import (
+    TV_PASSES,
+    default_count,
+    first_gaussians,
+    first_volume,
+    uniform_gaussians,
+)
 from xreg.splat.views import Views, views_of
 from xreg.tomography.tv import tv_steps, tv_weight
 from xreg.volume import Volume
@@ -55,7 +61,7 @@ Tell = Callable[[Report], Any]
 class FitResult:
     """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look,
     as (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
-    by phase.
+    by phase.  hat: variance (mm²) by which the Gaussians are wider than the volume's, see `volume`.
     """
 
     gaussians: Gaussians
@@ -65,14 +71,15 @@ class FitResult:
     history: tuple[tuple[int, int, float, float], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     correction: Correction | None = None
+    hat: float = 0.0
 
     def volume(self) -> Volume:
-        """Voxels on the fit's grid, 1/mm, which look like the Gaussians when they are interpolated linearly.
+        """Voxels on the fit's grid, 1/mm: the Gaussians at voxel centres.
 
-        They are the Gaussians freed of what the interpolation adds: sampled as they are, and then
-        interpolated, they would be blurred once more.
+        With ``voxels='linear'`` they are first freed of what linear interpolation will add: sampled as they
+        are, and then interpolated, they would be blurred once more.
         """
-        return self.gaussians.widened(-hat_variance(self.grid)).to_volume((self.grid.affine, self.grid.shape))
+        return self.gaussians.widened(-self.hat).to_volume((self.grid.affine, self.grid.shape))
 
 
 def hat_variance(grid: VoxelGrid) -> float:
@@ -132,7 +139,7 @@ class _Run:
         self.weights = self.views.weights
         size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
         self.tv = settings.tv * tv_weight(self.views.films)
-        self.unit, self.hat = float(size.mean()), hat_variance(grid)
+        self.unit, self.hat = float(size.mean()), hat_variance(grid) if settings.voxels == "linear" else 0.0
         self.seconds: dict[str, float] = {}
         self.progress = Progress(generator=torch.Generator().manual_seed(settings.seed))
         self.peak, self.stopped = 0.0, False
@@ -174,7 +181,10 @@ class _Run:
         else:
             if prior is None:
                 limit = None if s.seconds is None else START_SHARE * s.seconds
-                mu = first_volume(self.views, self.grid, s.init, seconds=limit)
+                mu = first_volume(
+                    self.views, self.grid, s.init, seconds=limit,
+                    on_pass=lambda n: self.tell("first volume", n, TV_PASSES) or self.stopped,
+                )  # fmt: skip
                 if not float(mu.max()) > 0:
                     raise GaussianError(
                         "the first volume has nothing above zero; check the images and the grid"
@@ -329,7 +339,7 @@ class _Run:
         self.seconds["total"] = self.spent
         return FitResult(
             kept, self.grid, self.views.cameras, self.progress.step, tuple(self.progress.history),
-            dict(self.seconds), self.correction,
+            dict(self.seconds), self.correction, self.hat,
         )  # fmt: skip
 
 

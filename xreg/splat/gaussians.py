@@ -121,6 +121,8 @@ class Gaussians:
         """All convolved with a round Gaussian of this variance along each axis (mm²), or freed of one below
         zero; what each holds stays.  Raises GaussianError where a Gaussian is narrower than what is taken.
         """
+        if variance == 0:
+            return self
         if variance < 0 and float(self.scale.detach().amin() ** 2 if len(self) else 1) <= -variance:
             raise GaussianError(
                 f"some Gaussians have less than the variance {-variance} mm² to be taken away"

@@ -10,6 +10,7 @@ from xreg.errors import GaussianError
 
 STARTS = ("tv", "fdk", "uniform")
 LOSSES = ("l2", "l1")
+VOXELS = ("samples", "linear")
 MOST_STEPS = 200  # on views, where neither steps nor seconds are given
 
 
@@ -22,6 +23,10 @@ class FitSettings:
     2000.  seconds: time budget; iterations: most steps on views, None for 200, or as many as the budget
     allows.  voxel_steps: steps on the first volume's voxels, which put Gaussians into place before any ray is
     cast.
+
+    voxels: what the result's voxels are: 'samples' of the Gaussians at voxel centres; or 'linear', the
+    numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
+    that were marched through interpolated voxels of this very grid, as R²-Gaussian's protocol does.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
     units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
@@ -45,6 +50,7 @@ class FitSettings:
     seconds: float | None = None
     iterations: int | None = None
     voxel_steps: int = 60
+    voxels: str = "samples"
     views: int = 4
     loss: str = "l2"
     ssim: float = 0.0
@@ -73,6 +79,8 @@ class FitSettings:
                 f"init must be one of {', '.join(STARTS)}, loss one of {', '.join(LOSSES)}, mode 'exact' or "
                 f"'affine', got init={self.init!r}, loss={self.loss!r}, mode={self.mode!r}"
             )
+        if self.voxels not in VOXELS:
+            raise GaussianError(f"voxels must be 'samples' or 'linear', got {self.voxels!r}")
         least = {"voxel_steps": 0, "views": 1, "tv_block": 4, "density_every": 0,
                  "density_iterations": 1, "grow_every": 0, "check_every": 1, "patience": 1,
                  "pose_rounds": 1}  # fmt: skip

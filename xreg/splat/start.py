@@ -31,15 +31,26 @@ def default_count(grid: VoxelGrid) -> int:
 
 
 def first_volume(
-    views: Views, grid: VoxelGrid, init: str, *, seconds: float | None = None
+    views: Views,
+    grid: VoxelGrid,
+    init: str,
+    *,
+    seconds: float | None = None,
+    on_pass: Callable[[int], bool | None] | None = None,
 ) -> Float[Tensor, "D H W"]:
-    """Attenuation in 1/mm by FISTA-TV ('tv') or by FDK ('fdk'), from rays that are used; zero or more."""
+    """Attenuation in 1/mm by FISTA-TV ('tv') or by FDK ('fdk'), from rays that are used; zero or more.
+
+    on_pass: told the number of each pass of FISTA-TV; True ends it.
+    """
     films = views.filled()
     if init == "fdk":
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
     projector = Projector(views.cameras, grid)
     subsets = max(1, min(6, len(films) // 5))
-    return fista_tv(projector, films, subsets=subsets, iterations=TV_PASSES, seconds=seconds)
+    return fista_tv(
+        projector, films, subsets=subsets, iterations=TV_PASSES, seconds=seconds,
+        on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
+    )  # fmt: skip
 
 
 def first_gaussians(
