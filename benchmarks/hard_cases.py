@@ -21,7 +21,8 @@ from xreg import metrics
 from xreg.errors import GeometryError, RegistrationError, XregError
 from xreg.geometry import Camera, se3
 from xreg.registration import RegistrationResult, SearchBox, Settings, register, register_anywhere
-from xreg.registration.trust import scaled, unscaled, voxel_of
+from xreg.registration.anatomy import anatomy_of
+from xreg.registration.trust import scaled, unscaled
 from xreg.volume import Volume
 
 NEAR, FAR = (20.0, 10.0), (60.0, 30.0)  # mm, degrees on each axis
@@ -99,7 +100,7 @@ def run_trial(bodies: dict[str, Volume], kind: str, body: str, seed: int, settin
     tangent, raw = balanced(out, case.truth, volume, len(films), settings.length_scale) if right else ([], [])
     return Trial(
         kind, body, seed, before, error, seconds, out.accepted, out.verdict.probability, out.score,
-        out.verdict.evidence, tangent, raw, voxel_of(volume), len(films),
+        out.verdict.evidence, tangent, raw, detail_of(volume), len(films),
     )  # fmt: skip
 
 
@@ -155,11 +156,16 @@ def second_view(first: Camera, primary: float, volume: Volume) -> Camera:
     )  # fmt: skip
 
 
+def detail_of(volume: Volume) -> float:
+    """A voxel's size, mm, as the registration sees it."""
+    return anatomy_of(volume, Settings().beam).detail_mm
+
+
 def balanced(out: RegistrationResult, truth: Tensor, volume: Volume, views: int, length: float) -> tuple:
     """The truth as a tangent about the answer, and the unscaled covariance, in mm at the anatomy's edge."""
     scale = torch.tensor([length] * 3 + [1.0] * 3, dtype=torch.float64)
     xi = metrics.tangent_error(out.world_from_body, truth, out.center) * scale
-    voxels = torch.full((6,), voxel_of(volume), dtype=torch.float64)
+    voxels = torch.full((6,), detail_of(volume), dtype=torch.float64)
     return xi.tolist(), unscaled(out.covariance * scale[:, None] * scale, voxels, views).tolist()
 
 

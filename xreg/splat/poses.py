@@ -53,9 +53,9 @@ def refine_poses(
     """One Levenberg-Marquardt step of every view's six numbers and, with ``intrinsics``, of the common three.
 
     Least squares of the rays that are used, with a prior at zero (SIGMAS, COMMON) for what the views do
-    not tell.  noise: standard deviation of a ray.  Gauge: all views may be moved together with the object,
-    so corrections are kept at a mean of zero.  center: the isocentre, mm.  The body stays as it is.  The
-    sum never grows: a step that would raise it is damped, and after TRIES ``known`` is returned.
+    not tell; `_gauge` says what no view can.  noise: standard deviation of a ray.  center: the isocentre, mm.
+    The body stays as it is.  The sum never grows: a step that would raise it is damped, and after TRIES
+    ``known`` is returned.
     """
     count, shared = len(nominal), 3 if intrinsics else 0
     sigma = torch.tensor([SIGMAS[0]] * 3 + [SIGMAS[1]] * 3, dtype=torch.float64).repeat(count)
@@ -64,10 +64,11 @@ def refine_poses(
     matrix, vector, square = _normal_equations(body, views, nominal, known, center, intrinsics)
     matrix = matrix * sigma * sigma[:, None] / noise**2 + torch.eye(len(sigma), dtype=torch.float64)
     vector = vector * sigma / noise**2 - value
+    gauge = _gauge(nominal, len(sigma)) if count > 1 else matrix[:0]
     before, damping = square / noise**2 + float(value.square().sum()), DAMPING
     for _ in range(TRIES):
         damped = matrix + damping * torch.diag(matrix.diagonal())
-        found = value + _without_mean(damped, vector, count if count > 1 else 0)
+        found = value + _held(damped, vector, gauge)
         change = (found * sigma)[: 6 * count].reshape(count, 6)
         tried = Correction(change, _padded((found * sigma)[6 * count :]))
         after = _square(body, views, tried.cameras(nominal, center)) / noise**2
@@ -112,19 +113,28 @@ def _square(body: Gaussians, views: Views, cameras: tuple[Camera, ...]) -> float
     return float(torch.stack(away).sum())
 
 
-def _without_mean(matrix: Tensor, vector: Tensor, count: int) -> Tensor:
-    """The solution of a symmetric system whose first ``count`` blocks of six add up to zero.
+def _gauge(cameras: tuple[Camera, ...], count: int) -> Float[Tensor, "7 N"]:
+    """Sums over the views that stay at zero: of the six numbers, and of the way along each view's axis.
 
-    By Lagrange multipliers: taking the mean away afterwards would leave the common unknowns where they are,
-    though they had been solved for together with it.
+    The object may be moved in all views alike; and it may be farther from every source, and larger.
     """
-    if not count:
-        return torch.linalg.solve(matrix, vector)
-    sums = torch.zeros(6, len(vector), dtype=vector.dtype)
-    sums[:, : 6 * count] = torch.eye(6, dtype=vector.dtype).repeat(1, count)
-    corner = torch.zeros(6, 6, dtype=vector.dtype)
-    whole = torch.cat([torch.cat([matrix, sums.T], 1), torch.cat([sums, corner], 1)])
-    return torch.linalg.solve(whole, torch.cat([vector, vector.new_zeros(6)]))[: len(vector)]
+    sums = torch.zeros(7, count, dtype=torch.float64)
+    views = len(cameras)
+    sums[:6, : 6 * views] = torch.eye(6, dtype=torch.float64).repeat(1, views)
+    for n, camera in enumerate(cameras):
+        sums[6, 6 * n + 3 : 6 * n + 6] = camera.camera_from_world[2, :3].to(sums)
+    return sums[:6] if all(camera.parallel for camera in cameras) else sums
+
+
+def _held(matrix: Tensor, vector: Tensor, gauge: Tensor) -> Tensor:
+    """The solution x of a symmetric system with gauge · x = 0.
+
+    By Lagrange multipliers: taking the sums away afterwards would leave the common unknowns where they are,
+    though they had been solved for together with them.
+    """
+    corner = torch.zeros(len(gauge), len(gauge), dtype=vector.dtype)
+    whole = torch.cat([torch.cat([matrix, gauge.T], 1), torch.cat([gauge, corner], 1)])
+    return torch.linalg.solve(whole, torch.cat([vector, vector.new_zeros(len(gauge))]))[: len(vector)]
 
 
 def _padded(step: Tensor) -> Tensor:
