@@ -14,7 +14,7 @@ from xreg import __version__
 
 VERBS = (
     "demo", "doctor", "info", "drr", "register", "train", "train-many", "evaluate", "splat", "recon",
-    "convert",
+    "shape", "convert",
 )  # fmt: skip
 
 
