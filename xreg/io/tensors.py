@@ -1,4 +1,4 @@
-"""Tensors and what is known of them in one safetensors file, written whole or not at all, checked when read."""
+"""Tensors with what is known of them in one safetensors file: written whole, and checked when read."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def load_tensors(
     if head.get("schema") != schema:
         raise FileError(f"{file}: expected {what} of schema {schema}, got {head.get('schema')!r}")
     if head.get("checksum") != checksum(tensors):
-        raise FileError(
-            f"{file}: is damaged: its numbers have another checksum than when written; {remedy}"
-        )
+        raise FileError(f"{file}: is damaged: its numbers have another checksum than when written; {remedy}")
     try:
         return tensors, json.loads(head["facts"])
     except (KeyError, json.JSONDecodeError) as error:

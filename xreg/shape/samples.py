@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
-from xreg.errors import FileError, ImageError, VolumeError, XregError
+from xreg.errors import FileError, ImageError, ShapeError, XregError
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid, write_json
 from xreg.io.tensors import load_tensors, save_tensors
@@ -31,7 +31,7 @@ class Sample:
     known: bool [L], which labels this patient's annotation could hold (a file of vertebrae says nothing about
     ribs, so a voxel that is 0 there may be rib); None: all.  The background's entry is always true.
 
-    Raises ImageError for films, VolumeError for labels, grid, scheme and known that do not fit together.
+    Raises ImageError for films, ShapeError for labels, grid, scheme and known that do not fit together.
     """
 
     films: Float[Tensor, "V H W"]
@@ -46,9 +46,9 @@ class Sample:
         object.__setattr__(self, "cameras", tuple(self.cameras))
         _check_films(self.films, self.cameras)
         if self.scheme not in SCHEMES:
-            raise VolumeError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}")
+            raise ShapeError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}")
         if not self.patient:
-            raise VolumeError("patient must be a name, so that folds can be made by patient; got an empty one")
+            raise ShapeError("patient must be a name, so that folds can be made by patient; got an empty one")
         _check_labels(self.labels, self.known, self.grid, SCHEMES[self.scheme])
 
     @property
@@ -96,7 +96,9 @@ class Sample:
         try:
             scheme, grid = facts["scheme"], facts["grid"]
             if scheme in SCHEMES and list(SCHEMES[scheme].names) != facts["names"]:
-                raise FileError(f"{file}: its scheme {scheme!r} has other names than this version's; {remedy}")
+                raise FileError(
+                    f"{file}: its scheme {scheme!r} has other names than this version's; {remedy}"
+                )
             return cls(
                 films=tensors["films"],
                 cameras=tuple(Camera.from_dict(camera) for camera in facts["cameras"]),
@@ -115,7 +117,7 @@ class Sample:
 
 
 def sample_folders(folder: str | PathLike) -> list[Path]:
-    """Folders in ``folder`` (or itself) that hold a sample, in the order of their names; FileError if none."""
+    """Folders in ``folder`` (or itself) that hold a sample, by name; FileError where there is none."""
     place = Path(folder)
     found = sorted(file.parent for file in (*place.glob(TENSORS), *place.glob(f"*/{TENSORS}")))
     if not found:
@@ -138,31 +140,32 @@ def _check_films(films: Any, cameras: tuple[Camera, ...]) -> None:
     for number, camera in enumerate(cameras):
         if camera.batch_shape or tuple(camera.size) != tuple(films.shape[-2:]):
             raise ImageError(
-                f"camera {number} must be one view of {tuple(films.shape[-2:])} px (H, W), the films' size, got "
-                f"batch {tuple(camera.batch_shape)} of {tuple(camera.size)}"
+                f"camera {number} must be one view of {tuple(films.shape[-2:])} px (H, W), the films' size, "
+                f"got batch {tuple(camera.batch_shape)} of {tuple(camera.size)}"
             )
 
 
 def _check_labels(labels: Any, known: Any, grid: VoxelGrid, scheme: Scheme) -> None:
     count = len(scheme.names)
-    if known is not None:
-        if known.dtype != torch.bool or tuple(known.shape) != (count,) or not bool(known[0]):
-            raise VolumeError(
-                f"known must be bool [{count}], one entry a label of scheme {scheme.name!r}, true for the "
-                f"background, got {known.dtype} {tuple(known.shape)}"
-            )
+    if known is not None and (
+        known.dtype != torch.bool or tuple(known.shape) != (count,) or not bool(known[0])
+    ):
+        raise ShapeError(
+            f"known must be bool [{count}], one entry a label of scheme {scheme.name!r}, true for the "
+            f"background, got {known.dtype} {tuple(known.shape)}"
+        )
     if labels is None:
         return
     if labels.dtype != torch.int16 or tuple(labels.shape) != grid.shape:
-        raise VolumeError(
+        raise ShapeError(
             f"labels must be int16 of the grid's shape {grid.shape}, got {labels.dtype} {tuple(labels.shape)}"
         )
     present = labels.unique()
     if int(present[0]) < 0 or int(present[-1]) >= count:
-        raise VolumeError(
+        raise ShapeError(
             f"labels must be numbers of scheme {scheme.name!r}, 0 to {count - 1}, got {int(present[0])} to "
             f"{int(present[-1])}"
         )
     if known is not None and not bool(known[present.long().to(known.device)].all()):
         wrong = [scheme.names[n] for n in present.tolist() if not bool(known[n])]
-        raise VolumeError(f"labels hold {', '.join(wrong)}, which known says this annotation cannot hold")
+        raise ShapeError(f"labels hold {', '.join(wrong)}, which known says this annotation cannot hold")
