@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, Shaped
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from xreg.attenuation import hu_to_mu
@@ -22,17 +22,17 @@ from xreg.errors import ImageError, ShapeError
 from xreg.geometry import Camera
 from xreg.geometry.c_arm import beam_angles
 from xreg.io import VoxelGrid
-from xreg.io.grid import closest_axes
 from xreg.renderer import drr
 from xreg.volume import Volume
 from xreg.xray.film import FilmSettings, expose
 
 AP = (0.0, -1.0, 0.0)  # beam directions, RAS: image columns then grow to the patient's left …
-LATERAL = (1.0, 0.0, 0.0)  # … and to the patient's back
+LATERAL = (1.0, 0.0, 0.0)  # … and to the back; rows to the feet in both
 CEILING = 32767.0  # HU·mm, the largest 16-bit number
 _QUANTILES = (0.005, 0.995)
 _SPECKLE = 0.4  # of the film's range, from which a pixel is no neighbour of those about it
 _AIR = -1000.0
+_PLAIN = FilmSettings(photons=math.inf, scatter=0.0, blur=0.0)
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class FilmLook:
     kind: "threshold" adds up max(HU - threshold_hu, 0) along the ray in HU·mm and holds it at ``ceiling``;
     "physics" makes attenuation at ``energy_kev`` of the HU and a film of it by ``film`` (`xreg.xray.expose`).
     bits: levels of the stored film, from its lowest to its highest value; None: stored as it is.
-    wrap: overshoot of an edge filter, as a part of the step, that is stored modulo the range, as when an 8-bit
-    film is resampled by splines: speckle at sharp edges.  0: none.
+    wrap: overshoot of an edge filter, as a part of the step, that is stored modulo the range, as when an
+    8-bit film is resampled by splines: speckle at sharp edges.  0: none.
     """
 
     kind: Literal["threshold", "physics"] = "threshold"
     threshold_hu: float = 0.0
     ceiling: float = CEILING
     energy_kev: float = 70.0
-    film: FilmSettings = FilmSettings(photons=math.inf, scatter=0.0, blur=0.0)
+    film: FilmSettings = _PLAIN
     bits: int | None = 8
     wrap: float = 0.0
 
@@ -89,10 +89,7 @@ def make_films(
             raise ShapeError(
                 f"camera {number} sees no part of the anatomy; aim it at {grid.center.tolist()} (RAS mm)"
             )
-        if look.kind == "threshold":
-            line = line.clamp_max(1.0)
-        else:
-            line = expose(line, look.film, generator)
+        line = line.clamp_max(1.0) if look.kind == "threshold" else expose(line, look.film, generator)
         films.append(line)
     return torch.stack([_stored(film, look) for film in films])
 
@@ -122,65 +119,11 @@ def normalise(films: Float[Tensor, "*views H W"]) -> Float[Tensor, "*views H W"]
 
 
 def despeckle(films: Float[Tensor, "V H W"]) -> Float[Tensor, "V H W"]:
-    """Replace pixels that lie further than 0.4 of a film's range from the median of their 5 × 5 neighbours."""
-    padded = F.pad(films[:, None], (2, 2, 2, 2), mode="replicate" if min(films.shape[-2:]) < 3 else "reflect")
+    """Replace pixels further than 0.4 of a film's range from the median of the 5 × 5 about them."""
+    padded = F.pad(films[:, None], (2, 2, 2, 2), mode="reflect")
     around = F.unfold(padded, 5).median(dim=1).values.reshape(films.shape)
     extent = films.amax((1, 2), keepdim=True) - films.amin((1, 2), keepdim=True)
     return torch.where((films - around).abs() > _SPECKLE * extent, around, films)
-
-
-def orthogonal_cameras(grid: VoxelGrid) -> tuple[Camera, Camera]:
-    """The coronal and sagittal parallel views whose pixels are a grid's rows and columns of voxels.
-
-    Those of the films of Swin-X2S.  Rows go to the feet; columns of the coronal film (beam from the front)
-    to the patient's left, of the sagittal film (beam from the left) to the back.  Raises ShapeError where the
-    grid is oblique or in-plane sizes differ (films have one size).
-    """
-    axes, flips = closest_axes(grid.affine)
-    order = {world: index for index, world in enumerate(axes)}
-    length = torch.linalg.vector_norm(grid.affine[:3, :3], dim=0)
-    directions = grid.affine[:3, :3] / length
-    if float((directions.abs().amax(0) - 1).abs().max()) > 1e-4:
-        raise ShapeError("the grid is oblique to the patient's axes; resample it to an upright one first")
-    x, y, z = (order[world] for world in range(3))
-    if grid.size[x] != grid.size[y]:
-        raise ShapeError(f"films of one size need a grid as wide as deep, got {grid.size} voxels (i, j, k)")
-    views = []
-    for across, along, direction in ((x, y, AP), (y, x, LATERAL)):
-        reach = 2.0 * float(grid.size[along] * length[along])
-        views.append(
-            Camera.parallel_beam(
-                size=(grid.size[z], grid.size[across]),
-                spacing=(float(length[z]), float(length[across])),
-                sdd=reach,
-                direction=direction,
-                isocenter=grid.center,
-            )
-        )
-    return views[0], views[1]
-
-
-def stacked_film(values: Shaped[Any, "D H W"], affine: Any, view: str) -> Float[Tensor, "H W"]:
-    """The film of a NIfTI in which it is repeated in depth, as `orthogonal_cameras` of that grid sees it.
-
-    view: "coronal" or "sagittal".  Any orientation of the file.  Raises ShapeError where it is not repeated
-    along the depth of that view.
-    """
-    stack = torch.as_tensor(values).to(torch.float32)
-    axes, flips = closest_axes(torch.as_tensor(affine, dtype=torch.float64))
-    depth = {"coronal": 1, "sagittal": 0}.get(view)
-    if depth is None:
-        raise ShapeError(f'view must be "coronal" or "sagittal", got {view!r}')
-    place = [2 - axes.index(world) for world in range(3)]  # tensor dimensions of R, A and S
-    upright = stack.permute(place[2], place[1], place[0])  # [S, A, R]
-    turned = [2 - world for world, flip in zip(axes, flips, strict=True) if not flip]
-    upright = upright.flip(turned)  # rows to the feet, columns to the back and to the left
-    image = upright.select(2 - depth, 0)
-    if not torch.equal(upright, image.unsqueeze(2 - depth).expand_as(upright)):
-        raise ShapeError(
-            f"the file does not hold a {view} film: its voxels differ along the depth of the view"
-        )
-    return image.contiguous()
 
 
 def facing_camera(
