@@ -1,0 +1,92 @@
+"""Our network: films are read in 2D, carried into space along their own rays, and decided there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up
+from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
+from xreg.shape.networks.encoder import FilmEncoder
+from xreg.shape.networks.heads import FilmHeads, FilmMaps
+from xreg.shape.networks.settings import NetworkSettings, Output
+from xreg.shape.networks.views import Views
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What `RayNet.encode` makes of films, from which any voxel can be asked for."""
+
+    views: Views
+    features: Float[Tensor, "N C H W"]
+    maps: FilmMaps
+    space: Float[Tensor, "B W d h w"]
+    lattice: Lattice
+
+
+class RayNet(nn.Module):
+    """Any number of films of any cameras to labels at any voxels."""
+
+    def __init__(self, settings: NetworkSettings, labels: int) -> None:
+        super().__init__()
+        self.settings, self.labels = settings, labels
+        features, fused = settings.features, 3 * settings.features + 1
+        self.encoder = FilmEncoder(settings.film_widths, features)
+        self.heads = FilmHeads(features, settings.film_widths[-1], labels)
+        self.decoder = SpaceDecoder(fused, settings.space_widths)
+        self.points = PointHead(settings.space_widths[0], fused, settings.hidden, labels)
+
+    def start(self) -> None:
+        """First values of what is not drawn at random."""
+        self.heads.start()
+        self.points.start()
+
+    def encode(self, views: Views) -> Encoded:
+        """Read the films, and work out the features of space."""
+        features, summary = self.encoder(views.inputs())
+        maps = self.heads(features, summary)
+        lattice = Lattice.coarse(views.shape, self.settings.step)
+        index = lattice.index(features.device).expand(len(views.films), -1, -1)
+        fused = fuse(*look_up(features, views, index))
+        place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
+        return Encoded(views, features, maps, self.decoder(fused, place, lattice), lattice)
+
+    def at(self, encoded: Encoded, index: Float[Tensor, "B N 3"]) -> Float[Tensor, "B L N"]:
+        """Label logits at voxels (i, j, k)."""
+        values, seen = look_up(encoded.features, encoded.views, index)
+        masks, _ = look_up(encoded.maps.masks, encoded.views, index)
+        space = sample_space(encoded.space, encoded.lattice, index)
+        return self.points(space, fuse(values, seen), hull(masks, seen))
+
+    def forward(self, views: Views, lattice: Lattice | None = None) -> Output:
+        """Logits [B, L, …] on a lattice of the grid's voxels, by default on all of them."""
+        lattice = Lattice(views.shape) if lattice is None else lattice
+        encoded = self.encode(views)
+        index = lattice.index(views.films.device).expand(len(views.films), -1, -1)
+        return Output((self.at(encoded, index).unflatten(-1, lattice.counts),), encoded.maps)
+
+    @torch.no_grad()
+    def probabilities(self, views: Views, doubt: float, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
+        """Voxels of one case that may hold bone, and their probabilities.
+
+        Every second voxel is asked first; then all about those whose background has less than 1 - doubt.
+        Returns flat indices [n] into the grid, and probabilities [n, L].
+        """
+        encoded = self.encode(views)
+        coarse = Lattice.coarse(views.shape, 2)
+        first = self._ask(encoded, coarse.index(views.films.device), chunk)
+        maybe = (first[:, 0] < 1 - doubt).reshape(coarse.counts)
+        maybe = nn.functional.max_pool3d(maybe[None, None].float(), 3, 1, 1)[0, 0] > 0
+        for axis in range(3):
+            maybe = maybe.repeat_interleave(2, axis)
+        depth, height, width = views.shape
+        flat = maybe[:depth, :height, :width].reshape(-1).nonzero()[:, 0]
+        index = torch.stack([flat % width, flat // width % height, flat // (width * height)], -1)
+        return flat, self._ask(encoded, index.float(), chunk)
+
+    def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
+        parts = [self.at(encoded, part[None])[0].float().softmax(0).T for part in index.split(chunk)]
+        return torch.cat(parts) if parts else index.new_zeros(0, self.labels)
