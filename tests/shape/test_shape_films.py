@@ -21,8 +21,8 @@ from xreg.shape.films import (
 from xreg.shape.shipped import grid_camera, load_shipped
 
 
-def lps_grid(shape: tuple[int, int, int], spacing: float = 2.0) -> VoxelGrid:
-    affine = torch.diag(torch.tensor([-spacing, -spacing, spacing, 1.0], dtype=torch.float64))
+def las_grid(shape: tuple[int, int, int], spacing: float = 2.0) -> VoxelGrid:
+    affine = torch.diag(torch.tensor([-spacing, spacing, spacing, 1.0], dtype=torch.float64))
     return VoxelGrid(shape, affine)
 
 
@@ -34,11 +34,11 @@ def random_hu(shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("axis", "direction"), [(1, AP), (0, LATERAL)])
 def test_a_parallel_film_is_the_sum_over_voxels(axis: int, direction: tuple) -> None:
-    hu, grid = random_hu((9, 12, 12)), lps_grid((9, 12, 12))
+    hu, grid = random_hu((9, 12, 12)), las_grid((9, 12, 12))
     ceiling = 0.7 * 2.0 * float(hu.clamp_min(0).sum(2 - axis).max())
     look = FilmLook(bits=None, ceiling=ceiling)
     film = make_films(hu, grid, [grid_camera(grid, axis)], look)[0]
-    # Rows go to the feet (against k); columns with i (to the left) or j (to the back).
+    # Rows go to the feet (against k); columns with i (to the left) or j (to the front).
     lines = (2.0 * hu.clamp_min(0).double().sum(2 - axis)).flip(0).clamp_max(ceiling)
     expected = (lines - lines.min()) / (lines.max() - lines.min())
     assert (expected == 1).sum() > 3  # the ceiling was met
@@ -48,7 +48,7 @@ def test_a_parallel_film_is_the_sum_over_voxels(axis: int, direction: tuple) -> 
 
 
 def test_eight_bits_are_256_levels() -> None:
-    hu, grid = random_hu((9, 12, 12)), lps_grid((9, 12, 12))
+    hu, grid = random_hu((9, 12, 12)), las_grid((9, 12, 12))
     cameras = [grid_camera(grid, 1)]
     film = make_films(hu, grid, cameras)
     assert torch.equal((film * 255).round() / 255, film)
@@ -59,7 +59,7 @@ def test_eight_bits_are_256_levels() -> None:
 
 
 def test_wrapped_speckle_is_made_and_taken_away() -> None:
-    grid = lps_grid((40, 40, 40))
+    grid = las_grid((40, 40, 40))
     hu = torch.full(grid.shape, -1000.0)
     hu[8:32, 10:30, 10:30] = 400
     cameras = [grid_camera(grid, 1)]
@@ -97,14 +97,14 @@ def test_films_that_cannot_be_normalised(film: torch.Tensor, why: str) -> None:
 
 def test_thickness_and_depth_of_slabs() -> None:
     """Two slabs across the beam: thickness and mean depth in mm, by hand."""
-    grid = lps_grid((8, 20, 8))
+    grid = las_grid((8, 20, 8))
     labels = torch.zeros(grid.shape, dtype=torch.int16)
-    labels[:, 3:7], labels[:, 12:14] = 1, 2  # along j, that is to the back; the beam enters at j = -½
+    labels[:, 3:7], labels[:, 12:14] = 1, 2  # along j, that is to the front; the beam enters at j = 19½
     camera = grid_camera(grid, 1)
     thick = label_thickness(labels, grid, camera, 4)
     depth = label_depth(labels, grid, camera, thick)
     inner = (slice(2, 6), slice(2, 6))
-    for label, (long, middle) in {1: (8.0, 10.0), 2: (4.0, 26.0)}.items():
+    for label, (long, middle) in {1: (8.0, 30.0), 2: (4.0, 14.0)}.items():
         torch.testing.assert_close(thick[label][inner], torch.full((4, 4), long), atol=0.02, rtol=0)
         torch.testing.assert_close(depth[label][inner], torch.full((4, 4), middle), atol=0.1, rtol=0)
     assert float(thick[3].max()) == 0
@@ -112,7 +112,7 @@ def test_thickness_and_depth_of_slabs() -> None:
 
 
 def test_thickness_from_a_source_is_longer_off_the_middle() -> None:
-    grid = lps_grid((30, 30, 30))
+    grid = las_grid((30, 30, 30))
     labels = torch.zeros(grid.shape, dtype=torch.int16)
     labels[:, 10:20] = 1
     camera = facing_camera(grid, AP, sdd=400.0, sod=200.0, size=(41, 41))
@@ -127,7 +127,7 @@ def test_thickness_from_a_source_is_longer_off_the_middle() -> None:
 @pytest.mark.parametrize("tilt", [(0.0, 0.0), (25.0, -10.0)])
 @pytest.mark.parametrize("sod", [None, 400.0])
 def test_a_facing_camera_shows_the_whole_grid_and_no_more(tilt: tuple, sod: float | None) -> None:
-    grid = lps_grid((40, 30, 20))
+    grid = las_grid((40, 30, 20))
     sdd = None if sod is None else 600.0
     camera = facing_camera(grid, LATERAL, sdd=sdd, sod=sod, tilt=tilt)
     pixels = camera.project(grid.box_corners)
@@ -139,7 +139,7 @@ def test_a_facing_camera_shows_the_whole_grid_and_no_more(tilt: tuple, sod: floa
 
 
 def test_what_no_film_can_be_made_of() -> None:
-    grid = lps_grid((9, 12, 12))
+    grid = las_grid((9, 12, 12))
     camera = grid_camera(grid, 1)
     with pytest.raises(ShapeError, match="CT numbers"):
         make_films(torch.full(grid.shape, -900.0), grid, [camera])
@@ -159,7 +159,7 @@ def test_what_no_film_can_be_made_of() -> None:
 
 
 def test_films_are_differentiable_in_the_ct() -> None:
-    grid = lps_grid((4, 6, 6))
+    grid = las_grid((4, 6, 6))
     hu = random_hu(grid.shape).double().clamp_min(50).requires_grad_()
     look = FilmLook(bits=None, ceiling=1e9)
     weight = torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(1))

@@ -27,7 +27,7 @@ from xreg.volume import Volume
 from xreg.xray.film import FilmSettings, expose
 
 AP = (0.0, -1.0, 0.0)  # beam directions, RAS: image columns then grow to the patient's left …
-LATERAL = (1.0, 0.0, 0.0)  # … and to the back; rows to the feet in both
+LATERAL = (-1.0, 0.0, 0.0)  # … and to the front, as in Swin-X2S; rows to the feet in both
 CEILING = 32767.0  # HU·mm, the largest 16-bit number
 _QUANTILES = (0.005, 0.995)
 _SPECKLE = 0.4  # of the film's range, from which a pixel is no neighbour of those about it
