@@ -9,9 +9,22 @@ from typing import Any
 _HOMES = {
     "SCHEMES": "schemes",
     "Scheme": "schemes",
+    "Scores": "scores",
+    "ShippedCase": "shipped",
+    "Measure": "measures",
+    "Measures": "measures",
+    "align_surface": "meshes",
+    "bone_meshes": "meshes",
+    "load_shipped": "shipped",
+    "measure": "measures",
+    "measure_probabilities": "measures",
     "relabel": "schemes",
+    "save_mesh": "meshes",
     "scheme": "schemes",
+    "score": "scores",
+    "shipped_patients": "shipped",
     "sides": "schemes",
+    "surface_mesh": "meshes",
 }
 __all__ = sorted(_HOMES)
 

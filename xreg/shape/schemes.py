@@ -87,7 +87,7 @@ class Scheme:
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """Numbers by region, where there are any: spine (from the top), ribs_left, ribs_right, pelvis, femurs."""
+        """Numbers of each region that it has: spine (top first), ribs_left, ribs_right, pelvis, femurs."""
         members = {
             "spine": VERTEBRAE,
             "ribs_left": _RIBS["left"],
@@ -200,7 +200,7 @@ def bone_name(text: str) -> str:
 
     vertebrae_L5, "Vertebra L5" and l5 are L5; "left hip" is hip_left; rib_12_right is rib_right_12.
     """
-    words = [w for w in re.split(r"[\s_\-.]+", text.strip().lower()) if w not in ("vertebrae", "vertebra")]
+    words = [w for w in re.split(r"[\s_\-.,]+", text.strip().lower()) if w not in ("vertebrae", "vertebra")]
     if len(words) == 1 and re.fullmatch(r"[ctls]\d+", words[0]):
         return words[0].upper()
     sides = [w for w in words if w in ("left", "right")]
