@@ -26,7 +26,7 @@ from xreg.shape.patients import AIR, Patient, sample_points
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme as scheme_of
 
-__all__ = ["Exposure", "Variation", "draw_sample", "expose_grid", "film_patient", "vary"]
+__all__ = ["Exposure", "Variation", "draw_sample", "expose_grid", "film_patient", "refined", "vary"]
 
 _TISSUE = (-200.0, 150.0)  # HU between which organs differ from patient to patient
 _DRAWS = 4
@@ -129,7 +129,7 @@ def draw_sample(
             break
     else:
         raise ShapeError(f"{patient.name}: no bone in {_DRAWS} draws; cut and shift the field less")
-    dense = _refined(warp.grid, fine)
+    dense = refined(warp.grid, fine)
     hu = patient.hu_at(warp.points(dense, patient))
     hu = _tissues(hu, dense, variation, generator)
     films, cameras = expose_grid(hu, dense, generator, exposure, size=size)
@@ -238,7 +238,7 @@ def _sides(patient: Patient, labels: Tensor, warp: _Warp) -> dict[str, Tensor | 
     return {"labels": labels, "known": known}
 
 
-def _refined(grid: VoxelGrid, n: int) -> VoxelGrid:
+def refined(grid: VoxelGrid, n: int) -> VoxelGrid:
     """The grid of n³ voxels for each."""
     change = torch.diag(torch.tensor([1.0 / n, 1.0 / n, 1.0 / n, 1.0], dtype=torch.float64))
     change[:3, 3] = (1.0 / n - 1.0) / 2
