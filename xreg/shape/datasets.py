@@ -8,15 +8,15 @@ from pathlib import Path
 from xreg.errors import FileError
 
 LAYOUTS = {
-    "totalsegmentator": "PATIENT/ct.nii.gz with PATIENT/segmentations/STRUCTURE.nii.gz (0/1, one a structure), "
+    "totalsegmentator": "PATIENT/ct.nii.gz with PATIENT/segmentations/STRUCTURE.nii.gz (0/1, one each), "
     "or one PATIENT/label.nii.gz in the classes of version 2",
     "ctpelvic1k": "NAME_data.nii.gz with NAME_mask_4label.nii.gz, in any folders",
     "ctspine1k": "NAME.nii.gz with NAME_seg.nii.gz, in any folders",
     "verse": "rawdata/**/SUB_ct.nii.gz with derivatives/**/SUB_seg-vert_msk.nii.gz (as of 2021)",
     "ribseg": "NAME-image.nii.gz with NAME-rib-seg.nii.gz, in any folders",
     "swinx2s": "PATIENT/film_cor.nii.gz, film_sag.nii.gz, label_SCHEME.nii.gz and mostly ct.nii.gz",
-    "plain": "PATIENT/ct.nii.gz with PATIENT/label.nii.gz, or NAME.nii.gz with NAME_label.nii.gz; say --scheme "
-    "or --names",
+    "plain": "PATIENT/ct.nii.gz with PATIENT/label.nii.gz, or NAME.nii.gz with NAME_label.nii.gz; say "
+    "--scheme or --names",
 }
 # The ending of a CT, and of its label map, which stand for the same name.
 _ENDINGS = {

@@ -23,8 +23,8 @@ from xreg.volume import Volume
 TARGET = "all"
 UPRIGHT = (-1.0, 1.0, 1.0)  # i to the left, j to the front, k to the head, as in the films of Swin-X2S
 _ON_BONE = 60.0  # HU that labelled bone must have above what is not labelled
-# 8-bit CTs of Swin-X2S: the stored number that is 0 HU, and HU a step.  From the peaks of air, fat and muscle, and
-# the number from which voxels count in the films.
+# 8-bit CTs of Swin-X2S: the stored number that is 0 HU, and HU a step.  From peaks of air, fat and muscle,
+# and the number from which voxels count in the films.
 SHIPPED_HU = {
     "0510": (125.5, 23.9),
     "0532": (101.0, 19.8),
@@ -37,11 +37,13 @@ SHIPPED_HU = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """How samples are made.  shape: voxels (D, H, W) of the labels' grid.  voxel_mm: their edge; None: as small
-    as shows all of the CT.  fine: how much finer the CT is kept of which films are made.  views: degrees round
-    and up from the view from the front, a film.  sdd, sod: mm, None for parallel beams.  size: (H, W) of
-    films, by default about a fine voxel a pixel.  sides: "check" refuses label maps whose left is on the
-    right of their affine, "swap" exchanges the labels of those, "trust" takes all as they are.
+    """How samples are made.
+
+    shape: voxels (D, H, W) of the labels' grid.  voxel_mm: their edge; None: as small as shows all of the CT.
+    fine: how much finer the CT is kept of which films are made.  views: degrees round and up from the view
+    from the front, a film.  sdd, sod: mm, None for parallel beams.  size: (H, W) of films, by default about a
+    fine voxel a pixel.  sides: "check" refuses label maps whose left is on the right of their affine, "swap"
+    exchanges the labels of those, "trust" takes all as they are.
     """
 
     shape: tuple[int, int, int] = (80, 64, 64)
@@ -64,9 +66,9 @@ def read_patient(
 ) -> Patient:
     """A case's CT and labels on the CT's own grid, in the scheme of 54 bones.
 
-    source: the scheme of the label map, where the case does not say.  rescale: (slope, intercept) of a CT that
-    is not in HU.  Raises FileError, VolumeError (grids that differ), ShapeError (unknown labels, none of a bone,
-    sides exchanged, labels that do not lie on bone).
+    source: the scheme of the label map, where the case does not say.  rescale: (slope, intercept) of a CT
+    that is not in HU.  Raises FileError, VolumeError (grids that differ), ShapeError (unknown labels, none of
+    a bone, sides exchanged, labels that do not lie on bone).
     """
     volume = Volume.load(case.ct, rescale=rescale)
     labels, known = _bones(case, volume, source)
@@ -100,8 +102,8 @@ def prepare(patient: Patient, how: Preparation = Preparation()) -> tuple[Sample,
     labels = dense.binned(how.fine).labels if how.fine > 1 else dense.labels
     if not bool((labels > 0).any()):
         raise ShapeError(
-            f"{patient.name}: no bone is left on a grid of {how.shape} voxels of {grid.spacing[0]:.3g} mm; take "
-            "more or larger voxels"
+            f"{patient.name}: no bone is left on a grid of {how.shape} voxels of {grid.spacing[0]:.3g} mm; "
+            "take more or larger voxels"
         )
     size = how.size or (dense.grid.size[2], max(dense.grid.size[:2]))
     cameras = tuple(
@@ -140,7 +142,7 @@ def write(folder: Path, sample: Sample, patient: Patient) -> Path:
 
 
 def require_on_bone(patient: Patient) -> None:
-    """ShapeError where labelled voxels are hardly denser than the body beside them: another posture or scan."""
+    """ShapeError where labelled voxels are hardly denser than the body: another posture, or scan."""
     bone = patient.labels > 0
     body = ~bone & (patient.hu > -300)
     if not bool(body.any()):
@@ -149,8 +151,8 @@ def require_on_bone(patient: Patient) -> None:
     if inside < outside + _ON_BONE:
         raise ShapeError(
             f"{patient.name}: labelled voxels have {inside:.0f} HU on average and the body about them "
-            f"{outside:.0f}, so the labels do not lie on bone; are CT and labels of one scan, one posture, and is "
-            "the CT in HU (rescale=)?"
+            f"{outside:.0f}, so labels do not lie on bone; are CT and labels of one scan and posture, and "
+            "is the CT in HU (rescale=)?"
         )
 
 
@@ -166,8 +168,8 @@ def _bones(case: Case, volume: Volume, source: Scheme | None) -> tuple[Tensor, T
     source = source or (None if case.scheme is None else scheme(case.scheme))
     if source is None:
         raise ShapeError(
-            f"{case.labels}: carries no names, so say what its numbers are: --scheme ({', '.join(SCHEMES)}) or "
-            "--names with a table"
+            f"{case.labels}: carries no names, so say what its numbers are: --scheme ({', '.join(SCHEMES)}) "
+            "or --names with a table"
         )
     return relabel(found.labels, source, target, what=str(case.labels)), source.known_in(target)
 
@@ -201,8 +203,8 @@ def _right_sides(
         swap = SCHEMES[TARGET].mirror
         return swap[labels.long()].to(torch.int16), known[swap]
     raise ShapeError(
-        f"{case.labels or case.ct.parent}: left bones lie on the right of the affine. Either its x axis is wrong "
-        "(then mend the header of CT and labels) or the labels are exchanged (then say --sides swap)"
+        f"{case.labels or case.ct.parent}: left bones lie on the right of the affine. Either its x axis is "
+        "wrong (then mend the header of CT and labels) or the labels are exchanged (then say --sides swap)"
     )
 
 
