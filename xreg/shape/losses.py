@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from xreg.shape.networks.heads import FilmMaps, centroids
+from xreg.shape.networks.orders import Rows
 
 _THICK = 0.02  # of 50 mm: a ray that runs further than this in a structure is covered by it
 _SMOOTH = 1e-3  # part of the voxels
@@ -95,6 +96,21 @@ def film_losses(
     found["centroid"] = _mean(apart, there)
     found["level"] = _level_loss(maps.level.float(), thickness, vertebrae)
     return found
+
+
+def order_loss(levels: Float[Tensor, "B R N"], labels: Int64[Tensor, "B N"], rows: Rows) -> Tensor:
+    """How many bones each row's number is off, at the voxels of that row's bones; far ones count less."""
+    total, count = levels.sum() * 0.0, 0
+    for number, groups in enumerate(rows):
+        place = torch.full((int(labels.max()) + 1,), -1.0, device=labels.device)
+        for group in groups:
+            there = [(n, label) for n, label in enumerate(group) if label < len(place)]
+            for n, label in there:
+                place[label] = float(n)
+        wanted = place[labels]
+        off = (levels[:, number].float() - wanted).abs()[wanted >= 0]
+        total, count = total + torch.log1p(off).sum(), count + off.numel()
+    return total / max(1, count)
 
 
 def _mask_loss(logits: Tensor, covered: Tensor, present: Tensor, known: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class Weights:
     mask: float = 1.0
     thickness: float = 1.0
     level: float = 0.5
+    order: float = 0.5
     presence: float = 0.1
     centroid: float = 0.5
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from xreg.errors import ShapeError
 from xreg.io import write_json
 from xreg.shape import checkpoint, losses
 from xreg.shape.networks import Lattice, Output, make_network
+from xreg.shape.networks.orders import rows_of
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import Scheme, scheme
+from xreg.shape.sources import AsTheyAre, Member, Source
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.training import (
@@ -41,29 +43,6 @@ from xreg.training import (
 )
 
 _VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
-
-
-class Source(Protocol):
-    """What training cases come from: a population generator, or samples as they are."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """One a patient (or more): who is in it, and in which scheme."""
-
-    def sample(self, seed: int) -> Sample:
-        """A labelled case; the same seed gives the same one."""
-
-
-@dataclass(frozen=True)
-class AsTheyAre:
-    """Samples without any change, drawn at random."""
-
-    samples: Sequence[Sample]
-
-    def sample(self, seed: int) -> Sample:
-        """One of them."""
-        pick = torch.randint(len(self.samples), (1,), generator=torch.Generator().manual_seed(seed % 2**63))
-        return self.samples[int(pick)]
 
 
 @dataclass(frozen=True)
@@ -130,11 +109,12 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.source, self.settings, self.folder, self.device = source, settings, folder, device
-        self.scheme, self.patients, self.learned = _checked(source.samples, held_out, settings.mirror)
-        self.vertebrae = list(self.scheme.groups.get("spine", ()))
+        self.scheme, self.patients, self.learned = _checked(
+            source.members, AsTheyAre(held_out).members, settings.mirror
+        )
         self.held_out = tuple(held_out)
         self.net, self.average = (
-            make_network(settings.network, len(self.scheme), settings.seed).to(device) for _ in range(2)
+            make_network(settings.network, self.scheme, settings.seed).to(device) for _ in range(2)
         )
         self.average.eval()
         self.optimiser = torch.optim.AdamW(
@@ -188,7 +168,7 @@ class Trainer:
         mirror = self.settings.mirror and bool(torch.rand(1, generator=generator) < 0.5)
         cases = Cases.of(sample, mirror=mirror)
         films = changed(cases.views.films, self.settings.gamma, self.settings.noise, generator)
-        return replace(cases, views=replace(cases.views, films=films))
+        return replace(cases, views=cases.views.with_films(films))
 
     def advance(self, progress: float, cases: Cases) -> dict[str, float]:
         """One step on these cases; its losses."""
@@ -217,7 +197,7 @@ class Trainer:
         """Each part of the loss on a lattice of voxels, and in the films."""
         with self._precision():
             output = self.net(cases.views, lattice)
-        return loss_parts(output, cases, lattice, self.vertebrae)
+        return loss_parts(output, cases, lattice, self.scheme)
 
     def _precision(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
@@ -290,7 +270,7 @@ class Trainer:
         self.log, self.mark = facts["log"], facts["mark"]
 
 
-def loss_parts(output: Output, cases: Cases, lattice: Lattice, vertebrae: Sequence[int]) -> dict[str, Tensor]:
+def loss_parts(output: Output, cases: Cases, lattice: Lattice, names: Scheme) -> dict[str, Tensor]:
     """The parts of the loss of a network's output; several branches count by their mean."""
     labels = lattice.take(cases.labels).flatten(1)
     each = [losses.segmentation_loss(x.flatten(2), labels, cases.known) for x in output.logits]
@@ -298,7 +278,10 @@ def loss_parts(output: Output, cases: Cases, lattice: Lattice, vertebrae: Sequen
     if len(each) > 1:
         parts["mutual"] = losses.mutual_loss(tuple(x.flatten(2) for x in output.logits))
     if output.maps is not None:
+        vertebrae = list(names.groups.get("spine", ()))
         parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae)
+    if output.levels is not None:
+        parts["order"] = losses.order_loss(output.levels.flatten(2), labels, rows_of(names))
     return parts
 
 
@@ -322,36 +305,30 @@ def mean_dice(found: Tensor, truth: Tensor) -> float:
 
 
 def _checked(
-    samples: Sequence[Sample], held_out: Sequence[Sample], mirror: bool
+    members: Sequence[Member], held_out: Sequence[Member], mirror: bool
 ) -> tuple[Scheme, tuple[str, ...], Tensor]:
     """Scheme and patients of a training, and which labels it can learn; ShapeError where they do not fit."""
-    if not samples:
+    if not members:
         raise ShapeError("a training needs at least one labelled sample, got none")
-    schemes = {sample.scheme for sample in (*samples, *held_out)}
+    schemes = {member.scheme for member in (*members, *held_out)}
     if len(schemes) > 1:
         raise ShapeError(
             f"samples of a training must share one label scheme, got {', '.join(sorted(schemes))}; "
             "prepare them with one --scheme"
         )
-    patients = tuple(dict.fromkeys(sample.patient for sample in samples))
-    if both := sorted(set(patients) & {sample.patient for sample in held_out}):
+    patients = tuple(dict.fromkeys(member.patient for member in members))
+    if both := sorted(set(patients) & {member.patient for member in held_out}):
         raise ShapeError(f"patients {', '.join(both)} are both learned from and held out; choose one")
-    for sample in (*samples, *held_out):
-        if sample.labels is None:
+    for member in (*members, *held_out):
+        if member.labels is None:
             raise ShapeError(
-                f"{sample.patient}: has no labels; a training and its held-out patients need them"
+                f"{member.patient}: has no labels; a training and its held-out patients need them"
             )
-    names = scheme(samples[0].scheme)
+    names = scheme(members[0].scheme)
     learned = torch.zeros(len(names), dtype=torch.bool)
-    for sample in samples:
-        learned[sample.labels.unique().long()] = True
+    for member in members:
+        learned[member.labels.unique().long()] = True
     if mirror:
         learned |= learned[names.mirror]
     learned[0] = True
     return names, patients, learned
-
-
-def patients_text(facts: Mapping[str, Any]) -> str:
-    """Who a network learned from, in one line for people."""
-    names = facts["patients"]
-    return f"{len(names)} patients: {', '.join(names)}"

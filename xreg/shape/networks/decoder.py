@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice
 from xreg.shape.networks.encoder import UNet
+from xreg.shape.networks.orders import Orders, rows_of
+from xreg.shape.schemes import Scheme
 
 PLACE_MM = 200.0  # in which a voxel's place counts as one
+_REACH = 5.0  # bones that a row's number moves for a unit
 
 
 class SpaceDecoder(nn.Module):
@@ -37,12 +40,15 @@ class PointHead(nn.Module):
     visual hull of each label is added with a weight that is learned.
     """
 
-    def __init__(self, space: int, fused: int, hidden: int, labels: int) -> None:
+    def __init__(self, space: int, fused: int, hidden: int, names: Scheme) -> None:
         super().__init__()
+        labels, rows = len(names), rows_of(names)
         self.space = nn.Conv1d(space, hidden, 1)
         self.films = nn.Conv1d(fused, hidden, 1, bias=False)
         self.hidden = nn.Conv1d(hidden, hidden, 1)
         self.out = nn.Conv1d(hidden, labels, 1)
+        self.orders = Orders(rows, labels)
+        self.levels = nn.Conv1d(hidden, len(rows), 1) if rows else None
         self.trust = nn.Parameter(torch.full((labels - 1,), 0.5413))  # softplus of it is 1
 
     def start(self) -> None:
@@ -53,10 +59,16 @@ class PointHead(nn.Module):
 
     def forward(
         self, space: Float[Tensor, "B W N"], fused: Float[Tensor, "B C N"], inside: Float[Tensor, "B K N"]
-    ) -> Float[Tensor, "B L N"]:
+    ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
+        """Logits, and the numbers along the rows of bones (0 at the first) that are in them."""
         x = F.silu(self.space(space) + self.films(fused))
-        x = self.out(F.silu(self.hidden(x)))
-        return torch.cat([x[:, :1], x[:, 1:] + F.softplus(self.trust)[:, None] * inside], 1)
+        x = F.silu(self.hidden(x))
+        levels = x[:, :0]
+        if self.levels is not None:
+            middle = x.new_tensor(self.orders.middle)[:, None]
+            levels = middle + _REACH * self.levels(x)
+        x = self.out(x) + self.orders(levels)
+        return torch.cat([x[:, :1], x[:, 1:] + F.softplus(self.trust)[:, None] * inside], 1), levels
 
 
 def sample_space(

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xreg.shape.networks.orders import Orders
+from xreg.shape.schemes import Scheme
+
 THICKNESS_MM = 50.0  # in which thickness counts as one
 
 
@@ -45,8 +48,11 @@ def centroids(thickness: Float[Tensor, "N K H W"]) -> Float[Tensor, "N K 2"]:
 class FilmHeads(nn.Module):
     """Features and summary of films to `FilmMaps`."""
 
-    def __init__(self, features: int, summary: int, labels: int) -> None:
+    def __init__(self, features: int, summary: int, names: Scheme) -> None:
         super().__init__()
+        labels, spine = len(names), names.groups.get("spine", ())
+        self.orders = Orders(((spine,),) if spine else (), labels)
+        self.last = max(1, len(spine) - 1)
         self.masks = nn.Conv2d(features, labels - 1, 1)
         self.thickness = nn.Conv2d(features, labels - 1, 1)
         self.level = nn.Conv2d(features, 1, 1)
@@ -59,9 +65,7 @@ class FilmHeads(nn.Module):
         nn.init.constant_(self.level.bias, 0.5)
 
     def forward(self, features: Tensor, summary: Tensor) -> FilmMaps:
-        return FilmMaps(
-            self.masks(features),
-            F.softplus(self.thickness(features)),
-            self.level(features)[:, 0],
-            self.presence(summary),
-        )
+        level = self.level(features)
+        near = self.orders((level * self.last).flatten(2))[:, 1:].unflatten(-1, level.shape[-2:])
+        masks = self.masks(features) + near
+        return FilmMaps(masks, F.softplus(self.thickness(features)), level[:, 0], self.presence(summary))

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from xreg.shape.networks.rays import RayNet
 from xreg.shape.networks.settings import NetworkSettings
 from xreg.shape.networks.swin_x2s import SwinX2S
+from xreg.shape.schemes import Scheme
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
 
 
-def make_network(settings: NetworkSettings, labels: int, seed: int = 0) -> RayNet | SwinX2S:
-    """A network for that many labels (background included); the global random state is as before."""
+def make_network(settings: NetworkSettings, names: Scheme, seed: int = 0) -> RayNet | SwinX2S:
+    """A network for the labels of a scheme; the global random state is as before."""
     with torch.random.fork_rng(devices=[]):  # modules draw from it when they are made; drawn anew below
-        net = (RayNet if settings.kind == "rays" else SwinX2S)(settings, labels)
+        net = (RayNet if settings.kind == "rays" else SwinX2S)(settings, names)
     generator = torch.Generator().manual_seed(seed)
     inside = {id(p) for m in net.modules() if isinstance(m, _CONVOLUTIONS) for p in m.parameters()}
     for module in net.modules():

@@ -14,6 +14,7 @@ from xreg.shape.networks.encoder import FilmEncoder
 from xreg.shape.networks.heads import FilmHeads, FilmMaps
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
+from xreg.shape.schemes import Scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +31,14 @@ class Encoded:
 class RayNet(nn.Module):
     """Any number of films of any cameras to labels at any voxels."""
 
-    def __init__(self, settings: NetworkSettings, labels: int) -> None:
+    def __init__(self, settings: NetworkSettings, names: Scheme) -> None:
         super().__init__()
-        self.settings, self.labels = settings, labels
+        self.settings, self.names = settings, names
         features, fused = settings.features, 3 * settings.features + 1
         self.encoder = FilmEncoder(settings.film_widths, features)
-        self.heads = FilmHeads(features, settings.film_widths[-1], labels)
+        self.heads = FilmHeads(features, settings.film_widths[-1], names)
         self.decoder = SpaceDecoder(fused, settings.space_widths)
-        self.points = PointHead(settings.space_widths[0], fused, settings.hidden, labels)
+        self.points = PointHead(settings.space_widths[0], fused, settings.hidden, names)
 
     def start(self) -> None:
         """First values of what is not drawn at random."""
@@ -54,8 +55,10 @@ class RayNet(nn.Module):
         place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
         return Encoded(views, features, maps, self.decoder(fused, place, lattice), lattice)
 
-    def at(self, encoded: Encoded, index: Float[Tensor, "B N 3"]) -> Float[Tensor, "B L N"]:
-        """Label logits at voxels (i, j, k)."""
+    def at(
+        self, encoded: Encoded, index: Float[Tensor, "B N 3"]
+    ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
+        """Label logits at voxels (i, j, k), and the numbers along rows of bones."""
         values, seen = look_up(encoded.features, encoded.views, index)
         masks, _ = look_up(encoded.maps.masks, encoded.views, index)
         space = sample_space(encoded.space, encoded.lattice, index)
@@ -66,7 +69,8 @@ class RayNet(nn.Module):
         lattice = Lattice(views.shape) if lattice is None else lattice
         encoded = self.encode(views)
         index = lattice.index(views.films.device).expand(len(views.films), -1, -1)
-        return Output((self.at(encoded, index).unflatten(-1, lattice.counts),), encoded.maps)
+        logits, levels = (x.unflatten(-1, lattice.counts) for x in self.at(encoded, index))
+        return Output((logits,), encoded.maps, levels)
 
     @torch.no_grad()
     def probabilities(self, views: Views, doubt: float, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
@@ -88,5 +92,7 @@ class RayNet(nn.Module):
         return flat, self._ask(encoded, index.float(), chunk)
 
     def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
-        parts = [self.at(encoded, part[None])[0].float().softmax(0).T for part in index.split(chunk)]
-        return torch.cat(parts) if parts else index.new_zeros(0, self.labels)
+        if not len(index):
+            return index.new_zeros(0, len(self.names))
+        parts = [self.at(encoded, part[None])[0][0].float().softmax(0).T for part in index.split(chunk)]
+        return torch.cat(parts)

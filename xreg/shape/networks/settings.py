@@ -86,11 +86,12 @@ class Output:
     """What a network gives for training.
 
     logits: one [B, L, …] or, of a network that answers for each film, several.  maps: predictions in the
-    films, or None.
+    films, or None.  levels [B, R, …]: numbers along rows of bones that follow each other, or None.
     """
 
     logits: tuple[Float[Tensor, "B L *n"], ...]
     maps: FilmMaps | None
+    levels: Float[Tensor, "B R *n"] | None = None
 
     @property
     def combined(self) -> Float[Tensor, "B L *n"]:

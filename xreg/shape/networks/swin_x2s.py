@@ -23,6 +23,7 @@ from xreg.errors import BackendError, ShapeError
 from xreg.shape.networks.backproject import Lattice
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
+from xreg.shape.schemes import Scheme
 
 _MULTIPLE = 32  # by which the deepest level is coarser than the grid
 _LEVELS = 6
@@ -71,14 +72,15 @@ class CrossAttention(nn.Module):
 class SwinX2S(nn.Module):
     """Two films whose beams run along the grid's j and i axes, to label logits of each film's branch."""
 
-    def __init__(self, settings: NetworkSettings, labels: int) -> None:
+    def __init__(self, settings: NetworkSettings, names: Scheme) -> None:
         super().__init__()
         depth, height, width = settings.grid
-        if height != width or any(n % _MULTIPLE for n in settings.grid):
+        if height != width or any(n % _MULTIPLE for n in settings.grid) or max(settings.grid) == _MULTIPLE:
             raise ShapeError(
-                f"swin_x2s needs a grid (D, H, W) with H = W, multiples of {_MULTIPLE}, got {settings.grid}"
+                f"swin_x2s needs a grid (D, H, W) with H = W, of multiples of {_MULTIPLE} and with more than "
+                f"one of them, got {settings.grid}"
             )
-        self.settings, self.labels = settings, labels
+        self.settings = settings
         nets, blocks = _monai("monai.networks.nets.swin_unetr"), _monai("monai.networks.blocks")
         _monai("einops")
         f = settings.width
@@ -97,7 +99,7 @@ class SwinX2S(nn.Module):
         self.up = nn.ModuleList(
             blocks.UnetrUpBlock(3, deep, fine, 3, 2, "instance", True) for fine, deep in pairwise(outputs)
         )
-        self.out = nn.Conv3d(f, labels, 1)
+        self.out = nn.Conv3d(f, len(names), 1)
 
     def start(self) -> None:
         """Nothing: all first values are drawn or are those of the parts."""

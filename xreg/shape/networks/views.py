@@ -86,6 +86,10 @@ class Views:
         """The views on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
+    def with_films(self, films: Float[Tensor, "B V H W"]) -> Views:
+        """The same geometry with other grey values."""
+        return replace(self, films=films)
+
     def turned(self, maps: Float[Tensor, "B V K H W"]) -> Float[Tensor, "B V K H W"]:
         """Maps of the films as they were given, the way round that they are here; and back."""
         rows, columns = (self.flips[:, :, n, None, None, None] for n in (0, 1))
