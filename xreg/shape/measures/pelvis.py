@@ -25,13 +25,14 @@ from .vertebra import STAIRS, Plane, VertebralBody, fit_plane, leave
 _NAMES = ("pelvic_incidence", "sacral_slope", "pelvic_tilt")
 _START = np.array([0.0, np.sin(np.radians(40)), np.cos(np.radians(40))])  # of a plate that nothing tells of
 _HALF = (13.0, 10.0)  # mm to the sides and to front and back: the part of the plate that is fitted
+_LEAN = (-10.0, 85.0)  # degrees to the front: no sacral plate lies otherwise
 _AGREE = 0.01  # degrees by which PI may differ from PT + SS
 
 
 def sacral_plate(bones: Bones, bodies: Bodies) -> Plane | str:
     """The upper plate of the sacrum; or, in words, why it cannot be told.
 
-    The search starts below the lowest lumbar body, or at the front and top of the sacrum where none is there.
+    The search starts below the lowest lumbar body, or where the bone is thickest if there is none.
     """
     if not bones.has("sacrum"):
         return "sacrum is missing"
@@ -39,11 +40,11 @@ def sacral_plate(bones: Bones, bodies: Bodies) -> Plane | str:
     if any(axis == 2 and end == _upper_end(bones) for axis, end in field.faces):
         return "sacrum touches the upper edge of the volume"
     up, inside = _start(bones, bodies)
-    plane = None
+    plane = Plane(inside, up)
     for _ in range(6):
         forward = unit(ANTERIOR - (ANTERIOR @ up) * up)
         axes = np.stack([np.cross(forward, up), forward, up])
-        values, (across, ahead, upward) = field.box(inside, axes, (16.0, 26.0, 24.0), 1.0)
+        values, (across, ahead, upward) = field.box(inside, axes, (16.0, 26.0, 30.0), 1.0)
         top = leave(values, upward, 1)
         use = np.isfinite(top) & (np.abs(across) <= _HALF[0])[:, None] & (np.abs(ahead) <= _HALF[1])[None]
         if use.sum() < 60:
@@ -54,7 +55,10 @@ def sacral_plate(bones: Bones, bodies: Bodies) -> Plane | str:
         point = inside + np.array([0.0, shift, c + q * shift]) @ axes
         plane = Plane(point, up)
         inside = point - 8.0 * up
-    return plane if plane is not None and plane.normal @ UP > 0 else "the sacral plate faces down"
+    lean = np.degrees(np.arctan2(plane.normal @ ANTERIOR, plane.normal @ UP))
+    if not _LEAN[0] <= lean <= _LEAN[1]:
+        return f"the upper plate of the sacrum cannot be told (it would lean by {lean:.0f}°)"
+    return plane
 
 
 def pelvic_measures(bones: Bones, plate: Plane | str) -> list[Measure]:
@@ -102,12 +106,11 @@ def _start(bones: Bones, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
         inside = field.sample(plate.point - line[:, None] * plate.normal) >= 0.5
         if inside.any():
             return plate.normal, plate.point - (line[inside.argmax()] + 8.0) * plate.normal
-    points = field.points
-    midline = points[np.abs(points @ RIGHT - points.mean(0) @ RIGHT) < 8.0]
-    corner = midline[(midline @ _START).argmax()]
-    backward = unit(np.cross(RIGHT, _START))
-    backward = backward if backward @ ANTERIOR < 0 else -backward
-    return _START, corner + 12.0 * backward - 8.0 * _START
+    depth = field.depth()
+    index = np.argwhere(depth > 0)
+    places = field.world(index)
+    midline = np.abs((places - places.mean(0)) @ RIGHT) < 12.0
+    return _START, places[midline][depth[tuple(index[midline].T)].argmax()]
 
 
 def _to_middle(

@@ -16,7 +16,14 @@ from .field import ANTERIOR, UP, BoneField, angle, unit
 
 _REACH = 32.0  # mm to each side of the body's middle: half of the widest body and a margin
 _STEP = 1.0  # mm, at least
-_TURNS = 3
+_TURNS = (
+    0.25,
+    0.25,
+    0.35,
+    0.45,
+    0.45,
+)  # of depth and width to each side of the middle: the part of the plates
+# that counts, turn by turn; a frame that is far off takes their rims for walls
 _COLUMNS = 8  # of an end plate, at least
 STAIRS = 0.4  # of a voxel: how far the stairs of a label map lie from its plane, and count in full
 _WEDGE = 35.0  # degrees between the two plates of one body, and
@@ -74,16 +81,21 @@ def fit_body(field: BoneField, up: np.ndarray = UP) -> VertebralBody | str:
     center, radius = thickest(field)
     forward = front_of(field, center, up)
     found: VertebralBody | str = ""
-    for _ in range(_TURNS):
+    for share in _TURNS:
         forward = unit(forward - (forward @ up) * up)
-        found = _fit_once(field, center, np.stack([np.cross(forward, up), forward, up]), radius)
+        found = _fit_once(field, center, np.stack([np.cross(forward, up), forward, up]), radius, share)
         if isinstance(found, str):
             return found
         center, up, forward = found.center, found.up, found.anterior
+    wedge = angle(found.superior.normal, found.inferior.normal)
+    if wedge > _WEDGE or not 0 < found.heights[1] < _BULGE * max(found.heights[0], found.heights[2]):
+        return f"{field.name} has not the shape of a whole vertebral body"
     return found
 
 
-def _fit_once(field: BoneField, center: np.ndarray, axes: np.ndarray, radius: float) -> VertebralBody | str:
+def _fit_once(
+    field: BoneField, center: np.ndarray, axes: np.ndarray, radius: float, share: float
+) -> VertebralBody | str:
     """One turn: walls, end plates, and the frame that they give."""
     values, (across, ahead, upward) = field.box(
         center, axes, (_REACH,) * 3, max(_STEP, 0.5 * field.spacing.min())
@@ -96,7 +108,7 @@ def _fit_once(field: BoneField, center: np.ndarray, axes: np.ndarray, radius: fl
     s, t = (across - 0.5 * (left + right))[:, None] / width, (ahead - back)[None] / depth
     top, bottom = leave(values, upward, 1), leave(values, upward, -1)
     there = np.isfinite(top - bottom)
-    columns = there & ((s / 0.45) ** 2 + ((t - 0.5) / 0.45) ** 2 <= 1)
+    columns = there & ((s / share) ** 2 + ((t - 0.5) / share) ** 2 <= 1)
     if columns.sum() < _COLUMNS:
         return f"{field.name} is too small or too coarse for end plates"
     noise = STAIRS * field.spacing.max()
@@ -106,8 +118,6 @@ def _fit_once(field: BoneField, center: np.ndarray, axes: np.ndarray, radius: fl
     points = [center + np.array([*place, p[0] + p[1:] @ place]) @ axes for p in planes]
     band = there & (np.abs(s) <= 0.25) & (t >= 0.08) & (t <= 0.92)
     heights = _heights((top - bottom)[band], np.broadcast_to(t, band.shape)[band])
-    if angle(*normals) > _WEDGE or not 0 < heights[1] < _BULGE * max(heights[0], heights[2]):
-        return f"{field.name} has not the shape of a whole vertebral body"
     up = unit(normals[0] + normals[1])
     forward = unit(axes[1] - (axes[1] @ up) * up)
     return VertebralBody(
