@@ -69,7 +69,7 @@ patient.safetensors (CT and labels, from which a training draws new patients).""
     nargs=2,
     multiple=True,
     metavar="ROUND UP",
-    help="Degrees from the view from the front, once a film.  [default: 0 0 and 90 0]",
+    help="Degrees from the view from the front, once a film.  [default: 0 0 and -90 0]",
 )
 @click.option("--sdd", type=float, metavar="MM", help="Source to detector, for perspective films.")
 @click.option("--sod", type=float, metavar="MM", help="Source to the middle of the grid.")

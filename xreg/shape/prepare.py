@@ -41,7 +41,8 @@ class Preparation:
 
     shape: voxels (D, H, W) of the labels' grid.  voxel_mm: their edge; None: as small as shows all of the CT.
     fine: how much finer the CT is kept of which films are made.  views: degrees round and up from the view
-    from the front, a film.  sdd, sod: mm, None for parallel beams.  size: (H, W) of films, by default about a
+    from the front, a film; (-90, 0) is from the right.
+    sdd, sod: mm, None for parallel beams.  size: (H, W) of films, by default about a
     fine voxel a pixel.  sides: "check" refuses label maps whose left is on the right of their affine, "swap"
     exchanges the labels of those, "trust" takes all as they are.
     """
@@ -49,7 +50,7 @@ class Preparation:
     shape: tuple[int, int, int] = (80, 64, 64)
     voxel_mm: float | None = None
     fine: int = 2
-    views: tuple[tuple[float, float], ...] = ((0.0, 0.0), (90.0, 0.0))
+    views: tuple[tuple[float, float], ...] = ((0.0, 0.0), (-90.0, 0.0))
     sdd: float | None = None
     sod: float | None = None
     size: tuple[int, int] | None = None
