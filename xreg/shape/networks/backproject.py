@@ -11,6 +11,8 @@ from torch import Tensor
 
 from xreg.shape.networks.views import Views
 
+_CERTAIN = 30.0  # a logit whose probability is 1
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -40,6 +42,12 @@ class Lattice:
         ]
         k, j, i = torch.meshgrid(*axes, indexing="ij")
         return torch.stack([i, j, k], -1).reshape(-1, 3)
+
+    def index_at(self, flat: Integer[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+        """Indices (i, j, k) of some of the points, by their number, i fastest."""
+        _, height, width = self.counts
+        place = torch.stack([flat % width, flat // width % height, flat // (width * height)], -1)
+        return place * self.step + torch.tensor(self.start[::-1], device=flat.device)
 
     def take(self, values: Integer[Tensor, "*b D H W"]) -> Tensor:
         """Values of the grid at the points; for a start at whole voxels."""
@@ -85,8 +93,8 @@ def fuse(values: Float[Tensor, "B V C N"], seen: Bool[Tensor, "B V N"]) -> Float
 def hull(masks: Float[Tensor, "B V L N"], seen: Bool[Tensor, "B V N"]) -> Float[Tensor, "B L N"]:
     """Least log-probability over the films that a structure covers the voxel's pixel: a visual hull a label.
 
-    masks: logits.  Zero where no film sees the voxel.  A.  Laurentini, "The visual hull concept for
-    silhouette-based image understanding", PAMI 16 (1994).
+    masks: logits.  Zero (to 1e-13) where no film sees the voxel.  A. Laurentini, "The visual hull
+    concept for silhouette-based image understanding", PAMI 16 (1994).
     """
-    inside = F.logsigmoid(masks)
-    return inside.masked_fill(~seen[:, :, None], 0.0).amin(1)
+    least = masks.masked_fill(~seen[:, :, None], _CERTAIN).amin(1)  # before the logarithm: it is monotonic
+    return F.logsigmoid(least)

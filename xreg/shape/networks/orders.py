@@ -43,7 +43,7 @@ class Orders(nn.Module):
         for name, value in (("row", row), ("place", place), ("ordered", ordered)):
             self.register_buffer(name, value, persistent=False)
         self.middle = [(max(len(g) for g in groups) - 1) / 2 for groups in rows]
-        self.steep = nn.Parameter(torch.full((max(1, len(rows)),), 1.5))
+        self.steep = nn.Parameter(torch.zeros(max(1, len(rows))))  # a is 0.7: bones begin as rare as they are
 
     def forward(self, levels: Float[Tensor, "B R N"]) -> Float[Tensor, "B L N"]:
         """levels: the number of each row, 0 at the first bone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up
@@ -15,6 +15,8 @@ from xreg.shape.networks.heads import FilmHeads, FilmMaps
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
+
+_STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,9 @@ class RayNet(nn.Module):
         self, encoded: Encoded, index: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
         """Label logits at voxels (i, j, k), and the numbers along rows of bones."""
-        values, seen = look_up(encoded.features, encoded.views, index)
-        masks, _ = look_up(encoded.maps.masks, encoded.views, index)
+        maps = torch.cat([encoded.features, encoded.maps.masks.to(encoded.features.dtype)], 1)
+        found, seen = look_up(maps, encoded.views, index)
+        values, masks = found[:, :, : self.settings.features], found[:, :, self.settings.features :]
         space = sample_space(encoded.space, encoded.lattice, index)
         return self.points(space, fuse(values, seen), hull(masks, seen))
 
@@ -76,23 +79,35 @@ class RayNet(nn.Module):
     def probabilities(self, views: Views, doubt: float, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
         """Voxels of one case that may hold bone, and their probabilities.
 
-        Every second voxel is asked first; then all about those whose background has less than 1 - doubt.
-        Returns flat indices [n] into the grid, and probabilities [n, L].
+        Every fourth voxel along each axis is asked first, then every second and then all, each time only
+        about those whose background has less than 1 - doubt.  Returns flat indices [n] into the grid, and
+        probabilities [n, L].
         """
         encoded = self.encode(views)
-        coarse = Lattice.coarse(views.shape, 2)
-        first = self._ask(encoded, coarse.index(views.films.device), chunk)
-        maybe = (first[:, 0] < 1 - doubt).reshape(coarse.counts)
-        maybe = nn.functional.max_pool3d(maybe[None, None].float(), 3, 1, 1)[0, 0] > 0
-        for axis in range(3):
-            maybe = maybe.repeat_interleave(2, axis)
-        depth, height, width = views.shape
-        flat = maybe[:depth, :height, :width].reshape(-1).nonzero()[:, 0]
-        index = torch.stack([flat % width, flat // width % height, flat // (width * height)], -1)
-        return flat, self._ask(encoded, index.float(), chunk)
+        maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
+        maybe = maybe.to(views.films.device)
+        for step in _STEPS:
+            lattice = Lattice.coarse(views.shape, step)
+            flat = maybe.reshape(-1).nonzero()[:, 0]
+            found = self._ask(encoded, lattice.index_at(flat), chunk)
+            if step > 1:
+                maybe = maybe.clone().reshape(-1)
+                maybe[flat] = found[:, 0] < 1 - doubt
+                finer = Lattice.coarse(views.shape, step // 2).counts
+                maybe = _finer(maybe.reshape(lattice.counts), finer)
+        return flat, found
 
     def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
         if not len(index):
             return index.new_zeros(0, len(self.names))
         parts = [self.at(encoded, part[None])[0][0].float().softmax(0).T for part in index.split(chunk)]
         return torch.cat(parts)
+
+
+def _finer(maybe: Bool[Tensor, "d h w"], counts: tuple[int, int, int]) -> Bool[Tensor, "D H W"]:
+    """Cells and their neighbours, on a lattice of twice as many."""
+    near = nn.functional.max_pool3d(maybe[None, None].float(), 3, 1, 1)[0, 0] > 0
+    for axis in range(3):
+        near = near.repeat_interleave(2, axis)
+    depth, height, width = counts
+    return near[:depth, :height, :width].contiguous()
