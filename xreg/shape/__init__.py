@@ -10,6 +10,9 @@ _HOMES = {
     "SCHEMES": "schemes",
     "Scheme": "schemes",
     "Scores": "scores",
+    "ShapeModel": "predict",
+    "ShapePrediction": "predict",
+    "ShapeTrainSettings": "train_settings",
     "ShippedCase": "shipped",
     "Measure": "measures",
     "Measures": "measures",
@@ -25,6 +28,7 @@ _HOMES = {
     "shipped_patients": "shipped",
     "sides": "schemes",
     "surface_mesh": "meshes",
+    "train": "training",
 }
 __all__ = sorted(_HOMES)
 

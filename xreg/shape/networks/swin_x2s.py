@@ -34,7 +34,7 @@ def _monai(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise BackendError(
-            "the baseline Swin-X2S needs the packages MONAI and einops: pip install monai einops"
+            "the baseline Swin-X2S needs the packages MONAI and einops: pip install 'xreg[swin]'"
         ) from error
 
 
