@@ -40,14 +40,15 @@ class PointHead(nn.Module):
     visual hull of each label is added with a weight that is learned.
     """
 
-    def __init__(self, space: int, fused: int, hidden: int, names: Scheme) -> None:
+    def __init__(self, space: int, fused: int, hidden: int, names: Scheme, *, orders: bool) -> None:
         super().__init__()
         labels, rows = len(names), rows_of(names)
         self.space = nn.Conv1d(space, hidden, 1)
         self.films = nn.Conv1d(fused, hidden, 1, bias=False)
         self.hidden = nn.Conv1d(hidden, hidden, 1)
         self.out = nn.Conv1d(hidden, labels, 1)
-        self.orders = Orders(rows, labels)
+        self.middle = [(max(map(len, groups)) - 1) / 2 for groups in rows]
+        self.orders = Orders(rows, labels) if orders else None
         self.levels = nn.Conv1d(hidden, len(rows), 1) if rows else None
         self.trust = nn.Parameter(torch.full((labels - 1,), 0.5413))  # softplus of it is 1
 
@@ -65,9 +66,11 @@ class PointHead(nn.Module):
         x = F.silu(self.hidden(x))
         levels = x[:, :0]
         if self.levels is not None:
-            middle = x.new_tensor(self.orders.middle)[:, None]
+            middle = x.new_tensor(self.middle)[:, None]
             levels = middle + _REACH * self.levels(x)
-        x = self.out(x) + self.orders(levels)
+        x = self.out(x)
+        if self.orders is not None:
+            x = x + self.orders(levels)
         return torch.cat([x[:, :1], x[:, 1:] + F.softplus(self.trust)[:, None] * inside], 1), levels
 
 

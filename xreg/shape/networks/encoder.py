@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015) of residual blocks, one a level each way; any size of input.
 
-    What skips the deeper levels is added, not stacked: half the work at the finest level.
+    What skips the deeper levels is stacked.  Adding it instead halves the work at the finest level, but a small
+    case that was learned in 70 steps was then not learned in 100.
 
     Level n has widths[n] channels and a 2^n coarser grid.  It gives the features of the finest level, and
     those of the deepest.
@@ -55,7 +57,7 @@ class UNet(nn.Module):
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
         pairs = list(pairwise(widths))
         self.narrow = nn.ModuleList(conv(deep, fine, 1, bias=False) for fine, deep in pairs)
-        self.up = nn.ModuleList(Block(fine, fine, dims) for fine, _ in pairs)
+        self.up = nn.ModuleList(Block(2 * fine, fine, dims) for fine, _ in pairs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         size = x.shape[2:]
@@ -68,7 +70,7 @@ class UNet(nn.Module):
         deepest = kept.pop()
         for narrow, up, skip in zip(reversed(self.narrow), reversed(self.up), reversed(kept), strict=True):
             x = F.interpolate(narrow(x), scale_factor=2, mode="nearest")
-            x = up(x + skip)
+            x = up(torch.cat([x, skip], 1))
         return x[(..., *(slice(n) for n in size))], deepest
 
 

@@ -48,10 +48,10 @@ def centroids(thickness: Float[Tensor, "N K H W"]) -> Float[Tensor, "N K 2"]:
 class FilmHeads(nn.Module):
     """Features and summary of films to `FilmMaps`."""
 
-    def __init__(self, features: int, summary: int, names: Scheme) -> None:
+    def __init__(self, features: int, summary: int, names: Scheme, *, orders: bool) -> None:
         super().__init__()
         labels, spine = len(names), names.groups.get("spine", ())
-        self.orders = Orders(((spine,),) if spine else (), labels)
+        self.orders = Orders(((spine,),) if spine else (), labels) if orders else None
         self.last = max(1, len(spine) - 1)
         self.masks = nn.Conv2d(features, labels - 1, 1)
         self.thickness = nn.Conv2d(features, labels - 1, 1)
@@ -66,6 +66,8 @@ class FilmHeads(nn.Module):
 
     def forward(self, features: Tensor, summary: Tensor) -> FilmMaps:
         level = self.level(features)
-        near = self.orders((level * self.last).flatten(2))[:, 1:].unflatten(-1, level.shape[-2:])
-        masks = self.masks(features) + near
+        masks = self.masks(features)
+        if self.orders is not None:
+            near = self.orders((level * self.last).flatten(2))
+            masks = masks + near[:, 1:].unflatten(-1, level.shape[-2:])
         return FilmMaps(masks, F.softplus(self.thickness(features)), level[:, 0], self.presence(summary))

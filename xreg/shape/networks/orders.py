@@ -42,7 +42,6 @@ class Orders(nn.Module):
                 place[members] = torch.arange(len(members), dtype=torch.float32)
         for name, value in (("row", row), ("place", place), ("ordered", ordered)):
             self.register_buffer(name, value, persistent=False)
-        self.middle = [(max(len(g) for g in groups) - 1) / 2 for groups in rows]
         self.steep = nn.Parameter(torch.zeros(max(1, len(rows))))  # a is 0.7: bones begin as rare as they are
 
     def forward(self, levels: Float[Tensor, "B R N"]) -> Float[Tensor, "B L N"]:

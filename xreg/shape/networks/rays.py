@@ -38,9 +38,11 @@ class RayNet(nn.Module):
         self.settings, self.names = settings, names
         features, fused = settings.features, 3 * settings.features + 1
         self.encoder = FilmEncoder(settings.film_widths, features)
-        self.heads = FilmHeads(features, settings.film_widths[-1], names)
+        self.heads = FilmHeads(features, settings.film_widths[-1], names, orders=settings.orders)
         self.decoder = SpaceDecoder(fused, settings.space_widths)
-        self.points = PointHead(settings.space_widths[0], fused, settings.hidden, names)
+        self.points = PointHead(
+            settings.space_widths[0], fused, settings.hidden, names, orders=settings.orders
+        )
 
     def start(self) -> None:
         """First values of what is not drawn at random."""

@@ -25,7 +25,8 @@ class NetworkSettings:
 
     rays: film_widths, channels of the film encoder's levels, each half as fine as the one before; features,
     channels carried into space; step, voxels that a cell of the 3D network is wide; space_widths, channels of
-    its levels; hidden, of the head that answers at a voxel.
+    its levels; hidden, of the head that answers at a voxel; orders, whether the number along a row of bones
+    (which is learned in any case) moves their logits.
 
     swin_x2s: width, channels after the patch embedding; depths and heads a stage; window, in tokens; grid
     (D, H, W), which its weights depend on.
@@ -37,6 +38,7 @@ class NetworkSettings:
     step: int = 2
     space_widths: tuple[int, ...] = (24, 48, 96, 128)
     hidden: int = 96
+    orders: bool = False
     width: int = 96
     depths: tuple[int, ...] = (2, 2, 18, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
