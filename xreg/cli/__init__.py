@@ -14,7 +14,7 @@ from xreg import __version__
 
 VERBS = (
     "demo", "doctor", "info", "drr", "project", "register", "train", "train-many", "evaluate", "splat",
-    "recon", "shape", "convert",
+    "recon", "shape", "reconstruct", "convert",
 )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def overlay(found: Annotated, *, strength: float = 0.45) -> UInt8[np.ndarray, "H
     bright = picture[some].mean(-1, keepdims=True) / 255.0
     picture[some] = (1 - strength) * picture[some] + strength * mean * (0.35 + 0.65 * bright)
     for mask, shade in zip(masks, inks, strict=True):
-        picture[_outline(mask)] = shade
+        picture[outline(mask)] = shade
     shown = [s for s in found.structures if s.in_film and s.pixels]
     for structure in shown:
         _dot(picture, structure.pixel)
@@ -231,7 +231,7 @@ def _centroids(labels: Tensor, grid: VoxelGrid, count: int) -> Float[Tensor, "L 
     return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
+def outline(mask: np.ndarray) -> np.ndarray:
     """Pixels of a mask with a neighbour outside, the film's border being none."""
     padded = np.pad(mask, 1, mode="edge")
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
