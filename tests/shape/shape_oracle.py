@@ -23,7 +23,9 @@ class Oracle:
         self.asked.append((films, cameras, grid))
         assert grid.shape == self.grid.shape
         one = torch.nn.functional.one_hot(self.labels.long(), len(self.scheme)).float().movedim(-1, 0)
-        sure = 0.3 * torch.nn.functional.avg_pool3d(one[None], 3, 1, 1, count_include_pad=False)[0] + 0.7 * one
+        sure = (
+            0.3 * torch.nn.functional.avg_pool3d(one[None], 3, 1, 1, count_include_pad=False)[0] + 0.7 * one
+        )
         mixed = sure.clone()
         for n, name in enumerate(self.scheme.names[:-1]):
             if name[0] in "CTL" and name[1:].isdigit():

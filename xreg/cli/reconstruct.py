@@ -49,7 +49,7 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
               help="-1: a higher value means less beam.")  # fmt: skip
 @click.option("--variants", type=click.IntRange(1, 5), default=1, show_default=True,
               help="Looks of the films that are averaged.")  # fmt: skip
-@click.option("--draws", type=click.IntRange(min=2), default=16, show_default=True,
+@click.option("--draws", type=click.IntRange(min=2), default=8, show_default=True,
               help="Shapes from which measures get their ±.")  # fmt: skip
 @click.option("--smooth", type=click.FloatRange(min=0), default=2.0, show_default=True, metavar="MM",
               help="Smoothing of surfaces.")  # fmt: skip

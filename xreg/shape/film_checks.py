@@ -33,8 +33,8 @@ class Agreement:
     """How well two films agree along the axis that both beams cross at right angles.
 
     correlation: of the steps of the mean attenuation along that axis, which is the same in both films where
-    beams are parallel and nearly so where they are not.  scale: of the second film against the first that
-    suits best, and the correlation with it.
+    beams are parallel and nearly so where they are not.  scale: how large the second film shows things, over
+    the first; the factor that suits best, with the correlation that it gives.
     """
 
     films: tuple[int, int]
@@ -51,10 +51,10 @@ class Agreement:
         what = f"films {a} and {b} disagree along their common axis (correlation {self.correlation:.2f}"
         if self.scaled_correlation > max(self.correlation + _GAIN, AGREE):
             return (
-                f"{what}, {self.scaled_correlation:.2f} were film {b} scaled by {self.scale:g}): check the "
-                "pixel spacings of the cameras"
+                f"{what}), and film {b} seems to show things {self.scale:g} times as large as film {a} (then "
+                f"{self.scaled_correlation:.2f}): check the pixel spacings of the cameras"
             )
-        return f"{what}, from {AGREE} on they agree): of two patients, of two moments, or with wrong cameras?"
+        return f"{what}; {AGREE} is the least): of two patients, of two moments, or with wrong cameras?"
 
 
 def check_films(films: Sequence[Tensor], cameras: Sequence[Camera]) -> Float[Tensor, "V H W"]:
@@ -172,7 +172,7 @@ def _agreement(
         other = np.interp(places[inside] * scale, places, second)
         found[scale] = _correlation(_steps(first[inside]), _steps(other))
     best = max(found, key=lambda s: found[s])
-    return Agreement(pair, found[1.0], 1 / best, found[best])
+    return Agreement(pair, found[1.0], best, found[best])
 
 
 def _profile(

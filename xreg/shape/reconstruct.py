@@ -120,7 +120,7 @@ class ReconstructSettings:
 
     voxel_mm: float | None = None
     variants: int = 1
-    draws: int = 16
+    draws: int = 8
     smooth_mm: float = 2.0
     seed: int = 0
 
@@ -138,17 +138,20 @@ def reconstruct(
     *,
     grid: VoxelGrid | None = None,
     center: Sequence[float] | None = None,
+    normalised: bool = False,
     settings: ReconstructSettings = ReconstructSettings(),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Reconstruction:
     """Bones from films [H, W] (bright where attenuation is high), one camera each, world RAS mm.
 
     grid: where labels are wanted; by default what all films show about the point that they face, or about
-    ``center`` (RAS mm).  tell: is told what is being done.
+    ``center`` (RAS mm).  normalised: whether films are as `films.normalise` gives them.  tell: is told what
+    is being done.
     Raises ImageError for films that do not fit their cameras, GeometryError for cameras that do not face one
     point, ShapeError where the network finds no bone; InputWarning for films that disagree or are alone.
     """
-    stack = normalise(check_films(films, cameras))
+    stack = check_films(films, cameras)
+    stack = stack if normalised else normalise(stack)
     point = facing_point(cameras, grid.center if grid is not None else center)
     grid = seen_grid(cameras, point, settings.voxel_mm) if grid is None else grid
     tell("comparing the films")

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from xreg.errors import FileError
 from xreg.io import atomic_write, write_json, write_nifti
+from xreg.io.grid import closest_axes
 from xreg.io.labels import header_table
 from xreg.pictures import PAPER, UNLIT, colour, enlarge, grey, panels, save_picture
 from xreg.shape.annotate import ink, outline
@@ -129,16 +130,17 @@ def films_picture(found: Reconstruction) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def bones_picture(found: Reconstruction) -> UInt8[np.ndarray, "H W 3"]:
-    """Bones seen along the grid's second and first axis, shaded by depth; and where there is doubt."""
-    prediction = found.prediction
-    labels, doubt = prediction.labels.cpu().numpy(), prediction.entropy.cpu().numpy()
-    spacing = prediction.grid.spacing[::-1]
+    """Bones from the patient's front and right, darker further away; and the greatest doubt on the way."""
+    labels, pitch = _upright(found, found.prediction.labels.cpu().numpy())
+    doubt, _ = _upright(found, found.prediction.entropy.cpu().numpy())
+    window = (0.0, max(float(doubt.max()), 1e-6))
     seen, unsure = [], []
-    for axis, name in ((1, "front or back"), (2, "the side")):
-        pitch = spacing[0], spacing[3 - axis]
-        seen.append((f"bones from {name}", _square(_first_hit(labels, axis), pitch)))
-        darkest = colour(grey(doubt.max(axis)[::-1], window=(0.0, max(float(doubt.max()), 1e-6))))
-        unsure.append((f"greatest doubt from {name}", _square(darkest, pitch)))
+    for axis, name in ((1, "front"), (2, "right")):
+        pixel = pitch[0], pitch[3 - axis]
+        seen.append((f"bones from the {name}", _square(_first_hit(labels, axis), pixel)))
+        darkest = doubt.max(axis)[::-1]
+        shown = colour(grey(darkest if axis == 1 else darkest[:, ::-1], window=window))
+        unsure.append((f"greatest doubt, from the {name}", _square(shown, pixel)))
     return panels([seen + unsure], title="Reconstruction", footer=NOTICE)
 
 
@@ -260,8 +262,19 @@ def _difference(fit: FilmFit) -> UInt8[np.ndarray, "H W 3"]:
     return picture.round().astype(np.uint8)
 
 
+def _upright(found: Reconstruction, values: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Values with axes to the head, to the back and to the left, as near as the grid has them; mm a step."""
+    grid = found.prediction.grid
+    worlds, against = closest_axes(grid.affine)
+    up, front, right = (worlds.index(world) for world in (2, 1, 0))  # index axes i, j, k
+    values = values.transpose([2 - axis for axis in (up, front, right)])
+    wrong = (against[up], not against[front], not against[right])
+    spacing = tuple(grid.spacing[axis] for axis in (up, front, right))
+    return np.flip(values, [axis for axis, flip in enumerate(wrong) if flip]), spacing
+
+
 def _first_hit(labels: np.ndarray, axis: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Structures seen along an index axis from its start, darker further away; head up."""
+    """Structures seen along an axis of upright labels: 1 from the front, 2 from the right; head up."""
     some = labels > 0
     first = some.argmax(axis)
     shown = np.take_along_axis(labels, np.expand_dims(first, axis), axis).squeeze(axis)
@@ -269,8 +282,8 @@ def _first_hit(labels: np.ndarray, axis: int) -> UInt8[np.ndarray, "h w 3"]:
     near, far = (float(f(first[hit])) if hit.any() else 0.0 for f in (np.min, np.max))
     bright = 1.0 - 0.7 * (first - near) / max(far - near, 1.0)
     table = np.array([PAPER, *(ink(n) for n in range(1, int(labels.max()) + 1))], dtype=np.float32)
-    picture = table[shown] * np.where(hit, bright, 1.0)[..., None]
-    return picture.clip(0, 255).round().astype(np.uint8)[::-1]
+    picture = (table[shown] * np.where(hit, bright, 1.0)[..., None]).clip(0, 255).round().astype(np.uint8)
+    return picture[::-1] if axis == 1 else picture[::-1, ::-1]  # columns to the left, or to the front
 
 
 def _square(picture: np.ndarray, pitch: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
