@@ -33,6 +33,10 @@ class RegistrationError(XregError):
     """A registration that cannot start: no overlap, no contrast, no usable pixel."""
 
 
+class ShapeError(XregError):
+    """Labels, meshes or measures of bones that cannot be: an unknown label, another grid, no bone in view."""
+
+
 class BackendError(XregError):
     """A compiled kernel or optional package that the request needs and the machine lacks."""
 

@@ -13,8 +13,8 @@ import click
 from xreg import __version__
 
 VERBS = (
-    "demo", "doctor", "info", "drr", "register", "train", "train-many", "evaluate", "splat", "recon",
-    "convert",
+    "demo", "doctor", "info", "drr", "project", "register", "train", "train-many", "evaluate", "splat",
+    "recon", "shape", "reconstruct", "convert",
 )  # fmt: skip
 
 

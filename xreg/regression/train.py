@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +16,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xreg import __version__
-from xreg.errors import FileError, RegistrationError
+from xreg.errors import RegistrationError
 from xreg.regression import checkpoint, losses
 from xreg.regression.canonical import Canonical
 from xreg.regression.films import Batch, FilmSource, films_of, identity
-from xreg.regression.network import PoseNet, Prediction, make_network
+from xreg.regression.network import Prediction, make_network
 from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
 from xreg.regression.validation import HeldOut, Validation
 from xreg.renderer import drr
+from xreg.training import (
+    follow,
+    load_weights,
+    require_same,
+    schedule,
+    state_tensors,
+    step_generator,
+    take_up,
+)
 from xreg.volume import Volume
 
 _BETTER = 0.99  # of the best score so far, from which a validation counts as an improvement
@@ -172,13 +180,13 @@ class Trainer:
         if bool(torch.isfinite(norm)):  # a film that breaks a step must not break the network
             self.optimiser.step()
         self.step += 1
-        self._follow()
+        follow(self.average, self.net, self.step, self.settings.average)
         return {"loss": float(total.detach()), **{n: float(p.detach()) for n, (_, p) in parts.items()}}
 
     def films_at(self, step: int) -> tuple[Batch, FilmSource]:
         """The films of a step: all that is random about them comes from (seed, step, process)."""
         source = self.sources[step % len(self.sources)]
-        generator = _generator(self.settings.seed, step, self.rank)
+        generator = step_generator(self.settings.seed, step, self.rank)
         return source.draw(self.settings.batch // self.world, generator), source
 
     def losses(
@@ -213,13 +221,6 @@ class Trainer:
             pair = [drr(named, camera, p, integrator="joseph", labels="soft") for p in (poses, true_poses)]
             found["dice"] = (weights.dice, losses.soft_dice(*pair))
         return found
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the running average of the weights; at first it follows closely."""
-        keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
-        for mine, newest in zip(self.average.parameters(), self.net.parameters(), strict=True):
-            mine.lerp_(newest, 1 - keep)
 
     # ---- validation, files ----
 
@@ -265,10 +266,7 @@ class Trainer:
         """Write the network to use, what is needed to go on, and the curve; each file whole or not at all."""
         facts = self.facts(validation)
         checkpoint.write_log(self.folder / checkpoint.LOG, self.log)
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors = state_tensors(self.net, self.average, self.optimiser)
         more = {"log": self.log, "mark": self.mark}
         checkpoint.save(self.folder / checkpoint.TRAINING, tensors, {**facts, **more})
         checkpoint.save(self.folder / checkpoint.MODEL, self.average.state_dict(), facts)
@@ -279,20 +277,8 @@ class Trainer:
         file = self.folder / checkpoint.TRAINING
         tensors, facts = checkpoint.load(file)
         checkpoint.require(facts, ("volumes", "range", "settings", "step", "seconds", "log", "mark"), file)
-        mine = self.facts(None)
-        for name in ("volumes", "range", "settings"):
-            if facts[name] != _as_json(mine[name]):
-                raise FileError(
-                    f"{file}: cannot be resumed, since its {name} differ from those asked for; train into "
-                    "another folder, or start from it with --from"
-                )
-        _load_weights(self.net, _part(tensors, "net."), file)
-        _load_weights(self.average, _part(tensors, "average."), file)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "adam.").items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        require_same(facts, self.facts(None), ("volumes", "range", "settings"), file)
+        take_up(tensors, self.net, self.average, self.optimiser, file)
         self.step, self.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
         self.parent = facts.get("parent")
@@ -303,36 +289,5 @@ class Trainer:
         tensors, facts = checkpoint.load(file)
         checkpoint.require(facts, ("settings", "step"), file)
         for net in (self.net, self.average):
-            _load_weights(net, tensors, file)
+            load_weights(net, tensors, file)
         self.parent = f"{file} at step {facts['step']}"
-
-
-def schedule(progress: float, warm_up: float) -> float:
-    """The learning rate at a part of the budget: a line up from a little, then half a cosine down."""
-    if progress < warm_up:
-        return 0.05 + 0.95 * progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def _generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Random numbers of one step of one process."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
-def _part(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def _load_weights(net: PoseNet, tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FileError(
-            f"{file}: its network has other layers than the one asked for; take the same backbone, width and "
-            f"size ({str(error).splitlines()[-1].strip()})"
-        ) from error
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

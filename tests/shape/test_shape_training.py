@@ -1,0 +1,230 @@
+"""Trainings of networks of labels: they learn, go on to the same bits, and keep patients apart."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import shape_case
+import torch
+from click.testing import CliRunner
+
+from xreg.cli import main
+from xreg.errors import FileError, ShapeError
+from xreg.shape import checkpoint, losses
+from xreg.shape.networks import NetworkSettings
+from xreg.shape.networks.heads import FilmMaps
+from xreg.shape.patients import Patient
+from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
+from xreg.shape.targets import Cases
+from xreg.shape.train_settings import ShapeTrainSettings, Weights
+from xreg.shape.training import Trainer, changed, mean_dice, train
+from xreg.training import LOG, MODEL, TRAINING, read_log
+
+SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, step=2, space_widths=(8, 16), hidden=16)
+QUICK = ShapeTrainSettings(steps=6, validations=3, lattice=4, network=SMALL)
+
+
+def source(*patients: str) -> AsTheyAre:
+    return AsTheyAre([shape_case.sample(p, n) for n, p in enumerate(patients or ("a", "b"))])
+
+
+# ---- losses ----
+
+
+def test_a_patient_without_rib_labels_may_have_ribs() -> None:
+    """An empty voxel costs nothing where the network says an unknown label, and much where a known one."""
+    known = torch.tensor([[True, True, False]])
+    labels = torch.zeros(1, 4, dtype=torch.long)
+    for number, cheap in ((0, True), (1, False), (2, True)):
+        logits = torch.full((1, 3, 4), -9.0)
+        logits[:, number] = 9.0
+        entropy = float(losses.segmentation_loss(logits, labels, known)["entropy"])
+        assert (entropy < 1e-3) == cheap
+    whole = losses.marginal_log_probability(torch.randn(1, 3, 4), known).exp()
+    torch.testing.assert_close(whole[:, :2].sum(1), torch.ones(1, 4))
+
+
+def test_entropy_of_full_annotations_is_the_usual_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 30, generator=generator)
+    labels = torch.randint(4, (2, 30), generator=generator)
+    found = losses.segmentation_loss(logits, labels, torch.ones(2, 4, dtype=torch.bool))["entropy"]
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels))
+
+
+def test_dice_of_hard_answers_is_one_minus_dice() -> None:
+    labels = torch.tensor([[0, 1, 1, 2, 2, 2, 0, 0] * 200])
+    guess = torch.tensor([[0, 1, 0, 2, 2, 0, 0, 1] * 200])
+    hard = torch.nn.functional.one_hot(guess, 3).transpose(1, 2).double()
+    found = float(losses.dice_loss(hard, labels, torch.ones(1, 3, dtype=torch.bool)))
+    assert found == pytest.approx(1 - (2 * 1 / 4 + 2 * 2 / 5) / 2, abs=2e-3)
+    assert mean_dice(guess[0], labels[0]) == pytest.approx((0.5 + 0.8) / 2)
+
+
+def test_film_losses_vanish_for_the_truth_and_only_there() -> None:
+    cases = Cases.of(shape_case.sample())
+    spine = list(shape_case.SPINE.groups["spine"])
+    thick = cases.thickness
+    steps = torch.linspace(0, 1, len(spine))
+    covered = thick > 0.02
+    level = torch.einsum("nkhw,k->nhw", thick, steps) / thick.sum(1).clamp_min(1e-6)
+    masks = torch.where(covered, 20.0, -20.0)
+    presence = torch.where(covered.any(-1).any(-1), 20.0, -20.0)
+    right = losses.film_losses(FilmMaps(masks, thick, level, presence), thick, cases.known, spine)
+    assert all(float(v) < 2e-2 for v in right.values())
+    away = FilmMaps(masks.roll(9, -1), thick.roll(9, -1), level + 0.2, presence.roll(9, -1))
+    wrong = losses.film_losses(away, thick, cases.known, spine)
+    assert all(float(wrong[n]) > 10 * float(right[n]) + 1e-3 for n in right)
+    nothing = torch.zeros_like(cases.known)
+    free = losses.film_losses(away, thick, nothing, spine)
+    assert all(float(free[n]) == 0 for n in free if n != "level")
+
+
+# ---- training ----
+
+
+def test_a_stopped_training_ends_with_the_same_bits(tmp_path) -> None:
+    held_out = [shape_case.sample("c", 7)]
+    train(source(), QUICK, tmp_path / "whole", held_out=held_out)
+
+    class Stop(Exception):
+        pass
+
+    def stop(report) -> None:
+        if report.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(source(), QUICK, tmp_path / "parts", held_out=held_out, on_report=stop)
+    assert checkpoint.load(tmp_path / "parts" / TRAINING)[1]["step"] == 2
+    done = train(source(), QUICK, tmp_path / "parts", held_out=held_out, resume=True, workers=3)
+    assert done.steps == 6
+    for name in (MODEL, TRAINING):
+        one, other = (checkpoint.load(tmp_path / f / name)[0] for f in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    curves = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(tmp_path / f)]
+        for f in ("whole", "parts")
+    ]
+    assert curves[0] == curves[1]
+    assert [line["step"] for line in curves[0]] == [2, 4, 6]
+
+
+def test_the_folder_says_who_was_learned_from(tmp_path) -> None:
+    done = train(source("a", "b"), QUICK, tmp_path, held_out=[shape_case.sample("c", 2)])
+    assert (done.patients, done.held_out) == (("a", "b"), ("c",))
+    facts = json.loads((tmp_path / "model.json").read_text())
+    assert facts["patients"] == ["a", "b"]
+    assert facts["held_out"] == ["c"]
+    assert facts["learned"] == ["L1", "L2", "L3", "L4"]
+    assert set(facts["validation"]) == {"c"}
+    assert checkpoint.load(tmp_path / MODEL)[1]["patients"] == ["a", "b"]
+    assert (tmp_path / LOG).is_file()
+
+
+def test_a_training_of_minutes_ends(tmp_path) -> None:
+    settings = replace(QUICK, steps=None, minutes=0.01)
+    done = train(source("a"), settings, tmp_path)
+    assert done.steps >= 1
+    assert done.seconds >= 0.6
+
+
+def test_half_precision_inside(tmp_path) -> None:
+    done = train(source("a"), replace(QUICK, steps=2, precision="bfloat16"), tmp_path)
+    assert done.log[-1]["loss"] < 50
+
+
+def test_cases_come_from_seed_and_step_alone(tmp_path) -> None:
+    trainers = [Trainer(source(), QUICK, tmp_path, [], torch.device("cpu")) for _ in range(2)]
+    one, same = (t.cases_at(4) for t in trainers)
+    assert torch.equal(one.views.films, same.views.films)
+    assert not torch.equal(one.views.films, trainers[0].cases_at(5).views.films)
+
+
+def test_changed_films_stay_films() -> None:
+    films = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    other = changed(films, 1.5, 0.05, torch.Generator().manual_seed(1))
+    assert 0 <= float(other.min()) < float(other.max()) <= 1
+    assert not torch.allclose(other, films)
+    torch.testing.assert_close(changed(films, 1.0, 0.0, torch.Generator()), films)
+
+
+def test_new_patients_are_learned_from_and_come_from_their_seed(tmp_path) -> None:
+    for n, name in enumerate(("a", "b", "c")):
+        sample = shape_case.sample(name, n)
+        sample.save(tmp_path / name)
+        Patient.from_labels(sample.labels, sample.grid, name, scheme="spine").save(tmp_path / name)
+    made, held_out = split_patients(*read_prepared([tmp_path]), ["c"])
+    assert isinstance(made, Population)
+    assert [m.patient for m in made.members] == ["a", "b"]
+    assert [s.patient for s in held_out] == ["c"]
+    one, same, other = (made.sample(n) for n in (3, 3, 5))
+    assert torch.equal(one.films, same.films)
+    assert torch.equal(one.labels, same.labels)
+    assert not torch.equal(one.labels, other.labels)
+    done = train(made, replace(QUICK, steps=2), tmp_path / "net", held_out=held_out)
+    assert done.patients == ("a", "b")
+    with pytest.raises(ShapeError, match="nobody"):
+        split_patients(*read_prepared([tmp_path]), ["nobody"])
+    with pytest.raises(FileError, match="holds no sample"):
+        read_prepared([tmp_path / "net"])
+
+
+# ---- what is refused ----
+
+
+def test_patients_are_kept_apart(tmp_path) -> None:
+    with pytest.raises(ShapeError, match="a are both learned from and held out"):
+        train(source("a", "b"), QUICK, tmp_path, held_out=[shape_case.sample("a")])
+
+
+def test_samples_that_do_not_fit(tmp_path) -> None:
+    with pytest.raises(ShapeError, match="at least one"):
+        train(AsTheyAre([]), QUICK, tmp_path)
+    bare = replace(shape_case.sample("b"), labels=None)
+    with pytest.raises(ShapeError, match="b: has no labels"):
+        train(AsTheyAre([bare]), QUICK, tmp_path)
+    other = replace(shape_case.sample("b"), scheme="all", known=None)
+    with pytest.raises(ShapeError, match="one label scheme"):
+        train(AsTheyAre([shape_case.sample("a"), other]), QUICK, tmp_path)
+
+
+def test_another_training_is_not_resumed(tmp_path) -> None:
+    train(source("a"), QUICK, tmp_path)
+    with pytest.raises(FileError, match="patients differ"):
+        train(source("b"), QUICK, tmp_path, resume=True)
+    with pytest.raises(FileError, match="settings differ"):
+        train(source("a"), replace(QUICK, rate=1e-3), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"steps": 2, "minutes": 1}, {"steps": 0}, {"steps": 1, "lattice": 0}, {"steps": 1, "rate": 0}],
+)
+def test_settings_are_checked(known: dict) -> None:
+    with pytest.raises(ShapeError):
+        ShapeTrainSettings(**known)
+    with pytest.raises(ShapeError):
+        Weights(entropy=-1)
+    assert ShapeTrainSettings.from_dict(json.loads(json.dumps(QUICK.to_dict()))) == QUICK
+
+
+# ---- the verb ----
+
+
+def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
+    for n, name in enumerate(("a", "b", "c")):
+        shape_case.sample(name, n).save(tmp_path / "samples" / name)
+    arguments = ["shape", "train", str(tmp_path / "samples"), "-o", str(tmp_path / "net"), "--hold-out", "c"]
+    result = CliRunner().invoke(main, [*arguments, "--steps", "2", "--as-they-are", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["patients"] == ["a", "b"]
+    assert set(found["validation"]) == {"c"}
+    again = CliRunner().invoke(main, [*arguments, "--steps", "2", "--as-they-are", "--resume"])
+    assert again.exit_code == 0
+    assert "2 patients: a, b" in again.output
+    missing = CliRunner().invoke(main, [*arguments, "--steps", "1", "--hold-out", "nobody"])
+    assert missing.exit_code == 1
+    assert "nobody" in missing.output

@@ -1,0 +1,141 @@
+"""What a network of labels is trained by.
+
+Annotations are partial: a file of vertebrae says nothing about ribs.  A voxel that it leaves empty is
+background or something that it does not know, and counts as either (the marginal loss of G. Shi et al.,
+"Marginal loss and exclusion loss for partially supervised multi-organ segmentation", Medical Image Analysis
+70, 2021); overlaps are taken over the labels that it knows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from xreg.shape.networks.heads import FilmMaps, centroids
+from xreg.shape.networks.orders import Rows
+
+_THICK = 0.02  # of 50 mm: a ray that runs further than this in a structure is covered by it
+_SMOOTH = 1e-3  # part of the voxels
+
+
+def marginal_log_probability(
+    logits: Float[Tensor, "B L N"], known: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B L N"]:
+    """Log-probabilities in which the background takes in all labels that the annotation does not know."""
+    total = torch.logsumexp(logits, 1, keepdim=True)
+    empty = ~known
+    empty[:, 0] = True
+    whole = torch.logsumexp(logits.masked_fill(~empty[:, :, None], -torch.inf), 1, keepdim=True)
+    return torch.cat([whole, logits[:, 1:]], 1) - total
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "B L N"], labels: Int64[Tensor, "B N"], known: Bool[Tensor, "B L"]
+) -> dict[str, Tensor]:
+    """Cross entropy of all voxels, and 1 - soft Dice averaged over the labels present."""
+    found = marginal_log_probability(logits.float(), known)
+    entropy = F.nll_loss(found, labels)
+    return {"entropy": entropy, "dice": dice_loss(found.exp(), labels, known)}
+
+
+def dice_loss(
+    probability: Float[Tensor, "B L N"], labels: Int64[Tensor, "B N"], known: Bool[Tensor, "B L"]
+) -> Tensor:
+    """1 - Dice (V-Net's, with squares; Milletari et al. 2016), mean over the labels that a case shows.
+
+    A label that is known to be absent counts through the cross entropy alone: its Dice has no slope.
+    """
+    batch, count, voxels = probability.shape
+    own = probability.gather(1, labels[:, None])[:, 0]
+    zeros = probability.new_zeros(batch, count)
+    overlap = zeros.scatter_add(1, labels, own)
+    there = zeros.scatter_add(1, labels, torch.ones_like(own))
+    size = probability.square().sum(2) + there
+    smooth = _SMOOTH * voxels / count
+    dice = (2 * overlap + smooth) / (size + smooth)
+    counted = (there > 0) & known
+    counted[:, 0] = False
+    if not bool(counted.any()):
+        return 0.0 * dice.sum()
+    return 1 - dice[counted].mean()
+
+
+def mutual_loss(logits: tuple[Float[Tensor, "B L N"], ...]) -> Tensor:
+    """Divergence of each branch's probabilities from every other's, as Swin-X2S adds it."""
+    logs = [F.log_softmax(x.float().transpose(1, 2).flatten(0, 1), 1) for x in logits]
+    pairs = [(a, b) for n, a in enumerate(logs) for m, b in enumerate(logs) if n != m]
+    return sum(F.kl_div(a, b, reduction="batchmean", log_target=True) for a, b in pairs) / len(logits)
+
+
+def film_losses(
+    maps: FilmMaps, thickness: Float[Tensor, "N K H W"], known: Bool[Tensor, "B L"], vertebrae: list[int]
+) -> dict[str, Tensor]:
+    """Losses of what is predicted in the films, over the labels that each case's annotation knows.
+
+    vertebrae: numbers of the spine's labels, from the first to the last; their place in this list is what
+    ``level`` tells.
+    """
+    repeat = len(thickness) // len(known)
+    known = known[:, 1:].repeat_interleave(repeat, 0)
+    covered = (thickness > _THICK).to(thickness.dtype)
+    present = covered.amax((-1, -2)) > 0
+    found = {
+        "mask": _mask_loss(maps.masks.float(), covered, present, known),
+        "thickness": _mean(
+            F.smooth_l1_loss(maps.thickness.float(), thickness, reduction="none", beta=0.1), known
+        ),
+        "presence": _mean(
+            F.binary_cross_entropy_with_logits(maps.presence.float(), present.float(), reduction="none"),
+            known,
+        ),
+    }
+    there = present & known
+    apart = (centroids(maps.thickness.float()) - centroids(thickness)).abs().sum(-1)
+    found["centroid"] = _mean(apart, there)
+    found["level"] = _level_loss(maps.level.float(), thickness, vertebrae)
+    return found
+
+
+def order_loss(levels: Float[Tensor, "B R N"], labels: Int64[Tensor, "B N"], rows: Rows) -> Tensor:
+    """How many bones each row's number is off, at the voxels of that row's bones; far ones count less."""
+    total, count = levels.sum() * 0.0, 0
+    for number, groups in enumerate(rows):
+        place = torch.full((int(labels.max()) + 1,), -1.0, device=labels.device)
+        for group in groups:
+            there = [(n, label) for n, label in enumerate(group) if label < len(place)]
+            for n, label in there:
+                place[label] = float(n)
+        wanted = place[labels]
+        off = (levels[:, number].float() - wanted).abs()[wanted >= 0]
+        total, count = total + torch.log1p(off).sum(), count + off.numel()
+    return total / max(1, count)
+
+
+def _mask_loss(logits: Tensor, covered: Tensor, present: Tensor, known: Tensor) -> Tensor:
+    """Cross entropy of pixels, and 1 - Dice of the structures that a film shows."""
+    entropy = F.binary_cross_entropy_with_logits(logits, covered, reduction="none")
+    inside = logits.sigmoid()
+    overlap = (inside * covered).sum((-1, -2))
+    size = (inside.square() + covered).sum((-1, -2))
+    dice = 1 - (2 * overlap + 1) / (size + 1)
+    return 5 * _mean(entropy, known) + _mean(
+        dice, present & known
+    )  # most pixels hold nothing: hence the factor
+
+
+def _level_loss(level: Tensor, thickness: Tensor, vertebrae: list[int]) -> Tensor:
+    """How far the level is from that of the vertebrae on the ray, where there are any."""
+    spine = thickness[:, [n - 1 for n in vertebrae]]
+    total = spine.sum(1)
+    steps = torch.linspace(0, 1, len(vertebrae), device=level.device)
+    wanted = torch.einsum("nkhw,k->nhw", spine, steps.to(spine)) / total.clamp_min(1e-6)
+    return _mean((level - wanted).abs(), total > _THICK)
+
+
+def _mean(values: Float[Tensor, "*some_rest"], counted: Bool[Tensor, "*some"]) -> Tensor:
+    """Mean over what counts; the mask lacks the last axes of the values, or none."""
+    weight = counted.to(values.dtype).reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
+    weight = weight.expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1)

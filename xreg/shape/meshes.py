@@ -1,0 +1,182 @@
+"""Watertight surfaces of bones, from label maps or probabilities, in RAS mm.
+
+A bone is cut out with a margin of zeros, smoothed if wished, and its surface found by marching cubes
+(T. Lewiner et al., Journal of Graphics Tools 8, 2003; scikit-image) at the level that keeps the bone's
+volume.  The margin closes the surface where a bone leaves the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Integer
+from torch import Tensor
+
+from ..errors import BackendError, FileError, ShapeError
+from ..io import atomic_write
+from ..io.voxel_grid import VoxelGrid
+from .schemes import Scheme, scheme
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+SUFFIXES = (".stl", ".ply")
+# Where four voxels about an edge of a cell are alike in pairs, which of them meet is a tie that two cells can
+# decide in two ways; a level a little aside decides it.  In masks of bones that left 6 surfaces of 87 open.
+_ASIDE = (0.0, -1e-3, 1e-3, -1e-2, 1e-2)
+_HALVINGS = 8  # of the range of levels, which leave a volume to within about a percent
+_REACH = 4.0  # standard deviations of the smoothing that the margin holds
+
+
+def bone_meshes(
+    labels: Integer[Tensor, "D H W"],
+    grid: VoxelGrid,
+    which: str | Scheme = "all",
+    *,
+    names: Iterable[str] | None = None,
+    smooth_mm: float = 0.0,
+) -> dict[str, Trimesh]:
+    """One closed surface a bone that is present (or those of ``names``), by name.
+
+    labels: [D, H, W] in the scheme's numbers.  smooth_mm: standard deviation of a Gaussian that takes the
+    stairs away; volumes stay.  Raises ShapeError for unknown labels or absent names, BackendError without
+    scikit-image or trimesh.
+    """
+    known = scheme(which)
+    values = torch.as_tensor(labels).detach().cpu()
+    known.require(values)
+    numbers = torch.unique(values).tolist()
+    wanted = [known.names[n] for n in numbers if n] if names is None else list(names)
+    absent = [name for name in wanted if known.index(name) not in numbers]
+    if absent:
+        raise ShapeError(f"the label map holds no voxel of {', '.join(absent)}")
+    array = values.numpy()
+    return {
+        name: surface_mesh((array == known.index(name)).astype(np.float32), grid, smooth_mm=smooth_mm)
+        for name in wanted
+    }
+
+
+def surface_mesh(
+    field: Float[Tensor, "D H W"], grid: VoxelGrid, *, level: float = 0.5, smooth_mm: float = 0.0
+) -> Trimesh:
+    """The closed surface of where a field (a mask or a probability, 0 to 1) exceeds a level; normals outward.
+
+    smooth_mm: as in `bone_meshes`; the level is then moved so that the voxels' volume lies within.
+    Raises ShapeError where nothing exceeds the level or the surface is not closed, BackendError.
+    """
+    trimesh, measure = _packages()
+    values = np.asarray(torch.as_tensor(field).detach().cpu(), dtype=np.float32)
+    if values.shape != grid.shape or not np.isfinite(values).all():
+        raise ShapeError(
+            f"field must be finite and of the grid's shape {list(grid.shape)}, got {list(values.shape)}"
+        )
+    inside = values > level
+    if not inside.any() or not level > 0:
+        raise ShapeError(
+            f"no voxel of the field exceeds the level {level}, which must be above 0; there is no surface"
+        )
+    spacing = np.array(grid.spacing)[::-1]
+    margin = 2 + np.ceil(_REACH * smooth_mm / spacing).astype(int)
+    values, start = _cut(values, inside, margin)
+    if smooth_mm > 0:
+        values, level = _smoothed(values, int(inside.sum()), smooth_mm / spacing, measure)
+    matrix = grid.affine.numpy()
+    for aside in _ASIDE:
+        corners, faces, _, _ = measure.marching_cubes(values, level=level * (1 + aside))
+        places = (corners + start)[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
+        mesh = trimesh.Trimesh(places, faces, process=True)
+        if mesh.is_watertight:
+            break
+    else:
+        raise ShapeError(
+            f"the surface at level {level:.3g} is not closed; take another level or smooth_mm above 0"
+        )
+    if mesh.volume < 0:
+        mesh.invert()
+    return mesh
+
+
+def save_mesh(path: str | PathLike, mesh: Trimesh) -> None:
+    """Write a surface as binary STL or PLY (by the suffix), RAS mm, atomically.  Raises FileError."""
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise FileError(f"{file}: a surface is written as {' or '.join(SUFFIXES)}; choose such a name")
+    data = mesh.export(file_type=file.suffix.lower()[1:])
+    with atomic_write(file) as temporary:
+        Path(temporary).write_bytes(data)
+
+
+def align_surface(
+    mesh: Trimesh, reference: Trimesh, *, reach_mm: float = 10.0, points: int = 5000, seed: int = 0
+) -> tuple[Float64[Tensor, "4 4"], float]:
+    """The rigid motion [4, 4] (RAS mm) that lays a surface onto a reference nearby, and the RMS gap after it.
+
+    Open3D's point-to-plane ICP over ``points`` samples of each; pairs further apart than ``reach_mm`` do not
+    count.  Raises BackendError without Open3D, ShapeError where no pair is near enough.
+    """
+    o3d = _package("open3d", "registration to reference surfaces", "pip install open3d")
+    import trimesh
+
+    clouds = []
+    for surface in (mesh, reference):
+        places, faces = trimesh.sample.sample_surface(surface, points, seed=seed)
+        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(np.asarray(places)))
+        cloud.normals = o3d.utility.Vector3dVector(np.asarray(surface.face_normals[faces]))
+        clouds.append(cloud)
+    rule = o3d.pipelines.registration.TransformationEstimationPointToPlane()
+    found = o3d.pipelines.registration.registration_icp(*clouds, reach_mm, np.eye(4), rule)
+    if not len(found.correspondence_set):
+        raise ShapeError(
+            f"no point of the surface lies within {reach_mm} mm of the reference; bring it nearer, or reach "
+            "further"
+        )
+    return torch.from_numpy(np.array(found.transformation)), float(found.inlier_rmse)
+
+
+def _cut(values: np.ndarray, inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part about what is inside, with a margin whose outermost layer is 0, and where it starts."""
+    low = np.array(
+        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[0] for dim in range(3)]
+    )
+    high = np.array(
+        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[-1] for dim in range(3)]
+    )
+    first, last = np.maximum(low - margin, 0), np.minimum(high + margin + 1, values.shape)
+    part = values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
+    before, after = first - (low - margin), (high + margin + 1) - last
+    return np.pad(part, list(zip(before + 1, after + 1, strict=True))), low - margin - 1
+
+
+def _smoothed(values: np.ndarray, count: int, sigma: np.ndarray, measure: Any) -> tuple[np.ndarray, float]:
+    """The field after a Gaussian, and the level whose surface holds the volume of ``count`` voxels."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(values, sigma, truncate=_REACH)
+    low, high = 0.02 * float(smooth.max()), 0.98 * float(smooth.max())
+    for _ in range(_HALVINGS):
+        level = 0.5 * (low + high)
+        corners, faces, _, _ = measure.marching_cubes(smooth, level=level)
+        a, b, c = (corners[faces[:, n]].astype(np.float64) for n in range(3))
+        volume = abs(np.einsum("ni,ni->n", a, np.cross(b, c)).sum()) / 6
+        low, high = (level, high) if volume > count else (low, level)
+    return smooth, 0.5 * (low + high)
+
+
+def _packages() -> tuple[Any, Any]:
+    what = "surfaces of bones"
+    remedy = "pip install 'xreg[shape]'"
+    return _package("trimesh", what, remedy), _package("skimage.measure", what, remedy, "scikit-image")
+
+
+def _package(module: str, what: str, remedy: str, name: str | None = None) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise BackendError(f"{what} need the package {name or module}: {remedy}") from error

@@ -1,0 +1,115 @@
+"""Our network: films are read in 2D, carried into space along their own rays, and decided there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up
+from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
+from xreg.shape.networks.encoder import FilmEncoder
+from xreg.shape.networks.heads import FilmHeads, FilmMaps
+from xreg.shape.networks.settings import NetworkSettings, Output
+from xreg.shape.networks.views import Views
+from xreg.shape.schemes import Scheme
+
+_STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What `RayNet.encode` makes of films, from which any voxel can be asked for."""
+
+    views: Views
+    features: Float[Tensor, "N C H W"]
+    maps: FilmMaps
+    space: Float[Tensor, "B W d h w"]
+    lattice: Lattice
+
+
+class RayNet(nn.Module):
+    """Any number of films of any cameras to labels at any voxels."""
+
+    def __init__(self, settings: NetworkSettings, names: Scheme) -> None:
+        super().__init__()
+        self.settings, self.names = settings, names
+        features, fused = settings.features, 3 * settings.features + 1
+        self.encoder = FilmEncoder(settings.film_widths, features)
+        self.heads = FilmHeads(features, settings.film_widths[-1], names, orders=settings.orders)
+        self.decoder = SpaceDecoder(fused, settings.space_widths)
+        self.points = PointHead(
+            settings.space_widths[0], fused, settings.hidden, names, orders=settings.orders
+        )
+
+    def start(self) -> None:
+        """First values of what is not drawn at random."""
+        self.heads.start()
+        self.points.start()
+
+    def encode(self, views: Views) -> Encoded:
+        """Read the films, and work out the features of space."""
+        features, summary = self.encoder(views.inputs())
+        maps = self.heads(features, summary)
+        lattice = Lattice.coarse(views.shape, self.settings.step)
+        index = lattice.index(features.device).expand(len(views.films), -1, -1)
+        fused = fuse(*look_up(features, views, index))
+        place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
+        return Encoded(views, features, maps, self.decoder(fused, place, lattice), lattice)
+
+    def at(
+        self, encoded: Encoded, index: Float[Tensor, "B N 3"]
+    ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
+        """Label logits at voxels (i, j, k), and the numbers along rows of bones."""
+        maps = torch.cat([encoded.features, encoded.maps.masks.to(encoded.features.dtype)], 1)
+        found, seen = look_up(maps, encoded.views, index)
+        values, masks = found[:, :, : self.settings.features], found[:, :, self.settings.features :]
+        space = sample_space(encoded.space, encoded.lattice, index)
+        return self.points(space, fuse(values, seen), hull(masks, seen))
+
+    def forward(self, views: Views, lattice: Lattice | None = None) -> Output:
+        """Logits [B, L, …] on a lattice of the grid's voxels, by default on all of them."""
+        lattice = Lattice(views.shape) if lattice is None else lattice
+        encoded = self.encode(views)
+        index = lattice.index(views.films.device).expand(len(views.films), -1, -1)
+        logits, levels = (x.unflatten(-1, lattice.counts) for x in self.at(encoded, index))
+        return Output((logits,), encoded.maps, levels)
+
+    @torch.no_grad()
+    def probabilities(self, views: Views, doubt: float, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
+        """Voxels of one case that may hold bone, and their probabilities.
+
+        Every fourth voxel along each axis is asked first, then every second and then all, each time only
+        about those whose background has less than 1 - doubt.  Returns flat indices [n] into the grid, and
+        probabilities [n, L].
+        """
+        encoded = self.encode(views)
+        maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
+        maybe = maybe.to(views.films.device)
+        for step in _STEPS:
+            lattice = Lattice.coarse(views.shape, step)
+            flat = maybe.reshape(-1).nonzero()[:, 0]
+            found = self._ask(encoded, lattice.index_at(flat), chunk)
+            if step > 1:
+                maybe = maybe.clone().reshape(-1)
+                maybe[flat] = found[:, 0] < 1 - doubt
+                finer = Lattice.coarse(views.shape, step // 2).counts
+                maybe = _finer(maybe.reshape(lattice.counts), finer)
+        return flat, found
+
+    def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
+        if not len(index):
+            return index.new_zeros(0, len(self.names))
+        parts = [self.at(encoded, part[None])[0][0].float().softmax(0).T for part in index.split(chunk)]
+        return torch.cat(parts)
+
+
+def _finer(maybe: Bool[Tensor, "d h w"], counts: tuple[int, int, int]) -> Bool[Tensor, "D H W"]:
+    """Cells and their neighbours, on a lattice of twice as many."""
+    near = nn.functional.max_pool3d(maybe[None, None].float(), 3, 1, 1)[0, 0] > 0
+    for axis in range(3):
+        near = near.repeat_interleave(2, axis)
+    depth, height, width = counts
+    return near[:depth, :height, :width].contiguous()

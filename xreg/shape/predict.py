@@ -1,0 +1,228 @@
+"""Labels from films by a trained network, with what it doubts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int16, Int64
+from torch import Tensor
+
+from xreg.errors import FileError, InputWarning, ShapeError, XregError
+from xreg.geometry import Camera
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape import checkpoint
+from xreg.shape.films import normalise
+from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views, make_network
+from xreg.shape.networks.views import fitted
+from xreg.shape.schemes import SCHEMES, Scheme, scheme
+from xreg.training import MODEL, load_weights, require
+
+DOUBT = 0.02  # of not being background, from which a voxel is looked at and kept
+_POWERS = (1.0, 0.85, 1.18, 0.93, 1.08)  # of grey values: the variants of a film
+_LEAST_SEEN = 0.3  # part of the grid that a film should show
+
+
+@dataclass(frozen=True, eq=False)
+class ShapePrediction:
+    """What a network makes of films, on a grid.
+
+    labels [D, H, W] int16 in the numbers of ``scheme``.  entropy [D, H, W], nats: of the probabilities at
+    each voxel, at most log of the count of labels.  disagreement [D, H, W], nats: the part of it that comes
+    from the variants of the films (their mutual information), None without variants.  voxels [n]: flat
+    indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
+    warnings: what was also warned of.
+    """
+
+    labels: Int16[Tensor, "D H W"]
+    entropy: Float[Tensor, "D H W"]
+    disagreement: Float[Tensor, "D H W"] | None
+    voxels: Int64[Tensor, " n"]
+    probabilities: Float[Tensor, "n L"]
+    grid: VoxelGrid
+    scheme: Scheme
+    warnings: tuple[str, ...] = ()
+
+    def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
+        """How likely each voxel is of a structure, by number or name."""
+        number = self.scheme.index(label) if isinstance(label, str) else int(label)
+        return self._dense(self.probabilities[:, number], 1.0 if number == 0 else 0.0)
+
+    def expected_volumes(self) -> dict[str, tuple[float, float]]:
+        """Volume of each structure found, mm³: what is labelled, and the sum of its probabilities."""
+        voxel, found = self.grid.voxel_mm3, {}
+        counts = torch.bincount(self.labels.flatten().long(), minlength=len(self.scheme))
+        sums = self.probabilities.double().sum(0)
+        for number in self.scheme.numbers:
+            if counts[number]:
+                found[self.scheme.names[number]] = (
+                    float(counts[number]) * voxel,
+                    float(sums[number]) * voxel,
+                )
+        return found
+
+    def _dense(self, values: Tensor, elsewhere: float) -> Float[Tensor, "D H W"]:
+        whole = values.new_full((math.prod(self.grid.shape),), elsewhere)
+        whole[self.voxels] = values
+        return whole.reshape(self.grid.shape)
+
+
+class ShapeModel:
+    """A network with what it was trained for."""
+
+    def __init__(
+        self, net: RayNet | SwinX2S, facts: dict[str, Any], source: str, device: torch.device
+    ) -> None:
+        self.net, self.facts, self.source, self.device = net.eval(), facts, source, device
+        self.scheme = scheme(facts["scheme"])
+        self.learned = torch.tensor([n in facts["learned"] for n in self.scheme.names], device=device)
+        self.learned[0] = True
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | PathLike,
+        *,
+        scheme: str | Scheme | None = None,
+        labels: Iterable[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> ShapeModel:
+        """The network that `train` left in a folder.
+
+        scheme, labels: what it must speak of; ShapeError for a network of another scheme, or one that never
+        saw such a structure.  FileError where it is missing or damaged.
+        """
+        file = Path(folder)
+        file = file / MODEL if file.is_dir() or not file.suffix else file
+        tensors, facts = checkpoint.load(file)
+        require(facts, ("scheme", "names", "learned", "patients", "settings"), file)
+        if facts["scheme"] not in SCHEMES or list(SCHEMES[facts["scheme"]].names) != facts["names"]:
+            raise FileError(f"{file}: its label scheme {facts['scheme']!r} is not this version's; train anew")
+        try:
+            settings = NetworkSettings.from_dict(facts["settings"]["network"])
+            net = make_network(settings, SCHEMES[facts["scheme"]])
+        except (XregError, KeyError, TypeError) as error:
+            raise FileError(f"{file}: is not a network that this xreg can make ({error})") from error
+        load_weights(net, tensors, file)
+        device = torch.device(device)
+        model = cls(net.to(device), facts, str(file), device)
+        model.require(scheme, labels)
+        return model
+
+    def require(self, wanted: str | Scheme | None = None, labels: Iterable[str] = ()) -> None:
+        """ShapeError unless this network speaks this scheme and has learned these structures."""
+        if wanted is not None and scheme(wanted).name != self.scheme.name:
+            raise ShapeError(
+                f"{self.source}: its labels are of the scheme {self.scheme.name!r}, and "
+                f"{scheme(wanted).name!r} was asked for; take another model, or map its labels with "
+                "xreg.shape.relabel"
+            )
+        missing = [n for n in labels if not bool(self.learned[self.scheme.index(n)])]
+        if missing:
+            learned, count = ", ".join(self.facts["learned"]), len(self.facts["patients"])
+            raise ShapeError(
+                f"{self.source}: was never shown {', '.join(missing)}; it learned {learned} from {count} "
+                "patients. Take a model for this anatomy"
+            )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        films: Float[Tensor, "V H W"],
+        cameras: Sequence[Camera],
+        grid: VoxelGrid,
+        *,
+        variants: int = 1,
+        normalised: bool = False,
+    ) -> ShapePrediction:
+        """Labels on a grid from films and their cameras.
+
+        films: bright where attenuation is high, of any range unless ``normalised``.  variants: how many
+        looks of the films are averaged, 1 to 5, each a network run.  One film works, with an InputWarning.
+        Raises ImageError and ShapeError for films, cameras and grids that do not fit.
+        """
+        if not 1 <= variants <= len(_POWERS):
+            raise ShapeError(f"variants must be 1 to {len(_POWERS)}, got {variants}")
+        films = torch.as_tensor(films)
+        films = films.float() if normalised else normalise(films)
+        films, cameras = fitted(films, cameras, grid)
+        views = Views.of(films, cameras, grid).to(self.device)
+        said = self._look(views)
+        runs = []
+        for power in _POWERS[:variants]:
+            one = views if power == 1.0 else views.with_films(views.films**power)
+            flat, found = self.net.probabilities(one, DOUBT)
+            runs.append((flat, self._known_only(found)))
+        voxels, stack = _aligned(runs)
+        return self._prediction(voxels, stack, grid, said)
+
+    def _look(self, views: Views) -> tuple[str, ...]:
+        """What a user should know of these films; ShapeError where one shows nothing of the grid."""
+        said = []
+        index = Lattice.coarse(views.shape, max(1, min(views.shape) // 8)).index(self.device)[None]
+        for number, part in enumerate(views.pixels(index)[1][0].float().mean(-1).tolist()):
+            if part == 0:
+                raise ShapeError(
+                    f"film {number} shows no part of the grid: its camera faces elsewhere, or the grid lies "
+                    "in another place (RAS mm)"
+                )
+            if part < _LEAST_SEEN:
+                said.append(f"film {number} shows only {100 * part:.0f} % of the grid; the rest is guessed")
+        if views.films.shape[1] == 1:
+            said.append("one film only: depth along its rays is a guess, and more voxels are in doubt")
+        for text in said:
+            warnings.warn(text, InputWarning, stacklevel=3)
+        return tuple(said)
+
+    def _known_only(self, probabilities: Float[Tensor, "n L"]) -> Float[Tensor, "n L"]:
+        """What no annotation ever showed was learned as `perhaps background`; it counts as that."""
+        other = probabilities[:, ~self.learned].sum(1)
+        kept = probabilities * self.learned
+        kept[:, 0] += other
+        return kept
+
+    def _prediction(
+        self, voxels: Tensor, stack: Float[Tensor, "R n L"], grid: VoxelGrid, said: tuple[str, ...]
+    ) -> ShapePrediction:
+        mean = stack.mean(0)
+        total = _entropy(mean)
+        apart = (total - _entropy(stack).mean(0)).clamp_min(0) if len(stack) > 1 else None
+        made = ShapePrediction(
+            torch.zeros(0), torch.zeros(0), None, voxels.cpu(), mean.cpu(), grid, self.scheme, said
+        )
+        labels = made._dense(made.probabilities.argmax(1).to(torch.int16), 0)
+        doubt = None if apart is None else made._dense(apart.cpu(), 0.0)
+        return ShapePrediction(
+            labels,
+            made._dense(total.cpu(), 0.0),
+            doubt,
+            made.voxels,
+            made.probabilities,
+            grid,
+            self.scheme,
+            said,
+        )
+
+
+def _entropy(p: Float[Tensor, "*b L"]) -> Float[Tensor, "*b"]:
+    """Of probabilities, in nats."""
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def _aligned(runs: list[tuple[Tensor, Tensor]]) -> tuple[Int64[Tensor, " n"], Float[Tensor, "R n L"]]:
+    """Runs on the voxels that any of them kept; where one did not, it found background."""
+    if len(runs) == 1:
+        return runs[0][0], runs[0][1][None]
+    voxels = torch.cat([flat for flat, _ in runs]).unique()
+    count = runs[0][1].shape[1]
+    stack = runs[0][1].new_zeros(len(runs), len(voxels), count)
+    stack[:, :, 0] = 1.0
+    for own, (flat, found) in zip(stack, runs, strict=True):
+        own[torch.searchsorted(voxels, flat)] = found
+    return voxels, stack

@@ -1,0 +1,134 @@
+"""What training cases come from: samples as they are, or new patients made of the old."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from jaxtyping import Int16
+from torch import Tensor
+
+from xreg.errors import FileError, ShapeError
+from xreg.shape import patients as patient_files
+from xreg.shape import samples as sample_files
+from xreg.shape.patients import Patient
+from xreg.shape.population import Exposure, Variation, draw_sample
+from xreg.shape.samples import Sample
+
+T = TypeVar("T")
+
+
+class Member(NamedTuple):
+    """Who is in a source: a patient, and its labels in the numbers of a scheme."""
+
+    patient: str
+    scheme: str
+    labels: Int16[Tensor, "D H W"] | None
+
+
+class Source(Protocol):
+    """Where the cases of a training come from."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The patients that cases are made of."""
+
+    def sample(self, seed: int) -> Sample:
+        """A labelled case; the same seed gives the same one."""
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """Samples without any change, drawn at random."""
+
+    samples: Sequence[Sample]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """One a sample."""
+        return tuple(Member(s.patient, s.scheme, s.labels) for s in self.samples)
+
+    def sample(self, seed: int) -> Sample:
+        """One of them."""
+        return _pick(self.samples, torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Population:
+    """New patients by `xreg.shape.population`, among them, now and then, samples as they are.
+
+    toward: chance that a new patient goes a part of the way to another's bones.  as_they_are: share of the
+    samples; their patients must be among ``patients``.
+    """
+
+    patients: Sequence[Patient]
+    samples: Sequence[Sample] = ()
+    variation: Variation = field(default_factory=Variation)
+    exposure: Exposure = field(default_factory=Exposure)
+    toward: float = 0.4
+    as_they_are: float = 0.1
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """One a patient."""
+        return tuple(Member(p.name, p.scheme, p.labels) for p in self.patients)
+
+    def sample(self, seed: int) -> Sample:
+        """A new patient's films and labels."""
+        generator = torch.Generator().manual_seed(seed)
+        plain, near = torch.rand(2, generator=generator).tolist()
+        if self.samples and plain < self.as_they_are:
+            return _pick(self.samples, generator)
+        patient = _pick(self.patients, generator)
+        others = [p for p in self.patients if p is not patient]
+        toward = _pick(others, generator) if others and near < self.toward else None
+        return draw_sample(patient, generator, self.variation, self.exposure, toward=toward)
+
+
+def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list[Patient]]:
+    """Samples and patients in folders that `xreg shape prepare` wrote, or in folders of such folders.
+
+    FileError for a folder that holds neither.
+    """
+    samples, patients = [], []
+    for folder in map(Path, folders):
+        names = (sample_files.TENSORS, patient_files.FILE)
+        files = [sorted({*folder.glob(name), *folder.glob(f"*/{name}")}) for name in names]
+        if not any(files):
+            raise FileError(f"{folder}: holds no sample and no patient; make them with xreg shape prepare")
+        samples += [Sample.load(file.parent) for file in files[0]]
+        patients += [Patient.load(file.parent) for file in files[1]]
+    return samples, patients
+
+
+def split_patients(
+    samples: Sequence[Sample], patients: Sequence[Patient], held_out: Sequence[str], *, plain: bool = False
+) -> tuple[Source, list[Sample]]:
+    """The source of a training, and the samples of patients that it must not see.
+
+    plain: samples as they are, even where there are patients to vary.  ShapeError where nothing is left, or a
+    patient to hold out is not there or has no sample.
+    """
+    kept = [s for s in samples if s.patient in held_out]
+    if missing := sorted(set(held_out) - {s.patient for s in kept}):
+        there = ", ".join(sorted({s.patient for s in samples})) or "none"
+        raise ShapeError(f"no sample is of the patients to hold out {', '.join(missing)}; there are {there}")
+    used = [s for s in samples if s.patient not in held_out]
+    learned = [p for p in patients if p.name not in held_out]
+    if plain or not learned:
+        return AsTheyAre(used), kept
+    names = {p.name for p in learned}
+    if alone := sorted({s.patient for s in used} - names):
+        raise ShapeError(
+            f"patients {', '.join(alone)} have films but no CT to make new patients of; prepare them with "
+            "their CT, or train on samples as they are (--as-they-are)"
+        )
+    return Population(learned, used), kept
+
+
+def _pick(items: Sequence[T], generator: torch.Generator) -> T:
+    return items[int(torch.randint(len(items), (1,), generator=generator))]

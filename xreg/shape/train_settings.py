@@ -1,0 +1,97 @@
+"""What a training of a network of labels may be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from xreg.errors import ShapeError
+from xreg.shape.networks.settings import PRESETS, NetworkSettings
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each part of the loss counts; see `xreg.shape.losses`."""
+
+    entropy: float = 1.0
+    dice: float = 1.0
+    mutual: float = 1.0
+    mask: float = 1.0
+    thickness: float = 1.0
+    level: float = 0.5
+    order: float = 0.5
+    presence: float = 0.1
+    centroid: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) < 0 or self.entropy + self.dice <= 0:
+            raise ShapeError(f"weights must not be negative, nor entropy and dice both zero, got {self}")
+
+
+@dataclass(frozen=True)
+class ShapeTrainSettings:
+    """Everything that a training can be told beyond its patients.
+
+    steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
+    after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
+    gradient.  average: decay of the running average of the weights, which is what is used.  lattice: every
+    n-th voxel along each axis is compared in a step, another set each time.  mirror: whether half of the
+    cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.  validations:
+    how often held-out patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16'
+    for the network's inner work.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 1
+    rate: float = 2e-3
+    warm_up: float = 0.05
+    clip: float = 5.0
+    decay: float = 1e-3
+    average: float = 0.995
+    lattice: int = 4
+    mirror: bool = True
+    gamma: float = 1.3
+    noise: float = 0.02
+    validations: int = 10
+    precision: str = "float32"
+    seed: int = 0
+    weights: Weights = field(default_factory=Weights)
+    network: NetworkSettings = field(default_factory=lambda: PRESETS["rays-light"])
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ShapeError(
+                f"a training ends after steps or after minutes: give exactly one, got steps={self.steps} and "
+                f"minutes={self.minutes}"
+            )
+        if not (self.minutes if self.steps is None else self.steps) > 0:
+            raise ShapeError(f"steps and minutes must be positive, got {self.steps}, {self.minutes}")
+        whole = {"batch": self.batch, "lattice": self.lattice, "validations": self.validations}
+        for name, value in whole.items():
+            if int(value) != value or value < 1:
+                raise ShapeError(f"{name} must be a positive whole number, got {value!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ShapeError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if not (self.rate > 0 and 0 <= self.average < 1 and self.gamma >= 1 and self.noise >= 0):
+            raise ShapeError(
+                "rate must be positive, average in [0, 1), gamma at least 1 and noise not negative, got "
+                f"{self.rate}, {self.average}, {self.gamma}, {self.noise}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `from_dict` reads them."""
+        return {**asdict(self), "network": self.network.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ShapeTrainSettings:
+        """Read what `to_dict` wrote."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != known:
+            raise ShapeError(f"settings of a training need the entries {sorted(known)}, got {data!r}")
+        parts = {
+            "weights": Weights(**data["weights"]),
+            "network": NetworkSettings.from_dict(data["network"]),
+        }
+        return cls(**{**data, **parts})

@@ -1,0 +1,334 @@
+"""Training a network of labels: cases as they are needed, bounded in time or steps, the same when resumed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xreg import __version__
+from xreg.errors import ShapeError
+from xreg.io import write_json
+from xreg.shape import checkpoint, losses
+from xreg.shape.networks import Lattice, Output, make_network
+from xreg.shape.networks.orders import rows_of
+from xreg.shape.samples import Sample
+from xreg.shape.schemes import Scheme, scheme
+from xreg.shape.sources import AsTheyAre, Member, Source
+from xreg.shape.targets import Cases
+from xreg.shape.train_settings import ShapeTrainSettings
+from xreg.training import (
+    FACTS,
+    LOG,
+    MODEL,
+    TRAINING,
+    follow,
+    require,
+    require_same,
+    schedule,
+    state_tensors,
+    step_generator,
+    step_seed,
+    take_up,
+    write_log,
+)
+
+_VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a training stands: steps done, part of the budget spent, seconds; the losses of the last step.
+
+    validation: mean Dice of each held-out patient, where they were just looked at.
+    """
+
+    step: int
+    progress: float
+    seconds: float
+    losses: dict[str, float]
+    validation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with: folder, steps and seconds, lines of its log, and its patients."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    log: tuple[dict[str, Any], ...]
+    patients: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def train(
+    source: Source,
+    settings: ShapeTrainSettings,
+    folder: str | PathLike,
+    *,
+    held_out: Sequence[Sample] = (),
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+    on_report: Callable[[Report], None] | None = None,
+) -> Trained:
+    """Train a network that labels bones from films, and keep it in a folder.
+
+    held_out: samples of patients that are not among the source's; they are scored over the training and never
+    learned from, nor is anything chosen by them: the last weights are kept.  resume: go on where a training
+    in ``folder`` was stopped; with a budget of steps it ends with the same bits on the CPU, as all that is
+    random about a step comes from (seed, step).  workers: threads that make the cases of the next steps.
+    on_report is told of each step.  Raises ShapeError for samples that cannot be trained on together,
+    FileError for a checkpoint that does not fit.
+    """
+    trainer = Trainer(source, settings, Path(folder), held_out, torch.device(device))
+    if resume:
+        trainer.resume()
+    return trainer.run(on_report, workers)
+
+
+class Trainer:
+    """The state of one training."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: ShapeTrainSettings,
+        folder: Path,
+        held_out: Sequence[Sample],
+        device: torch.device,
+    ) -> None:
+        self.source, self.settings, self.folder, self.device = source, settings, folder, device
+        self.scheme, self.patients, self.learned = _checked(
+            source.members, AsTheyAre(held_out).members, settings.mirror
+        )
+        self.held_out = tuple(held_out)
+        self.net, self.average = (
+            make_network(settings.network, self.scheme, settings.seed).to(device) for _ in range(2)
+        )
+        self.average.eval()
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
+        )
+        self.step, self.before, self.began, self.mark = 0, 0.0, time.perf_counter(), 0
+        self.log: list[dict[str, Any]] = []
+
+    # ---- the loop ----
+
+    def run(self, on_report: Callable[[Report], None] | None = None, workers: int = 1) -> Trained:
+        """Train until the budget is spent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.began = time.perf_counter()
+        for cases in self._ahead(workers):
+            found = self.advance(self._progress(), cases)
+            self._after(found, on_report)
+        held_out = tuple(dict.fromkeys(sample.patient for sample in self.held_out))
+        return Trained(self.folder, self.step, self.seconds, tuple(self.log), self.patients, held_out)
+
+    def _ahead(self, workers: int) -> Iterator[Cases]:
+        """The cases of each step until the budget is spent, made beside the network."""
+        with ThreadPoolExecutor(workers) as makers:
+            pending = deque(makers.submit(self.cases_at, self.step + n) for n in range(workers))
+            following = self.step + workers
+            while self._progress() < 1:
+                cases = pending.popleft().result()
+                pending.append(makers.submit(self.cases_at, following))
+                following += 1
+                yield cases
+            for future in pending:
+                future.cancel()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, earlier sittings included."""
+        return self.before + time.perf_counter() - self.began
+
+    def _progress(self) -> float:
+        if self.settings.steps is None:
+            return min(1.0, self.seconds / (60 * self.settings.minutes))
+        return min(1.0, self.step / self.settings.steps)
+
+    def cases_at(self, step: int) -> Cases:
+        """The cases of a step: all that is random about them comes from (seed, step, place in the batch)."""
+        return Cases.batch([self._case(step, n) for n in range(self.settings.batch)])
+
+    def _case(self, step: int, number: int) -> Cases:
+        generator = step_generator(self.settings.seed, step, 2 * number)
+        sample = self.source.sample(step_seed(self.settings.seed, step, 2 * number + 1))
+        mirror = self.settings.mirror and bool(torch.rand(1, generator=generator) < 0.5)
+        cases = Cases.of(sample, mirror=mirror)
+        films = changed(cases.views.films, self.settings.gamma, self.settings.noise, generator)
+        return replace(cases, views=cases.views.with_films(films))
+
+    def advance(self, progress: float, cases: Cases) -> dict[str, float]:
+        """One step on these cases; its losses."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate * schedule(progress, self.settings.warm_up)
+        self.net.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = self.losses(cases.to(self.device), self._lattice(cases.views.shape))
+        weights = self.settings.weights
+        total = sum(getattr(weights, name) * part for name, part in parts.items())
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
+        if bool(torch.isfinite(norm)):  # a case that breaks a step must not break the network
+            self.optimiser.step()
+        self.step += 1
+        follow(self.average, self.net, self.step, self.settings.average)
+        return {"loss": float(total.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
+
+    def _lattice(self, shape: tuple[int, int, int]) -> Lattice:
+        """Another set of voxels each step, each as often as any other."""
+        n = min(self.settings.lattice, *shape)
+        start = torch.randint(n, (3,), generator=step_generator(self.settings.seed, self.step, -1))
+        return Lattice(shape, n, tuple(start.tolist()))
+
+    def losses(self, cases: Cases, lattice: Lattice) -> dict[str, Tensor]:
+        """Each part of the loss on a lattice of voxels, and in the films."""
+        with self._precision():
+            output = self.net(cases.views, lattice)
+        return loss_parts(output, cases, lattice, self.scheme)
+
+    def _precision(self) -> torch.autocast:
+        enabled = self.settings.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    # ---- validation, files ----
+
+    def _after(self, found: dict[str, float], on_report: Callable[[Report], None] | None) -> None:
+        """Look at the held-out patients, save and report where it is time."""
+        progress, validation = self._progress(), None
+        mark = math.floor(progress * self.settings.validations + 1e-9)
+        if mark > self.mark:
+            self.mark = mark
+            validation = self.validate()
+            rate = self.optimiser.param_groups[0]["lr"]
+            line = {"step": self.step, "seconds": round(self.seconds, 3), "rate": rate}
+            self.log.append({**line, **found, "validation": validation})
+            self.save()
+        if on_report is not None:
+            on_report(Report(self.step, progress, self.seconds, found, validation))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean Dice of each held-out patient over the labels that it has, on every second voxel."""
+        found = {}
+        for sample in self.held_out:
+            case = Cases.of(sample).to(self.device)
+            lattice = Lattice(case.views.shape, min(_VALIDATION_STEP, *case.views.shape))
+            with self._precision():
+                logits = self.average(case.views, lattice).combined.flatten(2)
+            logits = losses.marginal_log_probability(
+                logits.float(), case.known & self.learned.to(logits.device)
+            )
+            found[sample.patient] = mean_dice(logits[0].argmax(0), lattice.take(case.labels)[0].flatten())
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        return {
+            "patients": list(self.patients),
+            "held_out": [sample.patient for sample in self.held_out],
+            "scheme": self.scheme.name,
+            "names": list(self.scheme.names),
+            "learned": [self.scheme.names[n] for n in self.learned.nonzero()[:, 0].tolist() if n],
+            "settings": self.settings.to_dict(),
+            "versions": {"xreg": __version__, "torch": torch.__version__},
+            "step": self.step,
+            "seconds": self.seconds,
+            "validation": self.log[-1]["validation"] if self.log else None,
+        }
+
+    def save(self) -> None:
+        """Write the network to use, what is needed to go on, and the curve; each file whole or not at all."""
+        facts = self.facts()
+        write_log(self.folder / LOG, self.log)
+        tensors = state_tensors(self.net, self.average, self.optimiser)
+        checkpoint.save(self.folder / TRAINING, tensors, {**facts, "log": self.log, "mark": self.mark})
+        checkpoint.save(self.folder / MODEL, self.average.state_dict(), facts)
+        write_json(self.folder / FACTS, {"schema": checkpoint.SCHEMA, **facts})
+
+    def resume(self) -> None:
+        """Take up what `save` wrote; FileError where it is of another training."""
+        file = self.folder / TRAINING
+        tensors, facts = checkpoint.load(file)
+        same = ("patients", "held_out", "scheme", "settings")
+        require(facts, (*same, "step", "seconds", "log", "mark"), file)
+        require_same(facts, self.facts(), same, file)
+        take_up(tensors, self.net, self.average, self.optimiser, file)
+        self.step, self.before = facts["step"], facts["seconds"]
+        self.log, self.mark = facts["log"], facts["mark"]
+
+
+def loss_parts(output: Output, cases: Cases, lattice: Lattice, names: Scheme) -> dict[str, Tensor]:
+    """The parts of the loss of a network's output; several branches count by their mean."""
+    labels = lattice.take(cases.labels).flatten(1)
+    each = [losses.segmentation_loss(x.flatten(2), labels, cases.known) for x in output.logits]
+    parts = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    if len(each) > 1:
+        parts["mutual"] = losses.mutual_loss(tuple(x.flatten(2) for x in output.logits))
+    if output.maps is not None:
+        vertebrae = list(names.groups.get("spine", ()))
+        parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae)
+    if output.levels is not None:
+        parts["order"] = losses.order_loss(output.levels.flatten(2), labels, rows_of(names))
+    return parts
+
+
+def changed(films: Tensor, gamma: float, noise: float, generator: torch.Generator) -> Tensor:
+    """Films [B, V, H, W] of other contrast (a power of the grey value, one a film) and with noise, 0 to 1."""
+    shape = (*films.shape[:2], 1, 1)
+    power = torch.exp(math.log(gamma) * (2 * torch.rand(shape, generator=generator) - 1))
+    spread = noise * torch.rand(shape, generator=generator)
+    grain = torch.randn(films.shape, generator=generator)
+    return (films.clamp_min(0) ** power + spread * grain).clamp(0, 1)
+
+
+def mean_dice(found: Tensor, truth: Tensor) -> float:
+    """Dice averaged over the labels in ``truth``, without the background; missing ones count as 0."""
+    present = [n for n in truth.unique().tolist() if n]
+    scores = []
+    for n in present:
+        a, b = found == n, truth == n
+        scores.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
+    return sum(scores) / max(1, len(scores))
+
+
+def _checked(
+    members: Sequence[Member], held_out: Sequence[Member], mirror: bool
+) -> tuple[Scheme, tuple[str, ...], Tensor]:
+    """Scheme and patients of a training, and which labels it can learn; ShapeError where they do not fit."""
+    if not members:
+        raise ShapeError("a training needs at least one labelled sample, got none")
+    schemes = {member.scheme for member in (*members, *held_out)}
+    if len(schemes) > 1:
+        raise ShapeError(
+            f"samples of a training must share one label scheme, got {', '.join(sorted(schemes))}; "
+            "prepare them with one --scheme"
+        )
+    patients = tuple(dict.fromkeys(member.patient for member in members))
+    if both := sorted(set(patients) & {member.patient for member in held_out}):
+        raise ShapeError(f"patients {', '.join(both)} are both learned from and held out; choose one")
+    for member in (*members, *held_out):
+        if member.labels is None:
+            raise ShapeError(
+                f"{member.patient}: has no labels; a training and its held-out patients need them"
+            )
+    names = scheme(members[0].scheme)
+    learned = torch.zeros(len(names), dtype=torch.bool)
+    for member in members:
+        learned[member.labels.unique().long()] = True
+    if mirror:
+        learned |= learned[names.mirror]
+    learned[0] = True
+    return names, patients, learned

@@ -1,0 +1,122 @@
+"""What every training of a network here shares: its folder, its rate, its random numbers, its state.
+
+A folder holds `model.safetensors` (the weights to use), `training.safetensors` (all that a training needs to
+go on), `log.jsonl` (its curve), and `model.json`, for people: the same facts as in the headers of the first
+two, which are what is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xreg.errors import FileError
+from xreg.io import atomic_write
+
+MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "model.json", "log.jsonl"
+
+
+def schedule(progress: float, warm_up: float) -> float:
+    """The learning rate at a part of the budget: a line up from a little, then half a cosine down."""
+    if progress < warm_up:
+        return 0.05 + 0.95 * progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def step_seed(seed: int, step: int, part: int = 0) -> int:
+    """A seed of one part (a process, a sample) of one step, in [0, 2^63)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + part * 0x94D049BB133111EB) % 2**63
+
+
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """Random numbers of one part of one step."""
+    return torch.Generator().manual_seed(step_seed(seed, step, part))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, step: int, decay: float) -> None:
+    """Move a running average of the weights towards `net`; at first it follows closely."""
+    keep = min(decay, (1 + step) / (10 + step))
+    for mine, newest in zip(average.parameters(), net.parameters(), strict=True):
+        mine.lerp_(newest, 1 - keep)
+
+
+def state_tensors(net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that a training needs to go on, under the names that `take_up` knows."""
+    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    return tensors
+
+
+def take_up(
+    tensors: Mapping[str, Tensor],
+    net: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    file: Path,
+) -> None:
+    """Load what `state_tensors` gave.  FileError where the networks have other layers."""
+    load_weights(net, _part(tensors, "net."), file)
+    load_weights(average, _part(tensors, "average."), file)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _part(tensors, "adam.").items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Give a network its weights; FileError where it has other layers."""
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileError(
+            f"{file}: its network has other layers than the one asked for; take the same backbone, width and "
+            f"size ({str(error).splitlines()[-1].strip()})"
+        ) from error
+
+
+def require(facts: Mapping[str, Any], names: tuple[str, ...], file: str | PathLike) -> None:
+    """FileError where facts lack an entry."""
+    if missing := [name for name in names if name not in facts]:
+        raise FileError(f"{file}: lacks the entries {missing}; was it written by another version of xreg?")
+
+
+def write_log(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """The curve of a training, a JSON object a line, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_log(folder: str | PathLike) -> list[dict[str, Any]]:
+    """The lines of a training's log; FileError where there is none or a line is damaged."""
+    file = Path(folder) / LOG
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, json.JSONDecodeError) as error:
+        raise FileError(f"{file}: the log of a training cannot be read ({error})") from error
+
+
+def require_same(
+    known: Mapping[str, Any], mine: Mapping[str, Any], names: tuple[str, ...], file: Path
+) -> None:
+    """FileError where a training that shall go on was asked for with other facts."""
+    for name in names:
+        if known[name] != json.loads(json.dumps(mine[name])):
+            raise FileError(
+                f"{file}: cannot be resumed, since its {name} differ from those asked for; train into "
+                "another folder, or start from it with --from"
+            )
+
+
+def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
