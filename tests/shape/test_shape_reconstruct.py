@@ -110,6 +110,8 @@ def test_the_record_and_the_page(found, folder) -> None:
     assert told["model"]["patients"] == ["p1", "<p2>"]
     assert told["notice"] == NOTICE
     assert told["rejected"] == []
+    bone = found.prediction.labels > 0
+    assert told["mean_doubt_nats"] == pytest.approx(float(found.prediction.entropy[bone].mean()))
     by_name = {m["name"]: m for m in told["measures"]}
     assert by_name["pelvic_incidence"]["value"] is None
     assert by_name["pelvic_incidence"]["reason"].startswith("not in view")

@@ -132,6 +132,8 @@ def _grid_of(path: Path) -> Any:
 
 
 def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[tuple[str, str]]:
+    from xreg.shape.report import doubt_text
+
     patients = found.facts.get("patients", [])
     seen = [m for m in found.measures if m.value is not None]
     fit = ", ".join(f"film {n} r {fit.correlation:.2f}" for n, fit in enumerate(found.fits))
@@ -140,6 +142,7 @@ def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[t
         ("bones", f"{len(found.bones)}: {', '.join(found.bones)}"),
         ("level", found.level.text),
         ("films show them", fit),
+        ("doubt", doubt_text(found)),
         ("measures", f"{len(seen)} of {len(found.measures)} in view"),
         ("model learned", names),
         *(("rejected", reason) for reason in found.rejected),
@@ -148,14 +151,13 @@ def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[t
 
 
 def _result(found: Reconstruction, output: Path, files: dict[str, str], clock: Clock) -> dict[str, Any]:
-    from xreg.shape.report import mean_doubt, record
+    from xreg.shape.report import record
 
     return {
         "status": "rejected" if found.rejected else "done",
         "output": str(output),
         "files": files,
         "bones": list(found.bones),
-        "mean_doubt_nats": mean_doubt(found),
         **record(found),
         "seconds": {name: round(value, 3) for name, value in clock.parts.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -93,6 +94,7 @@ def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[s
         "rejected": list(found.rejected),
         "warnings": list(found.warnings),
         "level": found.level.to_json(),
+        "mean_doubt_nats": mean_doubt(found),
         "measures": found.measures.to_json(),
         "films": [fit.to_json() for fit in found.fits],
         "agreement": [
@@ -167,10 +169,11 @@ def report_page(
 <h2>Level of the vertebrae</h2><p>{escape(found.level.text)}</p>{_level_table(found)}
 <h2>Pictures</h2>{shown}
 <p class="faint">Left over: fine structure of the film that the bones do not explain. Labels with one
-silhouette leave the same, so it does not judge names and levels. Doubt: entropy of the labels.</p>
+silhouette leave the same, so it does not judge names and levels. Doubt: entropy of the labels;
+{doubt_text(found)}.</p>
 <h2>Measures</h2>{_measures_table(found)}
 <p class="faint">± is one standard deviation over shapes drawn from the network's own probabilities; what the
-network is wrong about with certainty is not in it.</p>
+network is wrong about with certainty is not in it. Without ±: fewer than two of these shapes show it.</p>
 <h2>Bones</h2>{_bones_table(found)}
 <h2>Model</h2><p>{escape(found.source)}, trained on {escape(trained)}. Other anatomy than theirs, and
 other kinds of films, are beyond what it has seen.</p>
@@ -206,8 +209,9 @@ def _measures_table(found: Reconstruction) -> str:
     unseen = [m for m in found.measures if m.value is None]
     detail = {m.name: ", ".join(f"{k} {v}" for k, v in m.detail.items()) for m in seen}
     rows = [(m.name.replace("_", " "), m.text, detail[m.name]) for m in seen]
-    rows += [(m.name.replace("_", " "), m.text, "") for m in unseen]
-    return _table(("measure", "value", ""), rows)
+    hidden = _table(("measure", "why"), [(m.name.replace("_", " "), m.text) for m in unseen])
+    missing = f"<details><summary>{len(unseen)} not in view</summary>{hidden}</details>"
+    return _table(("measure", "value", ""), rows) + (missing if unseen else "")
 
 
 def _bones_table(found: Reconstruction) -> str:
@@ -291,6 +295,12 @@ def _square(picture: np.ndarray, pitch: tuple[float, float]) -> UInt8[np.ndarray
     rows = max(1, round(400 / picture.shape[0]))
     columns = max(1, round(rows * pitch[1] / pitch[0]))
     return np.ascontiguousarray(picture.repeat(rows, 0).repeat(columns, 1))
+
+
+def doubt_text(found: Reconstruction) -> str:
+    """How much the network doubts, for people."""
+    nats = mean_doubt(found)
+    return f"{nats:.2f} nats on average in bone, as an even choice between {math.exp(nats):.1f} labels"
 
 
 def mean_doubt(found: Reconstruction) -> float:
