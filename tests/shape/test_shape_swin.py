@@ -66,6 +66,7 @@ def test_films_are_found_by_their_axes_in_any_order(case) -> None:
     torch.testing.assert_close(along_i[0, 0], shown[1].flip(0), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_it_learns(case) -> None:
     net = make_network(TINY, shape_case.SPINE, 1)
     cases, lattice = Cases.of(case), Lattice(SHAPE, 2)

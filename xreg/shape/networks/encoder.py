@@ -40,8 +40,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015) of residual blocks, one a level each way; any size of input.
 
-    What skips the deeper levels is stacked.  Adding it instead halves the work at the finest level, but a
-    small case that was learned in 70 steps was then not learned in 100.
+    What skips the deeper levels is stacked.  Adding it would halve the work at the finest level; whether it
+    learns as well has not been settled.
 
     Level n has widths[n] channels and a 2^n coarser grid.  It gives the features of the finest level, and
     those of the deepest.
