@@ -35,6 +35,7 @@ from xreg.splat.views import corrected
 from xreg.tomography import Filter, Projector, Protocol, fdk, fista_tv, os_sart, simulate, tv_weight
 
 PASSES = 25
+PLAIN = str.maketrans("²³×", "23x")  # which the pictures' font lacks
 SETTINGS = FitSettings(voxels="linear")  # since the protocol marches through interpolated voxels
 HELD_OUT = 20
 NOISE = (1.0, 2.0)  # degrees and mm of each axis, of every view's pose
@@ -174,7 +175,7 @@ def _page(truth: torch.Tensor, found: dict[str, torch.Tensor], scale: float) -> 
     middle = truth.shape[0] // 2
     images = {"truth": truth[middle]} | {n: (mu[middle] / scale).clamp(0, 1) for n, mu in found.items()}
     drawn = [
-        (name, pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
+        (name.translate(PLAIN), pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
         for name, image in images.items()
     ]
     return pictures.panels([drawn[n : n + 4] for n in range(0, len(drawn), 4)])
