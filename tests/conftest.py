@@ -2,6 +2,12 @@ import os
 import pathlib
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time: what passed passes again.  `--hypothesis-profile search` looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def folder(case, tmp_path_factory):
     """A network that knows one case by heart."""
     place = tmp_path_factory.mktemp("net")
     settings = ShapeTrainSettings(
-        steps=160, lattice=2, rate=1e-2, average=0.9, mirror=False, gamma=1.0, noise=0.0, validations=1,
+        steps=280, lattice=2, rate=1e-2, average=0.9, mirror=False, gamma=1.0, noise=0.0, validations=1,
         network=NETWORK,
     )  # fmt: skip
     train(AsTheyAre([case]), settings, place)
