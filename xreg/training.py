@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,109 @@ import torch
 from torch import Tensor, nn
 
 from xreg.errors import FileError
-from xreg.io import atomic_write
+from xreg.io import atomic_write, write_json
+from xreg.io.tensors import load_tensors, save_tensors
 
 MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "model.json", "log.jsonl"
+
+
+class Budget:
+    """What a training may take, in steps or in minutes, and how much of it is spent."""
+
+    def __init__(self, steps: int | None, minutes: float | None) -> None:
+        self.steps, self.minutes = steps, minutes
+        self.before, self.began = 0.0, time.perf_counter()
+
+    def begin(self) -> None:
+        """A sitting begins now."""
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, earlier sittings (`before`) included."""
+        return self.before + time.perf_counter() - self.began
+
+    def spent(self, step: int) -> float:
+        """The part that is spent when `step` steps are done, 0 to 1."""
+        done = step / self.steps if self.minutes is None else self.seconds / (60 * self.minutes)
+        return min(1.0, done)
+
+
+@dataclass(frozen=True)
+class NetworkFiles:
+    """Networks of one kind on disk: their schema, and the command that writes them."""
+
+    schema: str
+    made_by: str
+
+    def save(self, path: str | PathLike, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write tensors with JSON facts and a checksum, atomically.  Raises FileError."""
+        save_tensors(path, tensors, facts, schema=self.schema)
+
+    def load(self, path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read what `save` wrote.  FileError for a file that is missing, truncated, changed, or another's."""
+        what, remedy = f"a network that {self.made_by} wrote", "take a copy, or train anew"
+        return load_tensors(path, schema=self.schema, what=what, remedy=remedy)
+
+    def save_facts(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """The facts of a folder, for people."""
+        write_json(folder / FACTS, {"schema": self.schema, **facts})
+
+    def save_training(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        mark: int,
+        log: Sequence[Mapping[str, Any]],
+        state: tuple[nn.Module, nn.Module, torch.optim.Optimizer],
+    ) -> None:
+        """The network to use, what is needed to go on, and the curve; each file whole or not at all.
+
+        mark: looks at the validation that were due so far.  state: network, running average, optimiser.
+        """
+        write_log(folder / LOG, log)
+        self.save(folder / TRAINING, state_tensors(*state), {**facts, "log": log, "mark": mark})
+        self.save(folder / MODEL, state[1].state_dict(), facts)
+        self.save_facts(folder, facts)
+
+    def resume(
+        self,
+        folder: Path,
+        mine: Mapping[str, Any],
+        same: tuple[str, ...],
+        state: tuple[nn.Module, nn.Module, torch.optim.Optimizer],
+    ) -> dict[str, Any]:
+        """Load what `save_training` wrote into ``state``; its facts.
+
+        FileError where the facts named in ``same`` differ from ``mine``: it is another training.
+        """
+        file = folder / TRAINING
+        tensors, facts = self.load(file)
+        require(facts, (*same, "step", "seconds", "log", "mark"), file)
+        require_same(facts, mine, same, file)
+        take_up(tensors, *state, file)
+        return facts
+
+
+def descend(
+    net: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, rate: float, clip: float
+) -> None:
+    """One step of the optimiser down a loss; none where the gradient is not finite.
+
+    So a case that breaks a step does not break the network.  clip: greatest norm of the gradient.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+    if bool(torch.isfinite(norm)):
+        optimiser.step()
+
+
+def looks_due(progress: float, looks: int) -> int:
+    """How many of ``looks``, evenly over a training, are due at a part of its budget."""
+    return math.floor(progress * looks + 1e-9)
 
 
 def schedule(progress: float, warm_up: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,23 +16,16 @@ from torch import Tensor, nn
 
 from xreg import __version__
 from xreg.errors import RegistrationError
-from xreg.regression import checkpoint, losses
+from xreg.regression import losses
 from xreg.regression.canonical import Canonical
+from xreg.regression.checkpoint import FILES, MODEL, require
 from xreg.regression.films import Batch, FilmSource, films_of, identity
 from xreg.regression.network import Prediction, make_network
 from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
 from xreg.regression.validation import HeldOut, Validation
 from xreg.renderer import drr
-from xreg.training import (
-    follow,
-    load_weights,
-    require_same,
-    schedule,
-    state_tensors,
-    step_generator,
-    take_up,
-)
+from xreg.training import Budget, descend, follow, load_weights, looks_due, schedule, step_generator
 from xreg.volume import Volume
 
 _BETTER = 0.99  # of the best score so far, from which a validation counts as an improvement
@@ -122,7 +114,7 @@ class Trainer:
                 self.net, device_ids=[device] if device.type == "cuda" else None
             )
         self.held_out = HeldOut(self.sources, settings) if self.rank == 0 else None
-        self.step, self.before, self.began = 0, 0.0, time.perf_counter()
+        self.step, self.budget = 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
         self.mark = 0  # validations that were due so far
         self.volumes = [identity(volume) for volume in volumes]
@@ -134,7 +126,7 @@ class Trainer:
         """Train until the budget is spent or nothing improves."""
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.began = time.perf_counter()
+        self.budget.begin()
         ended = "the budget is spent"
         with ThreadPoolExecutor(1) as maker:  # it renders the films of the next step meanwhile
             ahead = maker.submit(self.films_at, self.step)
@@ -143,21 +135,12 @@ class Trainer:
                 if self._after(self.advance(progress, *films), on_report):
                     ended = f"no better for {self.settings.patience} validations"
                     break
-        return Trained(self.folder, self.step, self.seconds, tuple(self.log), ended)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent training, earlier sittings included."""
-        return self.before + time.perf_counter() - self.began
-
-    def _spent(self) -> float:
-        if self.settings.steps is None:
-            return min(1.0, self.seconds / (60 * self.settings.minutes))
-        return min(1.0, self.step / self.settings.steps)
+        return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), ended)
 
     def _progress(self) -> float:
         """The part of the budget that is spent, as the first process sees it."""
-        return self._agreed(self._spent()) if self.settings.steps is None else self._spent()
+        spent = self.budget.spent(self.step)
+        return self._agreed(spent) if self.settings.steps is None else spent
 
     def _agreed(self, value: float) -> float:
         if self.world == 1:
@@ -168,17 +151,12 @@ class Trainer:
 
     def advance(self, progress: float, batch: Batch, source: FilmSource) -> dict[str, float]:
         """One step on these films; the losses of this process."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate * schedule(progress, self.settings.warm_up)
         self.shared.train()
-        self.optimiser.zero_grad(set_to_none=True)
         prediction = Prediction(*self.shared(batch.images.to(self.device)))
         parts = self.losses(prediction, batch, source)
         total = sum(weight * part for weight, part in parts.values())
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
-        if bool(torch.isfinite(norm)):  # a film that breaks a step must not break the network
-            self.optimiser.step()
+        rate = self.settings.rate * schedule(progress, self.settings.warm_up)
+        descend(self.net, self.optimiser, total, rate=rate, clip=self.settings.clip)
         self.step += 1
         follow(self.average, self.net, self.step, self.settings.average)
         return {"loss": float(total.detach()), **{n: float(p.detach()) for n, (_, p) in parts.items()}}
@@ -227,17 +205,17 @@ class Trainer:
     def _after(self, found: dict[str, float], on_report: Callable[[Report], None] | None) -> bool:
         """Validate, save and report where it is time; whether to stop."""
         progress, validation = self._progress(), None
-        mark = math.floor(progress * self.settings.validations + 1e-9)
+        mark = looks_due(progress, self.settings.validations)
         due = mark > self.mark
         self.mark = mark
         if due and self.held_out is not None:
             validation = self.held_out.judge(self.average)
             rate = self.optimiser.param_groups[0]["lr"]
-            line = {"step": self.step, "seconds": round(self.seconds, 3), "rate": rate}
+            line = {"step": self.step, "seconds": round(self.budget.seconds, 3), "rate": rate}
             self.log.append({**line, **found, "validation": validation.to_dict()})
             self.save(validation)
         if on_report is not None and self.rank == 0:
-            on_report(Report(self.step, progress, self.seconds, found, validation))
+            on_report(Report(self.step, progress, self.budget.seconds, found, validation))
         return due and self._agreed(float(self._stalled())) > 0
 
     def _stalled(self) -> bool:
@@ -257,37 +235,31 @@ class Trainer:
             "versions": {"xreg": __version__, "torch": torch.__version__},
             "seed": self.settings.seed,
             "step": self.step,
-            "seconds": self.seconds,
+            "seconds": self.budget.seconds,
             "parent": self.parent,
             "validation": None if validation is None else validation.to_dict(),
         }
 
     def save(self, validation: Validation | None) -> None:
-        """Write the network to use, what is needed to go on, and the curve; each file whole or not at all."""
-        facts = self.facts(validation)
-        checkpoint.write_log(self.folder / checkpoint.LOG, self.log)
-        tensors = state_tensors(self.net, self.average, self.optimiser)
-        more = {"log": self.log, "mark": self.mark}
-        checkpoint.save(self.folder / checkpoint.TRAINING, tensors, {**facts, **more})
-        checkpoint.save(self.folder / checkpoint.MODEL, self.average.state_dict(), facts)
-        checkpoint.save_facts(self.folder, facts)
+        """Write where the training stands into its folder."""
+        FILES.save_training(self.folder, self.facts(validation), self.mark, self.log, self._state())
 
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
-        file = self.folder / checkpoint.TRAINING
-        tensors, facts = checkpoint.load(file)
-        checkpoint.require(facts, ("volumes", "range", "settings", "step", "seconds", "log", "mark"), file)
-        require_same(facts, self.facts(None), ("volumes", "range", "settings"), file)
-        take_up(tensors, self.net, self.average, self.optimiser, file)
-        self.step, self.before = facts["step"], facts["seconds"]
+        same = ("volumes", "range", "settings")
+        facts = FILES.resume(self.folder, self.facts(None), same, self._state())
+        self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
         self.parent = facts.get("parent")
 
+    def _state(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        return self.net, self.average, self.optimiser
+
     def begin_from(self, folder: Path) -> None:
         """Start with the weights of another network; FileError where its layers are others."""
-        file = folder / checkpoint.MODEL if folder.is_dir() else folder
-        tensors, facts = checkpoint.load(file)
-        checkpoint.require(facts, ("settings", "step"), file)
+        file = folder / MODEL if folder.is_dir() else folder
+        tensors, facts = FILES.load(file)
+        require(facts, ("settings", "step"), file)
         for net in (self.net, self.average):
             load_weights(net, tensors, file)
         self.parent = f"{file} at step {facts['step']}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from xreg import __version__
 from xreg.errors import ShapeError
-from xreg.io import write_json
-from xreg.shape import checkpoint, losses
+from xreg.shape import losses
+from xreg.shape.checkpoint import FILES
 from xreg.shape.networks import Lattice, Output, make_network
 from xreg.shape.networks.orders import rows_of
 from xreg.shape.samples import Sample
@@ -26,21 +25,7 @@ from xreg.shape.schemes import Scheme, scheme
 from xreg.shape.sources import AsTheyAre, Member, Source
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings
-from xreg.training import (
-    FACTS,
-    LOG,
-    MODEL,
-    TRAINING,
-    follow,
-    require,
-    require_same,
-    schedule,
-    state_tensors,
-    step_generator,
-    step_seed,
-    take_up,
-    write_log,
-)
+from xreg.training import Budget, descend, follow, looks_due, schedule, step_generator, step_seed
 
 _VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
 
@@ -120,7 +105,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
         )
-        self.step, self.before, self.began, self.mark = 0, 0.0, time.perf_counter(), 0
+        self.step, self.mark, self.budget = 0, 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
 
     # ---- the loop ----
@@ -128,35 +113,25 @@ class Trainer:
     def run(self, on_report: Callable[[Report], None] | None = None, workers: int = 1) -> Trained:
         """Train until the budget is spent."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.began = time.perf_counter()
+        self.budget.begin()
         for cases in self._ahead(workers):
-            found = self.advance(self._progress(), cases)
+            found = self.advance(self.budget.spent(self.step), cases)
             self._after(found, on_report)
         held_out = tuple(dict.fromkeys(sample.patient for sample in self.held_out))
-        return Trained(self.folder, self.step, self.seconds, tuple(self.log), self.patients, held_out)
+        return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), self.patients, held_out)
 
     def _ahead(self, workers: int) -> Iterator[Cases]:
         """The cases of each step until the budget is spent, made beside the network."""
         with ThreadPoolExecutor(workers) as makers:
             pending = deque(makers.submit(self.cases_at, self.step + n) for n in range(workers))
             following = self.step + workers
-            while self._progress() < 1:
+            while self.budget.spent(self.step) < 1:
                 cases = pending.popleft().result()
                 pending.append(makers.submit(self.cases_at, following))
                 following += 1
                 yield cases
             for future in pending:
                 future.cancel()
-
-    @property
-    def seconds(self) -> float:
-        """Time spent training, earlier sittings included."""
-        return self.before + time.perf_counter() - self.began
-
-    def _progress(self) -> float:
-        if self.settings.steps is None:
-            return min(1.0, self.seconds / (60 * self.settings.minutes))
-        return min(1.0, self.step / self.settings.steps)
 
     def cases_at(self, step: int) -> Cases:
         """The cases of a step: all that is random about them comes from (seed, step, place in the batch)."""
@@ -172,17 +147,12 @@ class Trainer:
 
     def advance(self, progress: float, cases: Cases) -> dict[str, float]:
         """One step on these cases; its losses."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate * schedule(progress, self.settings.warm_up)
         self.net.train()
-        self.optimiser.zero_grad(set_to_none=True)
         parts = self.losses(cases.to(self.device), self._lattice(cases.views.shape))
         weights = self.settings.weights
         total = sum(getattr(weights, name) * part for name, part in parts.items())
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
-        if bool(torch.isfinite(norm)):  # a case that breaks a step must not break the network
-            self.optimiser.step()
+        rate = self.settings.rate * schedule(progress, self.settings.warm_up)
+        descend(self.net, self.optimiser, total, rate=rate, clip=self.settings.clip)
         self.step += 1
         follow(self.average, self.net, self.step, self.settings.average)
         return {"loss": float(total.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
@@ -207,17 +177,17 @@ class Trainer:
 
     def _after(self, found: dict[str, float], on_report: Callable[[Report], None] | None) -> None:
         """Look at the held-out patients, save and report where it is time."""
-        progress, validation = self._progress(), None
-        mark = math.floor(progress * self.settings.validations + 1e-9)
+        progress, validation = self.budget.spent(self.step), None
+        mark = looks_due(progress, self.settings.validations)
         if mark > self.mark:
             self.mark = mark
             validation = self.validate()
             rate = self.optimiser.param_groups[0]["lr"]
-            line = {"step": self.step, "seconds": round(self.seconds, 3), "rate": rate}
+            line = {"step": self.step, "seconds": round(self.budget.seconds, 3), "rate": rate}
             self.log.append({**line, **found, "validation": validation})
             self.save()
         if on_report is not None:
-            on_report(Report(self.step, progress, self.seconds, found, validation))
+            on_report(Report(self.step, progress, self.budget.seconds, found, validation))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -245,29 +215,23 @@ class Trainer:
             "settings": self.settings.to_dict(),
             "versions": {"xreg": __version__, "torch": torch.__version__},
             "step": self.step,
-            "seconds": self.seconds,
+            "seconds": self.budget.seconds,
             "validation": self.log[-1]["validation"] if self.log else None,
         }
 
     def save(self) -> None:
-        """Write the network to use, what is needed to go on, and the curve; each file whole or not at all."""
-        facts = self.facts()
-        write_log(self.folder / LOG, self.log)
-        tensors = state_tensors(self.net, self.average, self.optimiser)
-        checkpoint.save(self.folder / TRAINING, tensors, {**facts, "log": self.log, "mark": self.mark})
-        checkpoint.save(self.folder / MODEL, self.average.state_dict(), facts)
-        write_json(self.folder / FACTS, {"schema": checkpoint.SCHEMA, **facts})
+        """Write where the training stands into its folder."""
+        FILES.save_training(self.folder, self.facts(), self.mark, self.log, self._state())
 
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
-        file = self.folder / TRAINING
-        tensors, facts = checkpoint.load(file)
         same = ("patients", "held_out", "scheme", "settings")
-        require(facts, (*same, "step", "seconds", "log", "mark"), file)
-        require_same(facts, self.facts(), same, file)
-        take_up(tensors, self.net, self.average, self.optimiser, file)
-        self.step, self.before = facts["step"], facts["seconds"]
+        facts = FILES.resume(self.folder, self.facts(), same, self._state())
+        self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
+
+    def _state(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        return self.net, self.average, self.optimiser
 
 
 def loss_parts(output: Output, cases: Cases, lattice: Lattice, names: Scheme) -> dict[str, Tensor]:
