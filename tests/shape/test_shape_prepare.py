@@ -9,10 +9,11 @@ import torch
 from click.testing import CliRunner
 
 from xreg.cli import main
+from xreg.cli.shape_prepare import DATASETS
 from xreg.errors import FileError, ImageError, ShapeError, VolumeError
 from xreg.io import VoxelGrid
 from xreg.io.labels import header_table
-from xreg.shape.datasets import Case, find_cases
+from xreg.shape.datasets import LAYOUTS, Case, find_cases
 from xreg.shape.patients import Patient
 from xreg.shape.prepare import Preparation, prepare, prepare_shipped, read_patient, upright_grid
 from xreg.shape.samples import Sample
@@ -151,6 +152,15 @@ def test_folders_of_other_data_sets(
     held = {b for b in BONES if b in SCHEMES[scheme].names}
     assert {ALL.names[n] for n in patient.labels.unique().tolist()} == {"background", *held}
     assert torch.equal(patient.known, SCHEMES[scheme].known_in(ALL))
+
+
+def test_the_help_says_of_every_data_set_how_it_lies() -> None:
+    text = CliRunner().invoke(main, ["shape", "prepare", "--help"]).output
+    assert tuple(LAYOUTS) == DATASETS
+    words = text[text.index("Where the files lie") :].split()
+    for name, layout in LAYOUTS.items():
+        wanted = [name, *layout.split()]
+        assert any(words[i : i + len(wanted)] == wanted for i in range(len(words))), name
 
 
 def test_ribs_on_the_wrong_side_of_their_scheme_are_exchanged(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +20,25 @@ if TYPE_CHECKING:
     from xreg.shape.samples import Sample
 
 DATASETS = ("totalsegmentator", "ctpelvic1k", "ctspine1k", "verse", "ribseg", "swinx2s", "plain")
-_EPILOG = """\b
-Where the files lie in FOLDER:
-  totalsegmentator  PATIENT/ct.nii.gz with PATIENT/segmentations/STRUCTURE.nii.gz,
-                    or one PATIENT/label.nii.gz in the classes of version 2
-  ctpelvic1k        NAME_data.nii.gz with NAME_mask_4label.nii.gz, in any folders
-  ctspine1k         NAME.nii.gz with NAME_seg.nii.gz, in any folders
-  verse             rawdata/**/SUB_ct.nii.gz with derivatives/**/SUB_seg-vert_msk.nii.gz
-  ribseg            NAME-image.nii.gz with NAME-rib-seg.nii.gz, in any folders
-  swinx2s           PATIENT/film_cor.nii.gz, film_sag.nii.gz, label_SCHEME.nii.gz, ct.nii.gz;
-                    these films are kept, not rendered
-  plain             PATIENT/ct.nii.gz with PATIENT/label.nii.gz,
-                    or NAME.nii.gz with NAME_label.nii.gz; say --scheme or --names
-OUT/NAME then holds sample.safetensors (films, cameras, labels), sample.json (for people) and
-patient.safetensors (CT and labels, from which a training draws new patients)."""
 
 
-@verb("prepare", "Make training samples of CTs with label maps.", epilog=_EPILOG)
+def _layouts() -> str:
+    """Where each data set keeps its files, and what becomes of them."""
+    from xreg.shape.datasets import LAYOUTS
+
+    wrap = textwrap.TextWrapper(102, subsequent_indent=" " * 20, break_on_hyphens=False)
+    lines = [wrap.fill(f"  {name:<18}{LAYOUTS[name]}") for name in DATASETS]
+    return "\n".join(
+        [
+            "\b\nWhere the files lie in FOLDER:",
+            *lines,
+            "OUT/NAME then holds sample.safetensors (films, cameras, labels), sample.json (for people) and",
+            "patient.safetensors (CT and labels, from which a training draws new patients).",
+        ]
+    )
+
+
+@verb("prepare", "Make training samples of CTs with label maps.", epilog=_layouts)
 @click.argument("folder", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the samples.")
 @click.option(

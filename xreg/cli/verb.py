@@ -54,6 +54,11 @@ class Verb(click.Command):
         if code := EXIT_CODES[result["status"]]:
             ctx.exit(code)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        super().format_epilog(ctx, formatter)
+
     def _flags(self, message: str) -> str:
         """The options of this verb that a message of the library calls by their names in Python."""
         named = [_FLAGS.get(word, word) for word in re.findall(r"\b([a-z][a-z0-9_]*)=", message)]
@@ -69,10 +74,13 @@ class Verb(click.Command):
             print_json({"xreg": __version__, "verb": self.name, "status": "failed", "error": known})
 
 
-def verb(name: str, about: str, *, epilog: str = "") -> Callable[[Callable[..., Any]], click.Command]:
+def verb(
+    name: str, about: str, *, epilog: str | Callable[[], str] = ""
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a command of a function ``f(terminal, **options)``.
 
-    Its docstring is the help, ``about`` the short one, and ``epilog`` follows the options.
+    Its docstring is the help, ``about`` the short one, and ``epilog`` follows the options; a function that
+    gives it is called when the help is shown.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:

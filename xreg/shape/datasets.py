@@ -14,7 +14,8 @@ LAYOUTS = {
     "ctspine1k": "NAME.nii.gz with NAME_seg.nii.gz, in any folders",
     "verse": "rawdata/**/SUB_ct.nii.gz with derivatives/**/SUB_seg-vert_msk.nii.gz (as of 2021)",
     "ribseg": "NAME-image.nii.gz with NAME-rib-seg.nii.gz, in any folders",
-    "swinx2s": "PATIENT/film_cor.nii.gz, film_sag.nii.gz, label_SCHEME.nii.gz and mostly ct.nii.gz",
+    "swinx2s": "PATIENT/film_cor.nii.gz, film_sag.nii.gz, label_SCHEME.nii.gz and mostly ct.nii.gz; "
+    "these films are kept, not rendered",
     "plain": "PATIENT/ct.nii.gz with PATIENT/label.nii.gz, or NAME.nii.gz with NAME_label.nii.gz; say "
     "--scheme or --names",
 }
