@@ -141,7 +141,7 @@ def _fill(folder: Path, projections: ProjectionSet) -> None:
         "units": UNITS,
         "images": {"file": _IMAGES, "shape": list(images.shape), "sha256": _digest(folder / _IMAGES)},
         "cameras": projections.cameras.to_dict(),
-        "grid": None if grid is None else {"shape": list(grid.shape), "affine": grid.affine},
+        "grid": None if grid is None else grid.to_dict(),
         "truth": None if projections.truth is None else {"file": _TRUTH, "units": "1/mm"},
         "energy_kev": None if projections.truth is None else projections.truth.energy_kev,
         "scale": projections.scale,
@@ -168,7 +168,7 @@ def load_projection_folder(folder: str | PathLike) -> ProjectionSet:
                 f"{root / _IMAGES}: differs from what {_JSON} says (sha256); copy the folder anew"
             )
         if grid is not None:
-            grid = VoxelGrid(tuple(grid["shape"]), torch.tensor(grid["affine"], dtype=torch.float64))
+            grid = VoxelGrid.from_dict(grid)
         truth = _load_truth(root / _TRUTH, grid, data.get("energy_kev")) if data["truth"] else None
     except (KeyError, TypeError) as error:
         raise FileError(f"{root / _JSON}: an entry is missing or wrong ({error})") from error

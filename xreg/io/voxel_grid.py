@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,15 @@ class VoxelGrid(Lattice):
         middle = torch.as_tensor(center, dtype=torch.float64)
         affine[:3, 3] = middle - (edges - spacing) / 2
         return cls(shape, affine)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Shape (D, H, W) and affine as plain numbers, for JSON."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> VoxelGrid:
+        """The grid that `to_dict` gave.  KeyError or TypeError where an entry is missing or wrong."""
+        return cls(tuple(data["shape"]), torch.tensor(data["affine"], dtype=torch.float64))
 
     @property
     def voxel_mm3(self) -> float:

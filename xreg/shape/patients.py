@@ -118,8 +118,7 @@ class Patient:
         """Write ``patient.safetensors`` into a folder that exists, atomically; CT numbers as int16."""
         hu = self.hu.round().clamp(-32768, 32767).to(torch.int16)
         tensors = {"hu": hu, "labels": self.labels, "known": self.known}
-        grid = {"shape": list(self.grid.shape), "affine": self.grid.affine.tolist()}
-        facts = {"name": self.name, "scheme": self.scheme, "grid": grid}
+        facts = {"name": self.name, "scheme": self.scheme, "grid": self.grid.to_dict()}
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         save_tensors(Path(folder) / FILE, kept, facts, schema=SCHEMA)
 
@@ -129,8 +128,7 @@ class Patient:
         file, remedy = Path(folder) / FILE, "run xreg shape prepare again"
         tensors, facts = load_tensors(file, schema=SCHEMA, what="a patient", remedy=remedy)
         try:
-            affine = torch.tensor(facts["grid"]["affine"], dtype=torch.float64)
-            grid = VoxelGrid(tuple(facts["grid"]["shape"]), affine)
+            grid = VoxelGrid.from_dict(facts["grid"])
             known = tensors.get("known")
             return cls(tensors["hu"], tensors["labels"], grid, facts["name"], facts["scheme"], known)
         except (KeyError, TypeError, XregError) as error:

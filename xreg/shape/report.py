@@ -86,7 +86,6 @@ def save_reconstruction(
 
 def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a reconstruction says in numbers and words, as plain types."""
-    grid = found.prediction.grid
     return {
         "schema": SCHEMA,
         "notice": NOTICE,
@@ -106,7 +105,7 @@ def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[s
             "patients": list(found.facts.get("patients", [])),
             "learned": list(found.facts.get("learned", [])),
         },
-        "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist(), "world": "RAS+ mm"},
+        "grid": {**found.prediction.grid.to_dict(), "world": "RAS+ mm"},
     }
 
 

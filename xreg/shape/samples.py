@@ -78,7 +78,7 @@ class Sample:
             "patient": self.patient,
             "scheme": self.scheme,
             "names": list(self.names),
-            "grid": {"shape": list(self.grid.shape), "affine": self.grid.affine.tolist()},
+            "grid": self.grid.to_dict(),
             "cameras": [camera.to_dict() for camera in self.cameras],
         }
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -94,7 +94,7 @@ class Sample:
         remedy = "run xreg shape prepare again"
         tensors, facts = load_tensors(file, schema=SCHEMA, what="a training sample", remedy=remedy)
         try:
-            scheme, grid = facts["scheme"], facts["grid"]
+            scheme = facts["scheme"]
             if scheme in SCHEMES and list(SCHEMES[scheme].names) != facts["names"]:
                 raise FileError(
                     f"{file}: its scheme {scheme!r} has other names than this version's; {remedy}"
@@ -103,7 +103,7 @@ class Sample:
                 films=tensors["films"],
                 cameras=tuple(Camera.from_dict(camera) for camera in facts["cameras"]),
                 labels=tensors.get("labels"),
-                grid=VoxelGrid(tuple(grid["shape"]), torch.tensor(grid["affine"], dtype=torch.float64)),
+                grid=VoxelGrid.from_dict(facts["grid"]),
                 scheme=scheme,
                 patient=facts["patient"],
                 known=tensors.get("known"),
