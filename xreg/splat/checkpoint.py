@@ -1,25 +1,21 @@
-"""Where a fit stands, on disk: one .safetensors file with its state as JSON in the metadata, written
-atomically."""
+"""Where a fit stands, on disk: one .safetensors file with its state as JSON, see `xreg.io.tensors`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from xreg.errors import FileError, GaussianError
-from xreg.io.files import atomic_write, require_file
+from xreg.io.tensors import load_tensors, save_tensors
 from xreg.splat.adam import NAMES, Parameters
 from xreg.splat.gaussians import Gaussians
 from xreg.splat.settings import FitSettings
 
-SCHEMA = "xreg.gaussian_fit/1"
+SCHEMA = "xreg.gaussian_fit/2"
 GAIN = 0.003  # of the misfit of held-out rays, from one look to a later one
 FREE = ("seconds", "iterations", "patience")  # settings that may change when a fit goes on
 
@@ -92,24 +88,14 @@ def write_checkpoint(
         "history": progress.history, "least": progress.least, "since": progress.since,
         "adam_steps": parameters.steps,
     }  # fmt: skip
-    data = safetensors.torch.save(
-        {n: t.cpu().contiguous().clone() for n, t in tensors.items()},
-        {"schema": SCHEMA, "about": json.dumps(about)},
-    )
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+    save_tensors(path, tensors, about, schema=SCHEMA)
 
 
 def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
     """Read where a fit stands.  FileError where the file is damaged; GaussianError for other settings."""
-    file = require_file(path, "a fit's checkpoint (.safetensors)")
+    remedy = "fit without resume"
+    tensors, about = load_tensors(path, schema=SCHEMA, what="a fit's checkpoint", remedy=remedy)
     try:
-        with safetensors.safe_open(str(file), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("schema") != SCHEMA:
-                raise FileError(f"{file}: expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
-            about = json.loads(metadata["about"])
-            tensors = {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
         generator = torch.Generator()
         generator.set_state(tensors["generator"])
         now, best = (
@@ -122,13 +108,13 @@ def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
             about["least"], about["since"], about["state"]["seconds"],
         )  # fmt: skip
         found = Checkpoint(progress, now, moments, about["adam_steps"], about["state"])
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
-        raise FileError(f"{file}: is damaged or no checkpoint ({error}); fit without resume") from error
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FileError(f"{path}: is damaged or no checkpoint ({error}); {remedy}") from error
     mine = settings.to_dict()
     other = [n for n, v in about["settings"].items() if n not in FREE and mine.get(n) != v]
     if other:
         named = ", ".join(f"{n} was {about['settings'][n]!r}, now {mine.get(n)!r}" for n in other)
         raise GaussianError(
-            f"{file}: belongs to a fit with other settings ({named}); use these, or begin anew"
+            f"{path}: belongs to a fit with other settings ({named}); use these, or begin anew"
         )
     return found
