@@ -15,7 +15,7 @@ from torch import Tensor
 from xreg.errors import GeometryError, ImageError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.prepare import UPRIGHT
+from xreg.shape.prepare import upright
 
 # Correlation of the steps of both profiles.  The eight published patients have .91 to .997; films of two
 # patients have .75 at most (56 pairs).
@@ -134,9 +134,7 @@ def seen_grid(
             f"voxel_mm must be above 0 and leave a grid that fits into memory, got {voxel_mm}"
         )
     counts = (edges / voxel).round().clamp_min(8)
-    affine = torch.diag(torch.tensor([*(voxel * s for s in UPRIGHT), 1.0], dtype=torch.float64))
-    affine[:3, 3] = point - affine[:3, :3] @ ((counts - 1) / 2)
-    return VoxelGrid(tuple(int(n) for n in counts.flip(0)), affine)
+    return upright(tuple(int(n) for n in counts.flip(0)), voxel, point)
 
 
 def agreements(

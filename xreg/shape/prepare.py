@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from xreg.errors import FileError, ShapeError
@@ -90,8 +91,13 @@ def upright_grid(grid: VoxelGrid, shape: tuple[int, int, int], voxel_mm: float |
     extent = corners.amax(0) - corners.amin(0)
     counts = torch.tensor(shape[::-1], dtype=torch.float64)
     edge = float((extent / counts).max()) if voxel_mm is None else float(voxel_mm)
+    return upright(shape, edge, (corners.amax(0) + corners.amin(0)) / 2)
+
+
+def upright(shape: tuple[int, int, int], edge: float, middle: Float64[Tensor, " 3"]) -> VoxelGrid:
+    """The grid of cubic voxels (edge in mm) about a point (RAS mm): i to the left, j to the front, k up."""
     affine = torch.diag(torch.tensor([*(edge * u for u in UPRIGHT), 1.0], dtype=torch.float64))
-    middle = (corners.amax(0) + corners.amin(0)) / 2
+    counts = torch.tensor(shape[::-1], dtype=torch.float64)
     affine[:3, 3] = middle - affine[:3, :3] @ ((counts - 1) / 2)
     return VoxelGrid(shape, affine)
 
