@@ -23,6 +23,7 @@ from xreg.io import VoxelGrid, atomic_write, save_image, write_json
 from xreg.io.tensors import save_tensors
 from xreg.pictures import colour, grey, save_picture
 from xreg.renderer import drr
+from xreg.shape.centroids import centroids
 from xreg.shape.films import label_depth, label_thickness
 from xreg.volume import Volume
 
@@ -111,7 +112,7 @@ def annotate(
     thick = label_thickness(compact, grid, at_rest, len(numbers) + 1)
     depth = label_depth(compact, grid, at_rest, thick)[1:]
     thick = thick[1:]
-    middles = se3.apply(pose, _centroids(compact, grid, len(numbers) + 1)[1:])
+    middles = se3.apply(pose, se3.apply(grid.affine, centroids(compact, len(numbers) + 1))[1:])
     structures = tuple(
         _structure(n, volume.label_names.get(n, f"label {n}"), middle, (t, d), camera, least_mm)
         for n, middle, t, d in zip(numbers, middles, thick, depth, strict=True)
@@ -219,16 +220,6 @@ def _structure(
         mean_thickness_mm=weight / count if count else 0.0,
         mean_depth_mm=float((depth * thick)[mask].sum()) / weight if count else None,
     )
-
-
-def _centroids(labels: Tensor, grid: VoxelGrid, count: int) -> Float[Tensor, "L 3"]:
-    """World RAS mm of each label's centroid, float64."""
-    flat = labels.flatten().long()
-    total = torch.bincount(flat, minlength=count).double().clamp_min(1.0)
-    lines = [torch.arange(n, dtype=torch.float64, device=labels.device) for n in labels.shape]
-    k, j, i = torch.meshgrid(*lines, indexing="ij")
-    index = torch.stack([torch.bincount(flat, a.flatten(), count) / total for a in (i, j, k)], 1).cpu()
-    return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 def outline(mask: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape.centroids import centroids
 from xreg.shape.schemes import VERTEBRAE, Scheme
 
 SHIFTS = (-2, -1, 0, 1, 2)
@@ -102,10 +103,10 @@ def _shifted(name: str, shift: int) -> str:
 
 
 def _order_notes(found: list[str], labels: Tensor, grid: VoxelGrid, scheme: Scheme) -> tuple[str, ...]:
-    heights = {}
-    for name in found:
-        index = (labels == scheme.index(name)).nonzero().double().mean(0).flip(0)
-        heights[name] = float(grid.affine[2, :3] @ index.to(grid.affine.device) + grid.affine[2, 3])
+    middles = centroids(labels, len(scheme))
+    heights = {
+        name: float(grid.affine[2, :3] @ middles[scheme.index(name)] + grid.affine[2, 3]) for name in found
+    }
     notes = []
     for upper, lower in pairwise(found):
         between = VERTEBRAE[VERTEBRAE.index(upper) + 1 : VERTEBRAE.index(lower)]

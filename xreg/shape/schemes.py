@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Int16, Int64, Integer
 from torch import Tensor
 
 from ..errors import ShapeError
+from .centroids import centroids
 
 BACKGROUND = "background"
 VERTEBRAE = (
@@ -175,22 +177,12 @@ def sides(labels: Integer[Tensor, "D H W"], affine: Any, source: str | Scheme) -
     coordinates of their centroids; 0 where there is no pair, or votes are split.
     """
     known = scheme(source)
-    values = torch.as_tensor(labels).long()
-    counts = torch.bincount(values.flatten(), minlength=len(known)).double()
-    across = torch.as_tensor(affine, dtype=torch.float64)[0].tolist()
-    place = torch.zeros(values.shape, dtype=torch.float64, device=values.device)
-    for dim, weight in zip((2, 1, 0), across[:3], strict=True):
-        shape = [1, 1, 1]
-        shape[dim] = -1
-        steps = torch.arange(values.shape[dim], dtype=torch.float64, device=values.device)
-        place += weight * steps.view(shape)
-    mean = torch.bincount(values.flatten(), weights=place.flatten(), minlength=len(known)) / counts.clamp_min(
-        1
-    )
+    across = torch.as_tensor(affine, dtype=torch.float64)[0, :3].cpu()
+    place = (centroids(torch.as_tensor(labels).long(), len(known)) @ across).tolist()
     votes = [
-        1 if mean[i] < mean[other] else -1
+        1 if place[i] < place[other] else -1
         for i, other in enumerate(known.mirror.tolist())
-        if "left" in known.names[i].split("_") and counts[i] and other != i and counts[other]
+        if "left" in known.names[i].split("_") and other != i and isfinite(place[i] + place[other])
     ]
     return votes[0] if votes and len(set(votes)) == 1 else 0
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..io.voxel_grid import VoxelGrid
+from .centroids import centroids
 from .schemes import Scheme, scheme
 
 TOLERANCE_MM = 20.0
@@ -145,10 +146,10 @@ def score(
         )
     moved, used = _best_shifts(counts, known, shifts)
     points = [surface_points(v, grid) for v in pair]
-    centroids = [_centroids(v, grid, len(known)) for v in pair]
-    hits = _identified(centroids[0], centroids[1], known, tolerance_mm)
+    middles = [_middles(v, grid, len(known)) for v in pair]
+    hits = _identified(middles[0], middles[1], known, tolerance_mm)
     each = tuple(
-        _label_score(n, known, counts, points, centroids, n in hits)
+        _label_score(n, known, counts, points, middles, n in hits)
         for n in known.numbers
         if there[n] or found[n]
     )
@@ -266,14 +267,11 @@ def _shifted(counts: np.ndarray, groups: list[tuple[int, ...]], shift: int) -> n
     return moved
 
 
-def _centroids(labels: np.ndarray, grid: VoxelGrid, count: int) -> dict[int, np.ndarray]:
+def _middles(labels: np.ndarray, grid: VoxelGrid, count: int) -> dict[int, np.ndarray]:
     """Centroid (RAS mm) of each label present."""
-    k, j, i = np.nonzero(labels)
-    numbers = labels[k, j, i]
-    size = np.bincount(numbers, minlength=count)
-    sums = np.stack([np.bincount(numbers, weights=axis, minlength=count) for axis in (i, j, k)], axis=1)
-    affine = grid.affine.numpy()
-    return {int(n): affine[:3, :3] @ (sums[n] / size[n]) + affine[:3, 3] for n in np.flatnonzero(size)}
+    index, affine = centroids(torch.from_numpy(labels), count).numpy(), grid.affine.numpy()
+    present = np.flatnonzero(np.isfinite(index[:, 0]))
+    return {int(n): affine[:3, :3] @ index[n] + affine[:3, 3] for n in present}
 
 
 def _identified(
@@ -307,14 +305,14 @@ def _label_score(
     known: Scheme,
     counts: np.ndarray,
     points: list[dict[int, np.ndarray]],
-    centroids: list[dict[int, np.ndarray]],
+    middles: list[dict[int, np.ndarray]],
     identified: bool,
 ) -> LabelScore:
     far = close = apart = None
     if all(number in p for p in points):
         both = surface_distances(points[0][number], points[1][number])
         far, close = hd95(*both), assd(*both)
-        apart = float(np.linalg.norm(centroids[0][number] - centroids[1][number]))
+        apart = float(np.linalg.norm(middles[0][number] - middles[1][number]))
     return LabelScore(
         number=number,
         name=known.names[number],

@@ -1,0 +1,20 @@
+"""Where the labels of a map have their middles."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float64, Integer
+from torch import Tensor
+
+
+def centroids(labels: Integer[Tensor, "D H W"], count: int) -> Float64[Tensor, "L 3"]:
+    """Mean index (i, j, k) of each label's voxels, exact but for one division; float64 on the CPU.
+
+    count: L, or the highest label and one where that is more.  NaN for labels without a voxel, and for the
+    background.
+    """
+    k, j, i = labels.nonzero(as_tuple=True)
+    numbers = labels[k, j, i].long()
+    size = torch.bincount(numbers, minlength=count)
+    sums = [torch.bincount(numbers, weights=axis.double(), minlength=count) for axis in (i, j, k)]
+    return (torch.stack(sums, 1).double() / size[:, None]).cpu()  # without a voxel, torch sums in float32
