@@ -170,6 +170,14 @@ def score(
     )
 
 
+def mean_dice(prediction: Integer[Tensor, "*shape"], reference: Integer[Tensor, "*shape"]) -> float:
+    """Dice of a case, see above, for labels of any scheme; 0 for a reference without a label."""
+    pair = [v.detach().cpu().numpy().astype(np.int64) for v in (prediction, reference)]
+    counts = _confusion(*pair, 1 + max(int(v.max()) for v in pair))
+    present = np.flatnonzero(counts.sum(0)[1:]) + 1
+    return sum(_dice(counts, n) for n in present) / max(1, len(present))
+
+
 def surface_distances(
     one: Float64[np.ndarray, "N 3"], other: Float64[np.ndarray, "M 3"]
 ) -> tuple[Float64[np.ndarray, " N"], Float64[np.ndarray, " M"]]:

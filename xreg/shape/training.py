@@ -22,6 +22,7 @@ from xreg.shape.networks import Lattice, Output, make_network
 from xreg.shape.networks.orders import rows_of
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import Scheme, scheme
+from xreg.shape.scores import mean_dice
 from xreg.shape.sources import AsTheyAre, Member, Source
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings
@@ -256,16 +257,6 @@ def changed(films: Tensor, gamma: float, noise: float, generator: torch.Generato
     spread = noise * torch.rand(shape, generator=generator)
     grain = torch.randn(films.shape, generator=generator)
     return (films.clamp_min(0) ** power + spread * grain).clamp(0, 1)
-
-
-def mean_dice(found: Tensor, truth: Tensor) -> float:
-    """Dice averaged over the labels in ``truth``, without the background; missing ones count as 0."""
-    present = [n for n in truth.unique().tolist() if n]
-    scores = []
-    for n in present:
-        a, b = found == n, truth == n
-        scores.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
-    return sum(scores) / max(1, len(scores))
 
 
 def _checked(
