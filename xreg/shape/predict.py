@@ -52,7 +52,8 @@ class ShapePrediction:
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
         number = self.scheme.index(label) if isinstance(label, str) else int(label)
-        return self._dense(self.probabilities[:, number], 1.0 if number == 0 else 0.0)
+        elsewhere = 1.0 if number == 0 else 0.0
+        return _dense(self.probabilities[:, number], self.voxels, self.grid, elsewhere)
 
     def expected_volumes(self) -> dict[str, tuple[float, float]]:
         """Volume of each structure found, mm³: what is labelled, and the sum of its probabilities."""
@@ -66,11 +67,6 @@ class ShapePrediction:
                     float(sums[number]) * voxel,
                 )
         return found
-
-    def _dense(self, values: Tensor, elsewhere: float) -> Float[Tensor, "D H W"]:
-        whole = values.new_full((math.prod(self.grid.shape),), elsewhere)
-        whole[self.voxels] = values
-        return whole.reshape(self.grid.shape)
 
 
 class ShapeModel:
@@ -193,21 +189,18 @@ class ShapeModel:
         mean = stack.mean(0)
         total = _entropy(mean)
         apart = (total - _entropy(stack).mean(0)).clamp_min(0) if len(stack) > 1 else None
-        made = ShapePrediction(
-            torch.zeros(0), torch.zeros(0), None, voxels.cpu(), mean.cpu(), grid, self.scheme, said
-        )
-        labels = made._dense(made.probabilities.argmax(1).to(torch.int16), 0)
-        doubt = None if apart is None else made._dense(apart.cpu(), 0.0)
-        return ShapePrediction(
-            labels,
-            made._dense(total.cpu(), 0.0),
-            doubt,
-            made.voxels,
-            made.probabilities,
-            grid,
-            self.scheme,
-            said,
-        )
+        voxels, mean = voxels.cpu(), mean.cpu()
+        labels = _dense(mean.argmax(1).to(torch.int16), voxels, grid, 0)
+        entropy = _dense(total.cpu(), voxels, grid, 0.0)
+        doubt = None if apart is None else _dense(apart.cpu(), voxels, grid, 0.0)
+        return ShapePrediction(labels, entropy, doubt, voxels, mean, grid, self.scheme, said)
+
+
+def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) -> Float[Tensor, "D H W"]:
+    """Values at some voxels on the whole grid."""
+    whole = values.new_full((math.prod(grid.shape),), elsewhere)
+    whole[voxels] = values
+    return whole.reshape(grid.shape)
 
 
 def _entropy(p: Float[Tensor, "*b L"]) -> Float[Tensor, "*b"]:
