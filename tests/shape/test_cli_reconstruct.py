@@ -12,6 +12,7 @@ from shape_oracle import Oracle
 from xreg.cli import main
 from xreg.geometry import Rig
 from xreg.io import save_image, save_rig, write_nifti
+from xreg.shape.atlas import FILE, Labelled, build_atlas
 from xreg.shape.films import normalise
 from xreg.shape.predict import ShapeModel
 
@@ -80,3 +81,16 @@ def test_what_is_refused(files, tmp_path, monkeypatch) -> None:
     place, case = files
     save_image(place / "small.npy", case.films[1][:20])
     assert "small.npy: has 20×24 px" in run(files, tmp_path / "o", films=("ap", "small"), code=1).output
+
+
+def test_an_atlas_beside_the_model_is_used(files, tmp_path, monkeypatch) -> None:
+    place, case = files
+    stand_in(monkeypatch, files)
+    assert "atlas.safetensors, which --refine needs" in run(files, tmp_path / "a", "--refine", code=1).output
+    (place / "net").mkdir()
+    build_atlas([Labelled("p7", case.labels, case.grid, "spine")]).save(place / "net")
+    said = run(files, tmp_path / "b")
+    assert "bones by the atlas" in said.stdout
+    assert "by the atlas" not in run(files, tmp_path / "c", "--no-refine").stdout
+    (place / "net" / FILE).unlink()
+    (place / "net").rmdir()

@@ -15,6 +15,7 @@ from shape_oracle import Oracle
 
 from xreg.errors import FileError, GeometryError, ImageError, InputWarning, ShapeError
 from xreg.geometry import Camera
+from xreg.shape.atlas import Labelled, build_atlas
 from xreg.shape.film_checks import agreements, check_films, facing_point, seen_grid
 from xreg.shape.level import decide_level
 from xreg.shape.predict import ShapeModel
@@ -259,3 +260,20 @@ def test_no_bone_is_an_error(case) -> None:
         run(case, Oracle(0 * case.labels, case.grid, "spine"))
     with pytest.raises(ShapeError, match="draws"):
         ReconstructSettings(draws=1)
+
+
+# ---- with an atlas ----
+
+
+def test_an_atlas_refines_and_is_told_of(case, oracle, tmp_path) -> None:
+    atlas = build_atlas([Labelled("p7", case.labels, case.grid, "spine")])
+    known = {"grid": case.grid, "normalised": True, "settings": QUICK, "atlas": atlas}
+    made = reconstruct(list(case.films), case.cameras, oracle, **known)
+    assert made.prediction is made.refined.prediction
+    assert {bone.name for bone in made.refined.bones} <= {"L1", "L2", "L3", "L4"}
+    assert any(bone.used for bone in made.refined.bones)
+    save_reconstruction(tmp_path / "out", made)
+    told = json.loads((tmp_path / "out" / "measures.json").read_text())["refinement"]
+    assert told["patients"] == ["p7"]
+    assert len(told["edge_correlation"]) == 2
+    assert "Shapes of p7 were fitted" in (tmp_path / "out" / "report.html").read_text()

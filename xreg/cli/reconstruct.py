@@ -47,6 +47,8 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
 )
 @click.option("--sign", type=click.Choice(["auto", "1", "-1"]), default="auto", show_default=True,
               help="-1: a higher value means less beam.")  # fmt: skip
+@click.option("--refine/--no-refine", default=None,
+              help="Fit the model's atlas of bones to the films.  [default: where it has one]")  # fmt: skip
 @click.option("--variants", type=click.IntRange(1, 5), default=1, show_default=True,
               help="Looks of the films that are averaged.")  # fmt: skip
 @click.option("--draws", type=click.IntRange(min=2), default=8, show_default=True,
@@ -77,6 +79,7 @@ def command(
     with terminal.working(f"reading {len(films)} films and {model}"), clock.part("read"):
         images, cameras = _read_films(films, options)
         network = ShapeModel.load(model, labels=expected, device=options["device"])
+        atlas = _atlas_of(model, options["refine"])
         grid = None if options["like"] is None else _grid_of(options["like"])
     settings = ReconstructSettings(options["voxel"], options["variants"], options["draws"], options["smooth"])
     with terminal.working("reconstructing") as tell, clock.part("reconstruct"):
@@ -86,6 +89,7 @@ def command(
             network,
             grid=grid,
             center=options["center"] or None,
+            atlas=atlas,
             settings=settings,
             tell=lambda text: tell(text, key=text),
         )
@@ -124,6 +128,19 @@ def _attenuation(film: Any) -> Any:
     return torch.where(film.mask, values, values[film.mask].min())
 
 
+def _atlas_of(model: Path, wanted: bool | None) -> Any:
+    """The model's atlas, unless it is not wanted; FileError where it must be there and is not."""
+    from xreg.errors import FileError
+    from xreg.shape.atlas import FILE, Atlas
+
+    if wanted is False:
+        return None
+    atlas = Atlas.beside(model)
+    if wanted and atlas is None:
+        raise FileError(f"{model}: holds no {FILE}, which --refine needs; xreg shape train writes one")
+    return atlas
+
+
 def _grid_of(path: Path) -> Any:
     from xreg.io import VoxelGrid, read_nifti
 
@@ -141,6 +158,7 @@ def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[t
     return [
         ("bones", f"{len(found.bones)}: {', '.join(found.bones)}"),
         ("level", found.level.text),
+        *([("refined", found.refined.text)] if found.refined else []),
         ("films show them", fit),
         ("doubt", doubt_text(found)),
         ("measures", f"{len(seen)} of {len(found.measures)} in view"),

@@ -20,6 +20,7 @@ _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors     the network           model.json  its facts and patients, for people
   training.safetensors  what --resume needs   log.jsonl   the curve, a line a look at the held-out patients
+  atlas.safetensors     the patients' bones, which xreg reconstruct fits to films
 
 \b
 rays        ours: any number of films of any cameras, for a card; rays-light is for a CPU
@@ -68,12 +69,34 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     with terminal.working("reading samples"):
         found = read_prepared(samples)
         source, held_out = split_patients(*found, options["hold_out"], plain=options["as_they_are"])
+    with terminal.working("cutting out the bones of the patients"):
+        atlas = _save_atlas(source, output)
     with terminal.working("training") as tell:
         trained = _train(_tilted(source, options["tilt"]), held_out, output, options, tell)
     result = _result(trained, options, type(source).__name__)
+    result["atlas"] = atlas
     result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
     terminal.lines(_lines(result))
     return result
+
+
+def _save_atlas(source: Any, output: Path) -> int:
+    """Write the shapes of the patients' bones beside the network to be; how many bones there are."""
+    from xreg.errors import ShapeError
+    from xreg.shape.atlas import Labelled, build_atlas
+    from xreg.shape.sources import Population
+
+    if isinstance(source, Population):
+        found = [Labelled(p.name, p.labels, p.grid, p.scheme) for p in source.patients]
+    else:
+        found = [Labelled(s.patient, s.labels, s.grid, s.scheme) for s in source.samples]
+    try:
+        atlas = build_atlas(case for case in found if case.labels is not None)
+    except ShapeError:  # what is wrong with samples the training tells; without whole bones it goes on
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    atlas.save(output)
+    return len(atlas.bones)
 
 
 def _tilted(source: Any, degrees: float) -> Any:
@@ -137,6 +160,7 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("network", f"{result['model']} ({result['network']})"),
         ("trained", f"{result['steps']} steps, {result['seconds']['training']:.0f} s, {result['cases']}"),
+        ("atlas", f"{result['atlas']} bones" if result["atlas"] else "none: no patient shows a whole bone"),
         ("learned from", f"{len(names)} patient{'s' * (len(names) != 1)}: {', '.join(names)}"),
     ]
     scores = result["validation"] or {}

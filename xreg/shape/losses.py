@@ -32,11 +32,22 @@ def marginal_log_probability(
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "B L N"], labels: Int64[Tensor, "B N"], known: Bool[Tensor, "B L"]
+    logits: Float[Tensor, "B L N"],
+    labels: Int64[Tensor, "B N"],
+    known: Bool[Tensor, "B L"],
+    balance: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Cross entropy of all voxels, and 1 - soft Dice averaged over the labels present."""
+    """Cross entropy of all voxels, and 1 - soft Dice averaged over the labels present.
+
+    balance: power of a label's rarity by which its voxels weigh more in the entropy, 0 to 1.
+    """
     found = marginal_log_probability(logits.float(), known)
-    entropy = F.nll_loss(found, labels)
+    entropy = F.nll_loss(found, labels, reduction="none")
+    if balance:
+        counts = F.one_hot(labels, logits.shape[1]).sum(1).clamp_min(1)
+        weight = counts.float().pow(-balance).gather(1, labels)
+        entropy = entropy * weight / weight.mean(1, keepdim=True)
+    entropy = entropy.mean()
     return {"entropy": entropy, "dice": dice_loss(found.exp(), labels, known)}
 
 
@@ -70,22 +81,26 @@ def mutual_loss(logits: tuple[Float[Tensor, "B L N"], ...]) -> Tensor:
 
 
 def film_losses(
-    maps: FilmMaps, thickness: Float[Tensor, "N K H W"], known: Bool[Tensor, "B L"], vertebrae: list[int]
+    maps: FilmMaps,
+    thickness: Float[Tensor, "N K H W"],
+    known: Bool[Tensor, "B L"],
+    vertebrae: list[int],
+    balance: float = 0.0,
 ) -> dict[str, Tensor]:
     """Losses of what is predicted in the films, over the labels that each case's annotation knows.
 
     vertebrae: numbers of the spine's labels, from the first to the last; their place in this list is what
-    ``level`` tells.
+    ``level`` tells.  balance: power of a structure's rarity in its film by which its pixels weigh more.
     """
     repeat = len(thickness) // len(known)
     known = known[:, 1:].repeat_interleave(repeat, 0)
     covered = (thickness > _THICK).to(thickness.dtype)
     present = covered.amax((-1, -2)) > 0
+    weight = _pixel_weights(covered, balance)
+    off = F.smooth_l1_loss(maps.thickness.float(), thickness, reduction="none", beta=0.1)
     found = {
-        "mask": _mask_loss(maps.masks.float(), covered, present, known),
-        "thickness": _mean(
-            F.smooth_l1_loss(maps.thickness.float(), thickness, reduction="none", beta=0.1), known
-        ),
+        "mask": _mask_loss(maps.masks.float(), covered, present, known, weight),
+        "thickness": _mean(off * weight, known),
         "presence": _mean(
             F.binary_cross_entropy_with_logits(maps.presence.float(), present.float(), reduction="none"),
             known,
@@ -113,9 +128,22 @@ def order_loss(levels: Float[Tensor, "B R N"], labels: Int64[Tensor, "B N"], row
     return total / max(1, count)
 
 
-def _mask_loss(logits: Tensor, covered: Tensor, present: Tensor, known: Tensor) -> Tensor:
+def _pixel_weights(covered: Float[Tensor, "N K H W"], balance: float) -> Tensor | float:
+    """Of a structure's own pixels more than of others', one on average."""
+    if not balance:
+        return 1.0
+    share = covered.mean((-1, -2), keepdim=True)
+    weight = torch.where(
+        covered > 0, share.clamp_min(1e-4).pow(-balance), (1 - share).clamp_min(1e-4).pow(-balance)
+    )
+    return weight / weight.mean((-1, -2), keepdim=True)
+
+
+def _mask_loss(
+    logits: Tensor, covered: Tensor, present: Tensor, known: Tensor, weight: Tensor | float
+) -> Tensor:
     """Cross entropy of pixels, and 1 - Dice of the structures that a film shows."""
-    entropy = F.binary_cross_entropy_with_logits(logits, covered, reduction="none")
+    entropy = weight * F.binary_cross_entropy_with_logits(logits, covered, reduction="none")
     inside = logits.sigmoid()
     overlap = (inside * covered).sum((-1, -2))
     size = (inside.square() + covered).sum((-1, -2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class ShapePrediction:
     each voxel, at most log of the count of labels.  disagreement [D, H, W], nats: the part of it that comes
     from the variants of the films (their mutual information), None without variants.  voxels [n]: flat
     indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
-    warnings: what was also warned of.
+    thickness [V, L, H, W]: of each structure along the rays of the films as the network read them
+    (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what was also warned of.
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -48,6 +49,7 @@ class ShapePrediction:
     grid: VoxelGrid
     scheme: Scheme
     warnings: tuple[str, ...] = ()
+    thickness: Float[Tensor, "V L H W"] | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
@@ -150,13 +152,15 @@ class ShapeModel:
         films, cameras = fitted(films, cameras, grid)
         views = Views.of(films, cameras, grid).to(self.device)
         said = self._look(views)
-        runs = []
+        runs, maps = [], []
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
-            flat, found = self.net.probabilities(one, DOUBT)
+            flat, found, seen = self.net.probabilities(one, DOUBT)
+            maps += [] if seen is None else [seen.cpu()]
             runs.append((flat, self._known_only(found)))
         voxels, stack = _aligned(runs)
-        return self._prediction(voxels, stack, grid, said)
+        thickness = sum(maps) / len(maps) if maps else None
+        return replace(prediction_of(voxels, stack, grid, self.scheme, said), thickness=thickness)
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""
@@ -183,17 +187,23 @@ class ShapeModel:
         kept[:, 0] += other
         return kept
 
-    def _prediction(
-        self, voxels: Tensor, stack: Float[Tensor, "R n L"], grid: VoxelGrid, said: tuple[str, ...]
-    ) -> ShapePrediction:
-        mean = stack.mean(0)
-        total = _entropy(mean)
-        apart = (total - _entropy(stack).mean(0)).clamp_min(0) if len(stack) > 1 else None
-        voxels, mean = voxels.cpu(), mean.cpu()
-        labels = _dense(mean.argmax(1).to(torch.int16), voxels, grid, 0)
-        entropy = _dense(total.cpu(), voxels, grid, 0.0)
-        doubt = None if apart is None else _dense(apart.cpu(), voxels, grid, 0.0)
-        return ShapePrediction(labels, entropy, doubt, voxels, mean, grid, self.scheme, said)
+
+def prediction_of(
+    voxels: Int64[Tensor, " n"],
+    stack: Float[Tensor, "R n L"],
+    grid: VoxelGrid,
+    names: Scheme,
+    said: tuple[str, ...] = (),
+) -> ShapePrediction:
+    """The prediction of one or several runs: probabilities at the voxels that may be bone."""
+    mean = stack.mean(0)
+    total = _entropy(mean)
+    apart = (total - _entropy(stack).mean(0)).clamp_min(0) if len(stack) > 1 else None
+    kept = voxels.cpu()
+    labels = _dense(mean.cpu().argmax(1).to(torch.int16), kept, grid, 0)
+    doubt = None if apart is None else _dense(apart.cpu(), kept, grid, 0.0)
+    entropy = _dense(total.cpu(), kept, grid, 0.0)
+    return ShapePrediction(labels, entropy, doubt, kept, mean.cpu(), grid, names, said)
 
 
 def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) -> Float[Tensor, "D H W"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from xreg.errors import InputWarning, ShapeError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape.atlas import Atlas
 from xreg.shape.film_checks import Agreement, agreements, check_films, facing_point, seen_grid
 from xreg.shape.films import label_thickness, normalise
 from xreg.shape.level import SURE, LevelDecision, decide_level
@@ -22,6 +23,7 @@ from xreg.shape.measures import Measures, draw_labels, measure
 from xreg.shape.meshes import bone_meshes
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import ShapePrediction
+from xreg.shape.refine import Refined, refine
 from xreg.shape.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class Reconstruction:
 
     prediction: labels, probabilities and doubt on the grid (RAS mm).  meshes: closed surfaces by name.
     rejected: why this should not be used as it is; empty where its own checks pass.  facts: the model's.
+    refined: what an atlas added, where there was one; the prediction is then the refined one.
     """
 
     prediction: ShapePrediction
@@ -106,6 +109,7 @@ class Reconstruction:
     rejected: tuple[str, ...]
     facts: dict[str, Any]
     source: str
+    refined: Refined | None = None
 
     @property
     def bones(self) -> tuple[str, ...]:
@@ -139,14 +143,16 @@ def reconstruct(
     grid: VoxelGrid | None = None,
     center: Sequence[float] | None = None,
     normalised: bool = False,
+    atlas: Atlas | None = None,
     settings: ReconstructSettings = ReconstructSettings(),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Reconstruction:
     """Bones from films [H, W] (bright where attenuation is high), one camera each, world RAS mm.
 
     grid: where labels are wanted; by default what all films show about the point that they face, or about
-    ``center`` (RAS mm).  normalised: whether films are as `films.normalise` gives them.  tell: is told what
-    is being done.
+    ``center`` (RAS mm).  normalised: whether films are as `films.normalise` gives them.  atlas: shapes of
+    bones that are fitted to what the network finds and to the films (`xreg.shape.refine`).  tell: is told
+    what is being done.
     Raises ImageError for films that do not fit their cameras, GeometryError for cameras that do not face one
     point, ShapeError where the network finds no bone; InputWarning for films that disagree or are alone.
     """
@@ -168,6 +174,11 @@ def reconstruct(
             f"{model.source}: finds no bone in these films. Are they bright where attenuation is high (sign "
             "and intensity), do the cameras hold, and was the network trained on such anatomy?"
         )
+    refined = None
+    if atlas is not None:
+        tell("fitting the bones of the atlas")
+        refined = refine(found, stack, cameras, atlas)
+        found = refined.prediction
     tell("surfaces")
     meshes = bone_meshes(found.labels, grid, found.scheme, smooth_mm=settings.smooth_mm)
     tell("measures")
@@ -187,6 +198,7 @@ def reconstruct(
         rejected=_rejected(level, fits),
         facts=model.facts,
         source=model.source,
+        refined=refined,
     )
 
 

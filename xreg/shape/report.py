@@ -105,6 +105,7 @@ def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[s
             "patients": list(found.facts.get("patients", [])),
             "learned": list(found.facts.get("learned", [])),
         },
+        "refinement": None if found.refined is None else found.refined.to_json(),
         "grid": {**found.prediction.grid.to_dict(), "world": "RAS+ mm"},
     }
 
@@ -173,7 +174,7 @@ silhouette leave the same, so it does not judge names and levels. Doubt: entropy
 <h2>Measures</h2>{_measures_table(found)}
 <p class="faint">± is one standard deviation over shapes drawn from the network's own probabilities; what the
 network is wrong about with certainty is not in it. Without ±: fewer than two of these shapes show it.</p>
-<h2>Bones</h2>{_bones_table(found)}
+<h2>Bones</h2>{_bones_table(found)}{_refined_text(found)}
 <h2>Model</h2><p>{escape(found.source)}, trained on {escape(trained)}. Other anatomy than theirs, and
 other kinds of films, are beyond what it has seen.</p>
 </body></html>
@@ -193,6 +194,13 @@ def _labels_record(found: Reconstruction, names: dict[int, str]) -> dict[str, An
         "names": {str(n): name for n, name in names.items()},
         "found": bones,
     }
+
+
+def _refined_text(found: Reconstruction) -> str:
+    if found.refined is None:
+        return ""
+    patients = ", ".join(found.refined.patients)
+    return f"<p>Shapes of {escape(patients)} were fitted: {escape(found.refined.text)}.</p>"
 
 
 def _level_table(found: Reconstruction) -> str:

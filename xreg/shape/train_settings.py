@@ -37,9 +37,10 @@ class ShapeTrainSettings:
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
     gradient.  average: decay of the running average of the weights, which is what is used.  lattice: every
     n-th voxel along each axis is compared in a step, another set each time.  mirror: whether half of the
-    cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.  validations:
-    how often held-out patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16'
-    for the network's inner work.
+    cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.  balance:
+    power of a label's rarity by which its voxels and pixels weigh more at the start, so that small bones are
+    learned at all; it falls to nothing over the training.  validations: how often held-out patients are
+    looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's inner work.
     """
 
     steps: int | None = None
@@ -54,6 +55,7 @@ class ShapeTrainSettings:
     mirror: bool = True
     gamma: float = 1.3
     noise: float = 0.02
+    balance: float = 0.5
     validations: int = 10
     precision: str = "float32"
     seed: int = 0

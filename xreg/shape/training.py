@@ -149,7 +149,8 @@ class Trainer:
     def advance(self, progress: float, cases: Cases) -> dict[str, float]:
         """One step on these cases; its losses."""
         self.net.train()
-        parts = self.losses(cases.to(self.device), self._lattice(cases.views.shape))
+        balance = self.settings.balance * (1 - progress)
+        parts = self.losses(cases.to(self.device), self._lattice(cases.views.shape), balance)
         weights = self.settings.weights
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         rate = self.settings.rate * schedule(progress, self.settings.warm_up)
@@ -164,11 +165,11 @@ class Trainer:
         start = torch.randint(n, (3,), generator=step_generator(self.settings.seed, self.step, -1))
         return Lattice(shape, n, tuple(start.tolist()))
 
-    def losses(self, cases: Cases, lattice: Lattice) -> dict[str, Tensor]:
-        """Each part of the loss on a lattice of voxels, and in the films."""
+    def losses(self, cases: Cases, lattice: Lattice, balance: float = 0.0) -> dict[str, Tensor]:
+        """Each part of the loss on a lattice of voxels, and in the films; balance: see `loss_parts`."""
         with self._precision():
             output = self.net(cases.views, lattice)
-        return loss_parts(output, cases, lattice, self.scheme)
+        return loss_parts(output, cases, lattice, self.scheme, balance)
 
     def _precision(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
@@ -235,16 +236,21 @@ class Trainer:
         return self.net, self.average, self.optimiser
 
 
-def loss_parts(output: Output, cases: Cases, lattice: Lattice, names: Scheme) -> dict[str, Tensor]:
-    """The parts of the loss of a network's output; several branches count by their mean."""
+def loss_parts(
+    output: Output, cases: Cases, lattice: Lattice, names: Scheme, balance: float = 0.0
+) -> dict[str, Tensor]:
+    """The parts of the loss of a network's output; several branches count by their mean.
+
+    balance: power of a label's rarity by which its voxels and pixels weigh more.
+    """
     labels = lattice.take(cases.labels).flatten(1)
-    each = [losses.segmentation_loss(x.flatten(2), labels, cases.known) for x in output.logits]
+    each = [losses.segmentation_loss(x.flatten(2), labels, cases.known, balance) for x in output.logits]
     parts = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     if len(each) > 1:
         parts["mutual"] = losses.mutual_loss(tuple(x.flatten(2) for x in output.logits))
     if output.maps is not None:
         vertebrae = list(names.groups.get("spine", ()))
-        parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae)
+        parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae, balance)
     if output.levels is not None:
         parts["order"] = losses.order_loss(output.levels.flatten(2), labels, rows_of(names))
     return parts

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xreg.shape.networks.views import RAY_CHANNELS
+from xreg.shape.networks.views import FILM_CHANNELS
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -75,13 +75,13 @@ class UNet(nn.Module):
 
 
 class FilmEncoder(nn.Module):
-    """Films [N, 11, H, W] with their geometry to features [N, C, H, W] and a summary [N, deepest]."""
+    """Films [N, 13, H, W] with their geometry to features [N, C, H, W] and a summary [N, deepest]."""
 
     def __init__(self, widths: Sequence[int], features: int) -> None:
         super().__init__()
-        self.body = UNet(1 + RAY_CHANNELS, widths, 2)
+        self.body = UNet(FILM_CHANNELS, widths, 2)
         self.out = nn.Conv2d(widths[0], features, 1)
 
-    def forward(self, x: Float[Tensor, "N 11 H W"]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Float[Tensor, "N 13 H W"]) -> tuple[Tensor, Tensor]:
         fine, deep = self.body(x)
         return self.out(fine), deep.mean((-1, -2))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
-from xreg.shape.networks.heads import FilmHeads, FilmMaps
+from xreg.shape.networks.heads import THICKNESS_MM, FilmHeads, FilmMaps
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
@@ -78,12 +79,14 @@ class RayNet(nn.Module):
         return Output((logits,), encoded.maps, levels)
 
     @torch.no_grad()
-    def probabilities(self, views: Views, doubt: float, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
-        """Voxels of one case that may hold bone, and their probabilities.
+    def probabilities(
+        self, views: Views, doubt: float, chunk: int = 1 << 16
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Voxels of one case that may hold bone, their probabilities, and thickness in the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
-        about those whose background has less than 1 - doubt.  Returns flat indices [n] into the grid, and
-        probabilities [n, L].
+        about those whose background has less than 1 - doubt.  Returns flat indices [n] into the grid,
+        probabilities [n, L], and thickness [V, L, H, W] in mm, the way round that the films were given.
         """
         encoded = self.encode(views)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
@@ -97,7 +100,8 @@ class RayNet(nn.Module):
                 maybe[flat] = found[:, 0] < 1 - doubt
                 finer = Lattice.coarse(views.shape, step // 2).counts
                 maybe = _finer(maybe.reshape(lattice.counts), finer)
-        return flat, found
+        known = encoded.maps.thickness[None] * THICKNESS_MM
+        return flat, found, F.pad(views.turned(known)[0], (0, 0, 0, 0, 1, 0))
 
     def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
         if not len(index):

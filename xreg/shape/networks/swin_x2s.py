@@ -113,11 +113,16 @@ class SwinX2S(nn.Module):
         return Output(tuple(x if lattice is None else lattice.take(x) for x in logits), None)
 
     @torch.no_grad()
-    def probabilities(self, views: Views, doubt: float, chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """Voxels of one case whose background has less than 1 - doubt, and their probabilities [n, L]."""
+    def probabilities(
+        self, views: Views, doubt: float, chunk: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Voxels of one case whose background has less than 1 - doubt, and their probabilities [n, L].
+
+        It tells nothing about thickness in the films: None.
+        """
         found = self(views).combined[0].float().softmax(0).flatten(1)
         flat = (found[0] < 1 - doubt).nonzero()[:, 0]
-        return flat, found[:, flat].T.contiguous()
+        return flat, found[:, flat].T.contiguous(), None
 
     def films(self, views: Views) -> tuple[Float[Tensor, "B 1 D W"], Float[Tensor, "B 1 D H"]]:
         """The film along j and the one along i, looked up at the grid's middle plane.

@@ -20,6 +20,7 @@ from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 
 RAY_CHANNELS = 10  # beam, columns, rows (three numbers each), and the logarithm of a pixel's size
+FILM_CHANNELS = 1 + RAY_CHANNELS + 2  # the film, its geometry, and where in the film a pixel lies
 _TOWARDS = (0.5**0.5, 0.5**0.5, 0.0)  # columns run to the right or to the front: half-way between both views
 _USUAL_MM = 2.5  # a pixel, of which the logarithm is zero
 _TENSORS = ("films", "matrices", "rays", "place", "flips")
@@ -96,11 +97,16 @@ class Views:
         maps = torch.where(rows, maps.flip(-2), maps)
         return torch.where(columns, maps.flip(-1), maps)
 
-    def inputs(self) -> Float[Tensor, "N 11 H W"]:
-        """What the film encoder reads, all films of all cases: the film, and its geometry in each pixel."""
+    def inputs(self) -> Float[Tensor, "N 13 H W"]:
+        """What the film encoder reads, of all films of all cases: film, geometry, and each pixel's place.
+
+        Places run from -1 to 1 over the film: without them convolutions learn slowly which bone is which.
+        """
         b, v, h, w = self.films.shape
         rays = self.rays[..., None, None].expand(b, v, RAY_CHANNELS, h, w)
-        return torch.cat([self.films[:, :, None], rays], 2).flatten(0, 1)
+        lines = [torch.linspace(-1, 1, n, device=self.films.device) for n in (h, w)]
+        place = torch.stack(torch.meshgrid(*lines, indexing="ij")).expand(b, v, 2, h, w)
+        return torch.cat([self.films[:, :, None], rays, place], 2).flatten(0, 1)
 
     def pixels(self, index: Float[Tensor, "B N 3"]) -> tuple[Float[Tensor, "B V N 2"], Bool[Tensor, "B V N"]]:
         """Where voxels lie in the films, from -1 to 1 between the films' outer edges, and whether inside."""

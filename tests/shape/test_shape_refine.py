@@ -1,0 +1,216 @@
+"""An atlas of bones, and its fit to a doubtful prediction: shapes come right, and films move them."""
+
+from dataclasses import replace
+
+import pytest
+import shape_case
+import torch
+
+from xreg.errors import FileError, ShapeError
+from xreg.io import VoxelGrid
+from xreg.shape.atlas import FILE, Atlas, Labelled, build_atlas
+from xreg.shape.networks.views import fitted
+from xreg.shape.predict import prediction_of
+from xreg.shape.refine import RefineSettings, _shadows, refine
+from xreg.shape.scene import Moves, Scene, overlap
+from xreg.shape.schemes import SCHEMES
+from xreg.shape.shipped import grid_camera
+from xreg.shape.training import mean_dice
+
+ALL, SPINE = SCHEMES["all"], SCHEMES["spine"]
+SHAPE, VOXEL = (40, 28, 28), 4.0
+GRID = VoxelGrid.box(SHAPE, [n * VOXEL for n in reversed(SHAPE)], (10.0, -5.0, 20.0))
+
+
+def bodies(shift=(0.0, 0.0, 0.0), turn=0.0, stretch=1.0) -> torch.Tensor:
+    """L1 to L3 as boxes with a spike to the back, about 28 mm wide; moved in mm, turned about x."""
+    k, j, i = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in SHAPE), indexing="ij")
+    points = torch.stack([i, j, k], -1) @ GRID.affine[:3, :3].T + GRID.affine[:3, 3]
+    labels = torch.zeros(SHAPE, dtype=torch.int16)
+    c, s = torch.cos(torch.tensor(turn)), torch.sin(torch.tensor(turn))
+    for n in range(3):
+        middle = torch.tensor([10.0, 0.0, 20.0 + 40.0 * (1 - n)]) + torch.tensor(shift)
+        x, y, z = ((points - middle) / stretch).unbind(-1)
+        y, z = c * y + s * z, c * z - s * y
+        body = (x.abs() < 17) & (y.abs() < 13) & (z.abs() < 11)
+        spike = (x.abs() < 5) & (y > -37) & (y < 0) & (z.abs() < 5)
+        labels[body | spike] = 20 + n
+    return labels
+
+
+def doubtful(labels: torch.Tensor, blur: int = 2, names=SPINE):
+    """A prediction of these labels that is blurred over a few voxels."""
+    one = torch.nn.functional.one_hot(labels.long(), len(names)).movedim(-1, 0).float()
+    for _ in range(blur):
+        one = torch.nn.functional.avg_pool3d(one[None], 3, 1, 1, count_include_pad=False)[0]
+    flat = (one / one.sum(0)).flatten(1).T
+    voxels = (flat[:, 0] < 0.98).nonzero()[:, 0]
+    return prediction_of(voxels, flat[voxels][None], GRID, names)
+
+
+def films_of(labels: torch.Tensor):
+    cameras = (grid_camera(GRID, 1), grid_camera(GRID, 0))
+    return shape_case.films_of(labels, GRID, cameras), cameras
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return build_atlas([Labelled("p", bodies(), GRID, "spine")])
+
+
+# ---- the atlas ----
+
+
+def test_distances_are_those_of_the_bone(atlas) -> None:
+    bone = atlas.bones["L2"]
+    size = float((bodies() == 21).sum() * VOXEL**3) ** (1 / 3)
+    assert bone.sizes == pytest.approx((size,))
+    index = (bodies() == 21).nonzero().double().mean(0).flip(0)
+    middle = GRID.affine[:3, :3] @ index + GRID.affine[:3, 3]
+    point = torch.tensor(
+        [[10.0, 0.0, 20.0], [10.0 + 27.0, 0.0, 20.0], [10.0, 0.0, 20.0 + 18.0]]
+    )  # edges: 16, 12
+    found = size * bone.distance(0, ((point - middle.float()) / size))
+    assert float(found[0]) < -7
+    torch.testing.assert_close(found[1:], torch.tensor([11.0, 6.0]), atol=0.7, rtol=0.0)
+    far = torch.tensor([[10.0, 0.0, 400.0], [10.0, 0.0, 500.0]])
+    away = size * bone.distance(0, (far - middle.float()) / size)
+    assert float(away[1] - away[0]) == pytest.approx(100.0, abs=1.0)  # it goes on beyond the lattice
+
+
+def test_sides_are_mirrored_and_cut_bones_left_out() -> None:
+    labels = torch.zeros(SHAPE, dtype=torch.int16)
+    left, right = ALL.index("hip_left"), ALL.index("hip_right")
+    labels[10:20, 8:20, 4:10] = left
+    labels[10:20, 8:12, 2:4] = left  # it leans outwards
+    labels[30:, 8:20, 4:10] = ALL.index("L1")  # out of the field
+    found = build_atlas([Labelled("p", labels, GRID, "all")])
+    assert set(found.bones) == {"hip_left", "hip_right"}
+    a, b = (found.bones[name] for name in ("hip_left", "hip_right"))
+    torch.testing.assert_close(a.distances.flip(-1), b.distances, atol=1e-5, rtol=0.0)
+    assert not torch.allclose(a.distances, b.distances, atol=0.1)
+    assert right != left
+
+
+def test_parts_of_bones_are_no_examples() -> None:
+    part = bodies()
+    part[:20, :, :][part[:20] == 21] = 0
+    part[:, :14][part[:, :14] == 21] = 0
+    found = build_atlas([Labelled("a", bodies(), GRID, "spine"), Labelled("b", part, GRID, "spine")])
+    assert [len(found.bones[n].sizes) for n in ("L1", "L2", "L3")] == [2, 1, 2]
+
+
+def test_files(atlas, tmp_path) -> None:
+    assert Atlas.beside(tmp_path) is None
+    atlas.save(tmp_path)
+    again = Atlas.beside(tmp_path / "model.safetensors")
+    assert (again.patients, again.scheme, list(again.bones)) == (("p",), "spine", ["L1", "L2", "L3"])
+    torch.testing.assert_close(again.bones["L1"].distances, atlas.bones["L1"].distances, atol=2e-3, rtol=0.0)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-100])
+    with pytest.raises(FileError, match="damaged"):
+        Atlas.load(tmp_path)
+
+
+def test_what_makes_no_atlas() -> None:
+    with pytest.raises(ShapeError, match="one label scheme"):
+        build_atlas([])
+    with pytest.raises(ShapeError, match="whole bone"):
+        build_atlas([Labelled("p", torch.zeros(SHAPE, dtype=torch.int16), GRID, "spine")])
+
+
+# ---- moves ----
+
+
+def test_moves_carry_a_bone_where_they_say(atlas) -> None:
+    scene = Scene.of(doubtful(bodies(), 0), atlas, GRID, 1)
+    still = Moves.none(3)
+    filled = scene.occupancy(still, 1)
+    assert float(overlap(filled, scene.wanted[1])) > 0.9
+    moved = replace(still, shift=torch.tensor([[0.0, 0, 0], [0.0, 0, 0.2], [0.0, 0, 0]]))
+    higher = scene.occupancy(moved, 1)
+    z = scene.points[1][:, 2]
+    rise = float((higher * z).sum() / higher.sum() - (filled * z).sum() / filled.sum())
+    assert rise == pytest.approx(0.2 * float(scene.size[1]), rel=0.1)
+    grown = replace(still, grow=torch.full((3, 3), 0.1))
+    assert float(scene.occupancy(grown, 1).sum() / filled.sum()) == pytest.approx(1.1**3, rel=0.06)
+
+
+def test_gradients_of_the_shadows(atlas) -> None:
+    scene = Scene.of(doubtful(bodies()), atlas, GRID, 1)
+    camera = grid_camera(GRID, 1)
+    weights = torch.rand(4, *camera.size, generator=torch.Generator().manual_seed(0))
+    shift = torch.zeros(3, 3, requires_grad=True)
+
+    def value(by):
+        moves = replace(Moves.none(3), shift=by)
+        return (weights * _shadows(scene, [scene.occupancy(moves, n) for n in range(3)], camera)).sum()
+
+    value(shift).backward()
+    for bone, axis in ((0, 2), (2, 0)):
+        step = torch.zeros(3, 3)
+        step[bone, axis] = 0.001  # the lattice of distances has cells of 0.06: kinks must not lie between
+        slope = float(value(step) - value(-step)) / 0.002
+        assert float(shift.grad[bone, axis]) == pytest.approx(slope, rel=0.05)
+
+
+# ---- the fit ----
+
+
+def test_a_blurred_prediction_becomes_sharp(atlas) -> None:
+    truth = bodies(shift=(3.0, -2.0, 4.0), turn=0.12, stretch=1.06)
+    found, (films, cameras) = doubtful(truth, 5), films_of(truth)
+    made = refine(found, films, cameras, atlas)
+    assert [bone.used for bone in made.bones] == [True] * 3
+    assert all(bone.after > bone.before for bone in made.bones)
+    assert mean_dice(made.prediction.labels, truth) > mean_dice(found.labels, truth) + 0.02
+    assert float(made.prediction.entropy.sum()) < float(found.entropy.sum())
+    total = made.prediction.probabilities.sum(1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0.0)
+    assert "3 of 3 bones" in made.text
+    assert made.to_json()["bones"][0]["name"] == "L1"
+
+
+def test_films_move_bones_that_the_network_misplaced(atlas) -> None:
+    truth, wrong = bodies(shift=(0.0, 0.0, 5.0)), bodies()
+    found, (films, cameras) = doubtful(wrong), films_of(truth)
+    blind = refine(found, films, cameras, atlas, RefineSettings(films=0.0))
+    seen = refine(found, films, cameras, atlas)
+    dice = [mean_dice(p.labels, truth) for p in (found, blind.prediction, seen.prediction)]
+    assert dice[2] > max(dice[:2]) + 0.05
+    assert all(after > before for before, after in seen.matches)
+
+
+def test_maps_of_the_network_count(atlas) -> None:
+    from xreg.shape.films import label_thickness
+
+    truth, wrong = bodies(shift=(0.0, 0.0, 5.0)), bodies()
+    films, cameras = films_of(truth)
+    _, small = fitted(films, cameras, GRID)
+    maps = torch.stack([label_thickness(truth, GRID, camera, len(SPINE)) for camera in small])
+    settings = RefineSettings(films=0.0)
+    without = refine(doubtful(wrong), films, cameras, atlas, settings)
+    with_maps = refine(replace(doubtful(wrong), thickness=maps), films, cameras, atlas, settings)
+    gain = mean_dice(with_maps.prediction.labels, truth) - mean_dice(without.prediction.labels, truth)
+    assert gain > 0.05
+
+
+def test_the_same_bits_again_and_other_bones_untouched(atlas) -> None:
+    labels = bodies()
+    labels[2:6, 10:18, 10:18] = 23  # L4, which the atlas lacks
+    found, (films, cameras) = doubtful(labels), films_of(labels)
+    one, two = (refine(found, films, cameras, atlas).prediction for _ in range(2))
+    assert torch.equal(one.probabilities, two.probabilities)
+    torch.testing.assert_close(one.probability("L4"), found.probability("L4"))
+
+
+def test_what_does_not_fit(atlas) -> None:
+    found, (films, cameras) = doubtful(bodies()), films_of(bodies())
+    kept = refine(found, films, cameras, atlas, RefineSettings(least=1.0))
+    assert not any(bone.used for bone in kept.bones)
+    assert mean_dice(kept.prediction.labels, found.labels) == 1.0
+    with pytest.raises(ShapeError, match="scheme"):
+        refine(found, films, cameras, replace(atlas, scheme="all"))
+    with pytest.raises(ShapeError, match="steps"):
+        RefineSettings(steps=1)
+    nothing = doubtful(torch.zeros(SHAPE, dtype=torch.int16))
+    assert refine(nothing, films, cameras, atlas).text == "no bone fitted"

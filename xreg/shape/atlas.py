@@ -1,0 +1,212 @@
+"""Shapes of single bones from patients: signed distances about each bone's middle, on small lattices.
+
+A bone is told by where it lies (its centroid), how large it is (the cube root of its volume) and a signed
+distance in units of that size.  The examples of several patients are kept apart: the mean of the distances of
+two ribs that bend differently has no inside.  Left and right bones are mirrored into each other, so that two
+patients give four ribs of a level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int16
+from torch import Tensor
+
+from xreg.errors import FileError, ShapeError
+from xreg.io import VoxelGrid
+from xreg.io.tensors import load_tensors, save_tensors
+from xreg.shape.schemes import scheme as scheme_of
+
+SCHEMA = "xreg.shape-atlas/1"
+FILE = "atlas.safetensors"
+_EXAMPLES = 6  # of a bone, spread over the patients
+_PART = 0.75  # of the largest example's size: a smaller one is a bone that the scan cut off
+_MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
+_MOST, _LEAST = 32, 12  # points of a lattice along an edge
+_FEWEST = 24  # voxels of a bone, below which its shape says little
+_MOST_PATIENTS = 40
+
+
+class Labelled(NamedTuple):
+    """A patient's label map on its grid, in the numbers of a scheme."""
+
+    name: str
+    labels: Int16[Tensor, "D H W"]
+    grid: VoxelGrid
+    scheme: str
+
+
+@dataclass(frozen=True, eq=False)
+class BoneShape:
+    """Examples of one bone: signed distances, negative inside, in units of each bone's size.
+
+    distances [M, d, h, w] about the centroid, RAS.  reach [3]: half the edges (x, y, z) of the lattice, in
+    units of the size.  sizes: mm, of the patients' bones.
+    """
+
+    distances: Float[Tensor, "M d h w"]
+    reach: Float[Tensor, " 3"]
+    sizes: tuple[float, ...]
+
+    def distance(self, example: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        """Signed distance at points about the centroid, in units of the size; gradients flow to the points.
+
+        Beyond the lattice it goes on to grow with the way there.
+        """
+        reach = self.reach.to(points)
+        at = points / reach
+        inside = at.clamp(-1.0, 1.0)
+        field = self.distances[example][None, None].to(points)
+        found = F.grid_sample(field, inside[None, None, None], padding_mode="border", align_corners=True)
+        return found[0, 0, 0, 0] + ((at - inside) * reach).abs().sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Shapes of bones by name, and the patients that they come from."""
+
+    bones: Mapping[str, BoneShape]
+    patients: tuple[str, ...]
+    scheme: str
+
+    def save(self, folder: str | PathLike) -> None:
+        """Write ``atlas.safetensors`` into a folder that exists, atomically."""
+        tensors = {}
+        for name, bone in self.bones.items():
+            tensors[f"{name}.distances"] = bone.distances.half()
+            tensors[f"{name}.reach"] = bone.reach
+        sizes = {name: list(bone.sizes) for name, bone in self.bones.items()}
+        facts = {"patients": list(self.patients), "scheme": self.scheme, "sizes": sizes}
+        save_tensors(Path(folder) / FILE, tensors, facts, schema=SCHEMA)
+
+    @classmethod
+    def beside(cls, model: str | PathLike) -> Atlas | None:
+        """The atlas in the folder of a network (or of its file), or None.  FileError where it is damaged."""
+        folder = Path(model) if Path(model).is_dir() else Path(model).parent
+        return cls.load(folder) if (folder / FILE).is_file() else None
+
+    @classmethod
+    def load(cls, folder: str | PathLike) -> Atlas:
+        """Read what `save` wrote.  Raises FileError where it is missing or damaged."""
+        file, remedy = Path(folder) / FILE, "train anew with xreg shape train, or reconstruct without it"
+        tensors, facts = load_tensors(file, schema=SCHEMA, what="an atlas of bones", remedy=remedy)
+        try:
+            bones = {
+                name: BoneShape(tensors[f"{name}.distances"].float(), tensors[f"{name}.reach"], tuple(sizes))
+                for name, sizes in facts["sizes"].items()
+            }
+            return cls(bones, tuple(facts["patients"]), facts["scheme"])
+        except (KeyError, TypeError) as error:
+            raise FileError(f"{file}: lacks an entry or holds a wrong one ({error}); {remedy}") from error
+
+
+def build_atlas(patients: Iterable[Labelled]) -> Atlas:
+    """The atlas of patients' whole bones; a bone at the border of its grid is not taken.
+
+    Of more than 40 patients every n-th is taken.  ShapeError for patients of several schemes, or none with a
+    whole bone.
+    """
+    chosen = list(patients)
+    chosen = chosen[:: max(1, math.ceil(len(chosen) / _MOST_PATIENTS))]
+    if len({p.scheme for p in chosen}) != 1:
+        schemes = ", ".join(sorted({p.scheme for p in chosen})) or "no patient"
+        raise ShapeError(f"an atlas needs patients of one label scheme, got {schemes}")
+    names = scheme_of(chosen[0].scheme)
+    found: dict[str, list[_Found]] = {}
+    for patient in chosen:
+        for number, bone in _whole_bones(patient):
+            found.setdefault(names.names[number], []).append(bone)
+            other = int(names.mirror[number])
+            if other != number:
+                found.setdefault(names.names[other], []).append(bone.mirrored())
+    if not found:
+        raise ShapeError("no patient shows a whole bone; an atlas needs bones off the border of their grid")
+    order = [n for n in names.names if n in found]
+    return Atlas({n: _shape(found[n]) for n in order}, tuple(p.name for p in chosen), names.name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A bone cut out: signed distances in mm on voxels, and their place about the centroid."""
+
+    distance: np.ndarray
+    index_from_local: np.ndarray  # [3, 4], mm about the centroid (RAS) to (k, j, i)
+    corners: tuple[np.ndarray, np.ndarray]  # of the bone's box, mm about the centroid
+    size: float
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Signed distance at points [..., 3] about the centroid, points and distance in units of the size."""
+        from scipy import ndimage
+
+        index = points * self.size @ self.index_from_local[:, :3].T + self.index_from_local[:, 3]
+        held = index.clip(0, np.array(self.distance.shape) - 1)
+        beyond = np.linalg.norm((index - held) @ np.linalg.inv(self.index_from_local[:, :3]).T, axis=-1)
+        values = ndimage.map_coordinates(self.distance, np.moveaxis(held, -1, 0), order=1)
+        return (values + beyond) / self.size
+
+    def mirrored(self) -> _Found:
+        flip = np.diag([-1.0, 1.0, 1.0])
+        low, high = self.corners
+        swapped = np.array([-high[0], *low[1:]]), np.array([-low[0], *high[1:]])
+        change = np.concatenate([self.index_from_local[:, :3] @ flip, self.index_from_local[:, 3:]], 1)
+        return _Found(self.distance, change, swapped, self.size)
+
+
+def _whole_bones(patient: Labelled) -> Iterable[tuple[int, _Found]]:
+    from scipy import ndimage
+
+    labels = patient.labels.cpu().numpy()
+    spacing = patient.grid.spacing
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is None or any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True)):
+            continue
+        if (labels[box] == number).sum() < _FEWEST:
+            continue
+        size = ((labels[box] == number).sum() * patient.grid.voxel_mm3) ** (1 / 3)
+        pads = [math.ceil(_MARGIN * size / s) + 1 for s in spacing[::-1]]
+        start = [max(0, s.start - p) for s, p in zip(box, pads, strict=True)]
+        stop = [min(n, s.stop + p) for s, p, n in zip(box, pads, labels.shape, strict=True)]
+        inside = labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] == number
+        yield number, _cut_out(inside, start, patient.grid, float(size))
+
+
+def _cut_out(inside: np.ndarray, start: list[int], grid: VoxelGrid, size: float) -> _Found:
+    from scipy import ndimage
+
+    steps = grid.spacing[::-1]
+    outer, inner = (ndimage.distance_transform_edt(x, sampling=steps) for x in (~inside, inside))
+    signed = np.where(
+        inside, -inner, outer
+    )  # to the next voxel's middle, and the surface lies half-way there
+    signed -= np.sign(signed) * np.mean(steps) / 2
+    index = np.argwhere(inside) + start  # (k, j, i)
+    affine = grid.affine.numpy()
+    world = index[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    middle = world.mean(0)
+    half = np.abs(affine[:3, :3]).sum(1) / 2
+    corners = world.min(0) - middle - half, world.max(0) - middle + half
+    back = grid.index_from_world.numpy()[:3][::-1]  # rows (k, j, i)
+    offset = back[:, :3] @ middle + back[:, 3] - start
+    return _Found(signed, np.concatenate([back[:, :3], offset[:, None]], 1), corners, size)
+
+
+def _shape(found: list[_Found]) -> BoneShape:
+    largest = max(one.size for one in found)
+    whole = [one for one in found if one.size >= _PART * largest]
+    whole = whole[:: math.ceil(len(whole) / _EXAMPLES)]
+    reach = np.max([np.maximum(-one.corners[0], one.corners[1]) / one.size for one in whole], 0) + _MARGIN
+    counts = np.clip(np.round(reach / reach.max() * (_MOST - 1)) + 1, _LEAST, _MOST).astype(int)
+    lines = [np.linspace(-r, r, n) for r, n in zip(reach, counts, strict=True)]
+    z, y, x = np.meshgrid(*lines[::-1], indexing="ij")
+    points = np.stack([x, y, z], -1)
+    fields = torch.from_numpy(np.stack([one.at(points) for one in whole])).float()
+    return BoneShape(fields, torch.from_numpy(reach).float(), tuple(one.size for one in whole))

@@ -1,0 +1,154 @@
+"""Bones of an atlas at where a network found them: how they are moved, and the voxels that they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import roma
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from xreg.io import VoxelGrid
+from xreg.shape.atlas import Atlas, BoneShape
+from xreg.shape.predict import ShapePrediction
+
+_FOUND = 0.1  # probability from which a voxel counts for a bone's box
+_SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
+_AROUND = 0.35  # of a bone's size, about its box
+_SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """What is fitted of B bones: turn [B, 3] rad, shift [B, 3] and grow [B, 3] (log), bend [B, 3, 6]."""
+
+    turn: Tensor
+    shift: Tensor
+    grow: Tensor
+    bend: Tensor
+
+    @classmethod
+    def none(cls, count: int) -> Moves:
+        return cls(*(torch.zeros(count, 3) for _ in range(3)), torch.zeros(count, 3, 6))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.turn, self.shift, self.grow, self.bend
+
+    def local(
+        self, points: Float[Tensor, "n 3"], bone: int, place: Tensor, size: float, reach: Tensor
+    ) -> Float[Tensor, "n 3"]:
+        """World points (mm) about a bone's place, in units of the atlas' bone."""
+        away = (points - place) / size - self.shift[bone]
+        turned = away @ roma.rotvec_to_rotmat(self.turn[bone])
+        y = turned * torch.exp(-self.grow[bone])
+        z = y / reach
+        a, b, c = z.unbind(-1)
+        bent = torch.stack([a * a, b * b, c * c, a * b, b * c, c * a], -1) @ self.bend[bone].T
+        return y + bent * reach.mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Bones that were found: shapes, where they start, and the voxels about each with what the network says.
+
+    place [B, 3] mm, size [B] mm.  voxels, points, wanted: per bone, flat indices into ``grid``, their world
+    points and the network's probabilities there.
+    """
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    shapes: tuple[BoneShape, ...]
+    examples: tuple[int, ...]
+    place: Float[Tensor, "B 3"]
+    size: Float[Tensor, " B"]
+    voxels: tuple[Int64[Tensor, " n"], ...]
+    points: tuple[Float[Tensor, "n 3"], ...]
+    wanted: tuple[Float[Tensor, " n"], ...]
+    grid: VoxelGrid
+    rows: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, found: ShapePrediction, atlas: Atlas, grid: VoxelGrid, n: int) -> Scene:
+        scheme, parts = found.scheme, []
+        for name, shape in atlas.bones.items():
+            dense = F.avg_pool3d(found.probability(name)[None, None], n)[0, 0]
+            least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
+            if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
+                continue
+            parts.append((name, shape, *_start(dense, grid, shape)))
+        names, shapes, place, size, voxels, points, wanted = zip(*parts, strict=True) if parts else [()] * 7
+        numbers = tuple(scheme.index(name) for name in names)
+        rows = tuple(
+            (numbers.index(a), numbers.index(b))
+            for group in scheme.groups.values()
+            for a, b in pairwise(group)
+            if a in numbers and b in numbers
+        )
+        made = cls(
+            names, numbers, shapes, (0,) * len(names), torch.stack(place) if place else torch.zeros(0, 3),
+            torch.tensor(size), voxels, points, wanted, grid, rows,
+        )  # fmt: skip
+        return made._with_examples()
+
+    def _with_examples(self) -> Scene:
+        """Of each bone the example that overlaps most where it starts."""
+        still = Moves.none(len(self.names))
+        best = []
+        for bone, shape in enumerate(self.shapes):
+            tries = [replace(self, examples=(e,) * len(self.names)) for e in range(len(shape.distances))]
+            overlaps = [float(overlap(t.occupancy(still, bone), self.wanted[bone])) for t in tries]
+            best.append(max(range(len(tries)), key=overlaps.__getitem__))
+        return replace(self, examples=tuple(best))
+
+    def distance(self, moves: Moves, bone: int, points: Tensor) -> Float[Tensor, " n"]:
+        """Signed distance (mm) from the moved bone at world points."""
+        shape, size = self.shapes[bone], float(self.size[bone])
+        local = moves.local(points, bone, self.place[bone], size, shape.reach)
+        return size * shape.distance(self.examples[bone], local)
+
+    def occupancy(self, moves: Moves, bone: int) -> Float[Tensor, " n"]:
+        """How much of each of the bone's voxels it fills."""
+        return torch.sigmoid(self.logit(moves, bone, self.points[bone], self.grid))
+
+    def logit(self, moves: Moves, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
+        """Log odds that the moved bone fills voxels of ``grid`` at world points."""
+        return -self.distance(moves, bone, points) / (_SOFT * sum(grid.spacing) / 3)
+
+
+def _start(
+    dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape
+) -> tuple[Tensor, float, Tensor, Tensor, Tensor]:
+    """Where a bone starts and how large, and the voxels about it."""
+    inside = (dense > _FOUND).nonzero()
+    size = (float(dense.sum()) * grid.voxel_mm3) ** (1 / 3)
+    middle = sum(shape.sizes) / len(shape.sizes)
+    size = min(max(size, 0.7 * middle), 1.4 * middle)
+    pads = torch.tensor([int(_AROUND * size / s) + 1 for s in grid.spacing[::-1]])
+    low = (inside.amin(0) - pads).clamp_min(0).tolist()
+    high = torch.minimum(inside.amax(0) + pads + 1, torch.tensor(grid.shape)).tolist()
+    flat, points = voxels_of(grid, low, high)
+    wanted = dense.reshape(-1)[flat]
+    place = (wanted[:, None] * points).sum(0) / wanted.sum()
+    return place, size, flat, points, wanted
+
+
+def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """Soft Dice, with squares."""
+    return 2 * (a * b).sum() / (a.square().sum() + b.square().sum()).clamp_min(1e-6)
+
+
+def voxels_of(
+    grid: VoxelGrid, low: Sequence[int], high: Sequence[int]
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 3"]]:
+    """Flat indices of the voxels from ``low`` to below ``high`` (k, j, i), and their world points (mm)."""
+    axes = [torch.arange(a, b) for a, b in zip(low, high, strict=True)]
+    k, j, i = (x.reshape(-1) for x in torch.meshgrid(*axes, indexing="ij"))
+    flat = (k * grid.shape[1] + j) * grid.shape[2] + i
+    affine = grid.affine
+    points = torch.stack([i, j, k], -1).double() @ affine[:3, :3].T + affine[:3, 3]
+    return flat, points.float()
