@@ -142,16 +142,13 @@ def align_surface(
 
 def _cut(values: np.ndarray, inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The part about what is inside, with a margin whose outermost layer is 0, and where it starts."""
-    low = np.array(
-        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[0] for dim in range(3)]
-    )
-    high = np.array(
-        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[-1] for dim in range(3)]
-    )
-    first, last = np.maximum(low - margin, 0), np.minimum(high + margin + 1, values.shape)
+    from scipy.ndimage import find_objects
+
+    box = find_objects(inside.astype(np.int8))[0]
+    low, high = np.array([s.start for s in box]) - margin, np.array([s.stop for s in box]) + margin
+    first, last = np.maximum(low, 0), np.minimum(high, values.shape)
     part = values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    before, after = first - (low - margin), (high + margin + 1) - last
-    return np.pad(part, list(zip(before + 1, after + 1, strict=True))), low - margin - 1
+    return np.pad(part, list(zip(first - low + 1, high - last + 1, strict=True))), low - 1
 
 
 def _smoothed(values: np.ndarray, count: int, sigma: np.ndarray, measure: Any) -> tuple[np.ndarray, float]:
