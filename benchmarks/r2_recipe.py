@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import roma
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -156,7 +157,7 @@ class R2Recipe:
             split = large[chosen]
             for part, rows in ((parts[0], chosen[split]), (more, split.nonzero()[:, 0])):
                 away = torch.randn(len(rows), 3, generator=self.random) * scale[chosen[split]]
-                part["mean"][rows] += _turn(rotation[chosen[split]], away)
+                part["mean"][rows] += roma.quat_action(rotation[chosen[split]], away)
                 part["scale"][rows] = _logit(scale[chosen[split]] / 1.6)
             parts.append(more)
             keep = torch.cat([density, 0.5 * density[chosen]]) > FAINT
@@ -190,9 +191,3 @@ def _logit(scale: Tensor) -> Tensor:
 
 def _inverse_softplus(density: Tensor) -> Tensor:
     return torch.log(torch.expm1(density.clamp_min(1e-7)))
-
-
-def _turn(rotation: Tensor, vectors: Tensor) -> Tensor:
-    from xreg.splat.control import turned
-
-    return turned(rotation, vectors)

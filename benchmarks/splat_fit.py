@@ -23,7 +23,7 @@ import click
 import torch
 from common import RESULTS, describe_run, find_ct, load_ct, write_json
 from r2_recipe import R2Recipe
-from tomography import Best
+from tomography import Best, page
 
 from xreg import pictures
 from xreg.errors import InputWarning
@@ -35,7 +35,6 @@ from xreg.splat.views import corrected
 from xreg.tomography import Filter, Projector, Protocol, fdk, fista_tv, os_sart, simulate, tv_weight
 
 PASSES = 25
-PLAIN = str.maketrans("²³×", "23x")  # which the pictures' font lacks
 SETTINGS = FitSettings(voxels="linear")  # since the protocol marches through interpolated voxels
 HELD_OUT = 20
 NOISE = (1.0, 2.0)  # degrees and mm of each axis, of every view's pose
@@ -170,17 +169,6 @@ def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], d
     return rows, found
 
 
-def _page(truth: torch.Tensor, found: dict[str, torch.Tensor], scale: float) -> Any:
-    """Middle slices beside each other, anterior up."""
-    middle = truth.shape[0] // 2
-    images = {"truth": truth[middle]} | {n: (mu[middle] / scale).clamp(0, 1) for n, mu in found.items()}
-    drawn = [
-        (name.translate(PLAIN), pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
-        for name, image in images.items()
-    ]
-    return pictures.panels([drawn[n : n + 4] for n in range(0, len(drawn), 4)])
-
-
 @click.command()
 @click.option("--scene", "scenes", type=click.Choice(list(SCENES)), multiple=True, help="[default: all]")
 @click.option("--size", type=int, default=128, show_default=True, help="Voxels along the cube.")
@@ -222,7 +210,10 @@ def main(scenes, size, detector, ct, pelvis, folder, out) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             picture = folder / f"{name.replace(' ', '_')}_{size}.png"
-            pictures.save_picture(picture, _page(scan.truth.mu / scan.scale, found, scan.scale))
+            middle = size // 2
+            slices = {"truth": scan.truth.mu[middle] / scan.scale}
+            slices |= {n: (mu[middle] / scan.scale).clamp(0, 1) for n, mu in found.items()}
+            pictures.save_picture(picture, page(slices, columns=4))
 
 
 if __name__ == "__main__":

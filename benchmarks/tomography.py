@@ -37,6 +37,7 @@ from xreg.tomography import (
     tv_weight,
 )
 
+PLAIN = str.maketrans("²³×", "23x")  # which the pictures' font lacks
 WEIGHTS = (5e-4, 1e-3, 2e-3, 4e-3)
 SCENES = {  # what differs from a full circle
     "circle": {},
@@ -137,13 +138,13 @@ def run_scene(
     return rows, slices
 
 
-def _page(slices: dict[str, Tensor]) -> Any:
+def page(slices: dict[str, Tensor], columns: int = 3) -> Any:
     """Middle slices beside each other, anterior up."""
     drawn = [
-        (name, pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
+        (name.translate(PLAIN), pictures.colour(pictures.grey(image.flip(0).numpy(), window=(0.2, 0.5))))
         for name, image in slices.items()
     ]
-    return pictures.panels([drawn[n : n + 3] for n in range(0, len(drawn), 3)])
+    return pictures.panels([drawn[n : n + columns] for n in range(0, len(drawn), columns)])
 
 
 @click.command()
@@ -182,9 +183,9 @@ def main(ct, pelvis, size, detector, views, scenes, photons, tune, only, folder,
                     )
                 results.append({"ct": name, "scene": scene, "protocol": protocol.to_dict(), "rows": rows})
                 if folder is not None:
-                    page = _page(slices)
                     folder.mkdir(parents=True, exist_ok=True)
-                    pictures.save_picture(folder / f"{name}-{scene.replace(' ', '-')}-{count}.png", page)
+                    file = folder / f"{name}-{scene.replace(' ', '-')}-{count}.png"
+                    pictures.save_picture(file, page(slices))
     write_json(
         out,
         {"run": about["chest"], "volumes": {n: a["volume"] for n, a in about.items()}, "results": results},

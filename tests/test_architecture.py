@@ -31,6 +31,7 @@ KNOWS = {
     "io": {"errors", "geometry", "attenuation", "volume"},
     "renderer": {"errors", "geometry", "attenuation", "volume", "io", "ops"},
     "xray": {"errors"},
+    "optional": {"errors"},
 }
 HEAVY = {
     "torch", "nibabel", "pydicom", "scipy", "PIL", "matplotlib", "SimpleITK", "roma", "safetensors",

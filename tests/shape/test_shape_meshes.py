@@ -118,7 +118,7 @@ def missing(monkeypatch, package: str) -> None:
         return plain_module(name, *words)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    monkeypatch.setattr("xreg.shape.meshes.import_module", fail_module)
+    monkeypatch.setattr("xreg.optional.import_module", fail_module)
 
 
 def test_registration_to_a_reference_says_what_it_needs(monkeypatch):

@@ -67,13 +67,11 @@ def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[
         camera = make_camera(options, volume.center)
         pose = None if options["pose"] is None else read_pose(options["pose"])
     with terminal.working("projecting"), clock.part("project"):
-        from xreg.shape.annotate import annotate
+        from xreg.shape.annotate import annotate, save_annotated
 
         picked = _picked(options["only"], volume)
         found = annotate(volume, camera, pose, least_mm=options["least"], only=picked)
     with clock.part("write"):
-        from xreg.shape.annotate import save_annotated
-
         where = None if pose is None else pose.tolist()
         source = {"ct": str(ct), "mask": str(known["mask"]), "world_from_body": where}
         files = save_annotated(output, found, facts=source)

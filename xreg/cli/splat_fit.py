@@ -51,6 +51,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
     from xreg.splat import FitSettings
     from xreg.splat import fit as run
     from xreg.splat.report import FILES, write_report
+    from xreg.volume import Volume
 
     if options["intrinsics"] and not options["poses"]:
         raise click.UsageError("--intrinsics goes with --poses.")
@@ -60,7 +61,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
         scan = load_projections(projections)
         scan = scan.binned(options["binning"]) if options["binning"] > 1 else scan
         scan, grid = scan.to(options["device"]), _box(scan, options)
-        prior = None if options["prior"] is None else _prior(options["prior"])
+        prior = None if options["prior"] is None else Volume.load(options["prior"])
     names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
     file = output / CHECKPOINT
@@ -135,12 +136,6 @@ def _box(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid | None:
         raise click.UsageError("a box takes --size, and --side-mm where the set states no grid.")
     side = options["side_mm"] or max(known.extent)
     return VoxelGrid.box(options["size"], side, (0.0, 0.0, 0.0) if known is None else known.center)
-
-
-def _prior(path: Path) -> Any:
-    from xreg.volume import Volume
-
-    return Volume.load(path)
 
 
 def _tell(tell: Tell, report: Report, budget: float | None) -> None:

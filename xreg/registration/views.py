@@ -54,12 +54,17 @@ class Target:
         return F.avg_pool2d(images, self.pool) if self.pool > 1 else images
 
 
+def parts_of(film: Any, camera: Camera | None, mask: Any) -> tuple[Any, Camera | None, Any]:
+    """Film, camera and mask of a `Radiograph`, unless camera and mask are given; else these as they are."""
+    if not hasattr(film, "line_integrals"):
+        return film, camera, mask
+    camera = film.camera if camera is None else camera
+    return film.line_integrals, camera, film.mask if mask is None else mask
+
+
 def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
     """A view from what a user has: a film as an array or a `Radiograph`, and its camera."""
-    if hasattr(film, "line_integrals"):
-        camera = film.camera if camera is None else camera
-        mask = film.mask if mask is None else mask
-        film = film.line_integrals
+    film, camera, mask = parts_of(film, camera, mask)
     if camera is None:
         raise RegistrationError("register needs a camera: pass one, or a radiograph whose header has one")
     if camera.batch_shape:

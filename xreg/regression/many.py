@@ -10,7 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from xreg.errors import BackendError, FileError, XregError
+from xreg.errors import FileError, XregError
+from xreg.optional import optional
 from xreg.regression import checkpoint
 from xreg.regression.ranges import PRESETS, PoseRange, parse_range
 from xreg.regression.settings import TrainSettings
@@ -154,11 +155,8 @@ def _answer(ray: Any, reference: Any, job: Job) -> Done:
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise BackendError(
-            "training many networks needs the package ray: pip install 'xreg[cluster]'; xreg train makes "
-            "one at a time without it"
-        ) from error
-    return ray
+    return optional(
+        "ray",
+        "training many networks needs the package ray: pip install 'xreg[cluster]'; xreg train makes one at "
+        "a time without it",
+    )

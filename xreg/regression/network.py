@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xreg.errors import BackendError, RegistrationError
+from xreg.errors import RegistrationError
+from xreg.optional import optional
 from xreg.regression.ranges import SCALE_FLOOR, PoseRange
 
 LOG_VARIANCE = (-9.0, 4.0)  # least and most, of errors in units of half the range
@@ -132,12 +132,7 @@ def _timm(name: str) -> nn.Module:
 
 
 def _package(module: str, name: str, install: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise BackendError(
-            f"the backbone {name}:... needs the package {name}: {install}, or take 'small'"
-        ) from error
+    return optional(module, f"the backbone {name}:... needs the package {name}: {install}, or take 'small'")
 
 
 def make_backbone(settings: NetworkSettings) -> nn.Module:

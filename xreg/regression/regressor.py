@@ -16,6 +16,7 @@ from torch import Tensor
 from xreg.errors import FileError, ImageError, VolumeError, XregError
 from xreg.geometry import Camera, se3
 from xreg.geometry.c_arm import half_turns
+from xreg.registration.views import parts_of
 from xreg.regression import checkpoint
 from xreg.regression.canonical import Canonical, about_beam, normalise
 from xreg.regression.films import require_same_ct
@@ -173,10 +174,7 @@ class Regressor:
 
 def _parts(film: Any, camera: Camera | None, mask: Any) -> tuple[Any, Camera, Any]:
     """Film, camera and mask from what a user has."""
-    if hasattr(film, "line_integrals"):
-        camera = film.camera if camera is None else camera
-        mask = film.mask if mask is None else mask
-        film = film.line_integrals
+    film, camera, mask = parts_of(film, camera, mask)
     if camera is None:
         raise ImageError("a guess needs the film's camera: pass one, or a radiograph whose header has one")
     return film, camera, mask

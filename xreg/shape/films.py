@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -150,21 +151,17 @@ def facing_camera(
         raise ImageError("a perspective view needs both sdd and sod (mm), a parallel one neither")
     if sod is not None and sod <= reach:
         raise ImageError(f"sod must lie beyond the grid, {reach:.0f} mm from its middle, got {sod} mm")
-    probe = {"size": (3, 3), "spacing": 1.0, **angles}
-    test = (
-        Camera.parallel_beam(sdd=2 * reach, **probe)
-        if sdd is None
-        else Camera.c_arm(sdd=sdd, sod=sod, **probe)
-    )
-    half = (test.project(grid.box_corners) - 1.0).abs().amax(0) * margin  # mm at the detector
+    if sdd is None:
+        make = partial(Camera.parallel_beam, sdd=2 * reach, **angles)
+    else:
+        make = partial(Camera.c_arm, sdd=sdd, sod=sod, **angles)
+    probe = make(size=(3, 3), spacing=1.0)
+    half = (probe.project(grid.box_corners) - 1.0).abs().amax(0) * margin  # mm at the detector
     if size is None:
         wide = voxel if sdd is None else voxel * sdd / sod
         size = tuple(max(8, math.ceil(2 * float(half[axis]) / wide)) for axis in (1, 0))
     pitch = max(2 * float(half[1]) / size[0], 2 * float(half[0]) / size[1])
-    known = {"size": size, "spacing": pitch, **angles}
-    if sdd is None:
-        return Camera.parallel_beam(sdd=2 * reach, **known)
-    return Camera.c_arm(sdd=sdd, sod=sod, **known)
+    return make(size=size, spacing=pitch)
 
 
 def label_thickness(

@@ -8,7 +8,6 @@ volume.  The margin closes the surface where a bone leaves the grid.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ import torch
 from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 
-from ..errors import BackendError, FileError, ShapeError
+from ..errors import FileError, ShapeError
 from ..io import atomic_write
 from ..io.voxel_grid import VoxelGrid
+from ..optional import optional
 from .schemes import Scheme, scheme
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def align_surface(
     Open3D's point-to-plane ICP over ``points`` samples of each; pairs further apart than ``reach_mm`` do not
     count.  Raises BackendError without Open3D, ShapeError where no pair is near enough.
     """
-    o3d = _package("open3d", "registration to reference surfaces", "pip install open3d")
+    o3d = optional("open3d", "registration to reference surfaces need the package open3d: pip install open3d")
     import trimesh
 
     clouds = []
@@ -142,16 +142,13 @@ def align_surface(
 
 def _cut(values: np.ndarray, inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The part about what is inside, with a margin whose outermost layer is 0, and where it starts."""
-    low = np.array(
-        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[0] for dim in range(3)]
-    )
-    high = np.array(
-        [np.flatnonzero(inside.any(tuple(d for d in range(3) if d != dim)))[-1] for dim in range(3)]
-    )
-    first, last = np.maximum(low - margin, 0), np.minimum(high + margin + 1, values.shape)
+    from scipy.ndimage import find_objects
+
+    box = find_objects(inside.astype(np.int8))[0]
+    low, high = np.array([s.start for s in box]) - margin, np.array([s.stop for s in box]) + margin
+    first, last = np.maximum(low, 0), np.minimum(high, values.shape)
     part = values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    before, after = first - (low - margin), (high + margin + 1) - last
-    return np.pad(part, list(zip(before + 1, after + 1, strict=True))), low - margin - 1
+    return np.pad(part, list(zip(first - low + 1, high - last + 1, strict=True))), low - 1
 
 
 def _smoothed(values: np.ndarray, count: int, sigma: np.ndarray, measure: Any) -> tuple[np.ndarray, float]:
@@ -170,13 +167,6 @@ def _smoothed(values: np.ndarray, count: int, sigma: np.ndarray, measure: Any) -
 
 
 def _packages() -> tuple[Any, Any]:
-    what = "surfaces of bones"
-    remedy = "pip install 'xreg[shape]'"
-    return _package("trimesh", what, remedy), _package("skimage.measure", what, remedy, "scikit-image")
-
-
-def _package(module: str, what: str, remedy: str, name: str | None = None) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise BackendError(f"{what} need the package {name or module}: {remedy}") from error
+    needs = "surfaces of bones need the package {}: pip install 'xreg[shape]'"
+    parts = {"trimesh": "trimesh", "skimage.measure": "scikit-image"}
+    return tuple(optional(module, needs.format(package)) for module, package in parts.items())

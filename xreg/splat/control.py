@@ -10,9 +10,8 @@ from torch import Tensor
 
 from xreg.splat.adam import Parameters
 
-SHRINK = (
-    1.6  # of the axis along which a Gaussian is split, as in 3D Gaussian Splatting (B. Kerbl et al., 2023)
-)
+# Of the axis along which a Gaussian is split, as in 3D Gaussian Splatting (B. Kerbl et al., 2023).
+SHRINK = 1.6
 
 
 def strength(parameters: Parameters) -> Float[Tensor, " N"]:
@@ -44,11 +43,13 @@ def split_and_prune(
 
 
 def _halves(parameters: Parameters, split: Tensor) -> dict[str, Tensor]:
+    import roma  # imported here: it costs a second, and few fits split
+
     v = {name: value.detach()[split] for name, value in parameters.values.items()}
     longest = v["log_scale"].argmax(1)
     axis = torch.nn.functional.one_hot(longest, 3).to(v["mean"])
     sigma = v["log_scale"].gather(1, longest[:, None]).exp()
-    away = 0.5 * sigma * turned(v["rotation"], axis)
+    away = 0.5 * sigma * roma.quat_action(v["rotation"], axis)  # (x, y, z, w) of any norm
     scale = v["log_scale"] - math.log(SHRINK) * axis
     density = 0.5 * SHRINK * v["density"]
     return {
@@ -57,11 +58,3 @@ def _halves(parameters: Parameters, split: Tensor) -> dict[str, Tensor]:
         "rotation": v["rotation"].repeat(2, 1),
         "density": density.repeat(2),
     }
-
-
-def turned(rotation: Float[Tensor, "N 4"], vectors: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """Vectors turned by quaternions (x, y, z, w) of any norm."""
-    q = torch.nn.functional.normalize(rotation, dim=1)
-    xyz, w = q[:, :3], q[:, 3:]
-    twice = 2 * torch.linalg.cross(xyz, vectors)
-    return vectors + w * twice + torch.linalg.cross(xyz, twice)

@@ -51,9 +51,8 @@ def solve_density(
     """Densities that lower ‖W (A ρ − films)‖², from ``start``, by CGLS scaled by the columns' size.
 
     weights: W² for each ray, zero or more.  Few iterations: as in `tomography.cgls`, stopping early is
-    what keeps
-    noise out.  The misfit never grows.  The scaling is one over the root of Aᵀ W² A 1, by which wide and
-    narrow Gaussians move alike.  Raises GaussianError for iterations below 1.
+    what keeps noise out.  The misfit never grows.  The scaling is one over the root of Aᵀ W² A 1, by which
+    wide and narrow Gaussians move alike.  Raises GaussianError for iterations below 1.
     """
     if iterations < 1:
         raise GaussianError(f"iterations must be at least 1, got {iterations}")

@@ -101,10 +101,9 @@ def fit(
     """Fit Gaussians to projections.
 
     scan: line integrals and cameras, of any geometry.  grid: the box (default: the scan's).  prior: a CT
-    of the same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file that is
-    written at
-    every look at the held-out rays; resume: go on from it, with the same bits as without the break.  tell: is
-    given a `Report` now and then; True ends the fit.  clock: seconds, for the time budget.
+    of the same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file, written
+    at every look at the held-out rays; resume: go on from it, with the same bits as without the break.  tell:
+    is given a `Report` now and then; True ends the fit.  clock: seconds, for the time budget.
 
     Same seed, same bits on the CPU, unless bounded by seconds.  Raises GaussianError, GeometryError,
     ImageError, FileError; warns of one view.
@@ -138,6 +137,7 @@ class _Run:
         self.count = settings.count or default_count(grid)
         self.weights = self.views.weights
         size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
+        self.total = float(self.views.films.double().sum())  # by which a checkpoint knows its projections
         self.tv = settings.tv * tv_weight(self.views.films)
         self.unit, self.hat = float(size.mean()), hat_variance(grid) if settings.voxels == "linear" else 0.0
         self.seconds: dict[str, float] = {}
@@ -208,7 +208,7 @@ class _Run:
             for _ in range(POSE_STEPS):
                 self.step(1.0)
             body = self.parameters.gaussians().widened(self.hat)
-            residual = self.residual(body)
+            residual = self.misfit(body, self.weights)
             self.correction = refine_poses(
                 body, self.views, self.nominal, self.correction, center=self.grid.center,
                 intrinsics=s.intrinsics, noise=max(residual, 1e-6),
@@ -222,11 +222,11 @@ class _Run:
             if self.late(0.6):
                 break
 
-    def residual(self, body: Gaussians) -> float:
-        """Root mean square of used rays."""
+    def misfit(self, seen: Gaussians, weights: Float[Tensor, "V H W"]) -> float:
+        """Root mean square of the rays that have a weight; seen: Gaussians as wide as views see them."""
         with torch.no_grad():
-            image, _ = splat(*body._tensors(), self.rays, self.views.size, kind=self.kind)
-            return float(data_term(image, self.views.films, self.weights, "l2")) ** 0.5
+            image, _ = splat(*seen._tensors(), self.rays, self.views.size, kind=self.kind)
+            return float(data_term(image, self.views.films, weights, "l2")) ** 0.5
 
     @property
     def kind(self) -> str:
@@ -294,11 +294,8 @@ class _Run:
     def look(self, step: int) -> None:
         """Judge by the held-out rays, or by all where there are none; keep the best, write it down."""
         body = self.parameters.gaussians()
-        with torch.no_grad():
-            seen = body.widened(self.hat)
-            image, _ = splat(*seen._tensors(), self.rays, self.views.size, kind=self.kind)
-            judge = 1 - self.weights if self.settings.held_out else self.weights
-            misfit = float(data_term(image, self.views.films, judge, "l2")) ** 0.5
+        judge = 1 - self.weights if self.settings.held_out else self.weights
+        misfit = self.misfit(body.widened(self.hat), judge)
         if not misfit < float("inf"):
             raise GaussianError(f"the fit diverged at step {step}; smaller rates may hold it")
         self.progress.note(body, (step, len(body), round(self.spent, 3), misfit))
@@ -309,16 +306,14 @@ class _Run:
     # ---- to and from the disk ----
 
     def state(self) -> dict[str, Any]:
-        fixed = {"peak": self.peak, "seconds": self.spent, "films": float(self.views.films.double().sum())}
+        fixed = {"peak": self.peak, "seconds": self.spent, "films": self.total}
         if self.correction is not None:
             fixed["correction"] = [self.correction.change.tolist(), self.correction.common.tolist()]
         return fixed
 
     def resume(self) -> None:
         found = read_checkpoint(self.file, self.settings)
-        if abs(found.state["films"] - float(self.views.films.double().sum())) > 1e-6 * abs(
-            found.state["films"]
-        ):
+        if abs(found.state["films"] - self.total) > 1e-6 * abs(found.state["films"]):
             raise GaussianError(f"{self.file}: was made from other projections; fit without resume")
         if self.settings.poses and "correction" in found.state:
             change, common = (torch.tensor(v, dtype=torch.float64) for v in found.state["correction"])
@@ -349,6 +344,10 @@ def view_psnr(
     """PSNR of views, dB, absolute, less than zero drawn as zero; range: the largest pixel unless given."""
     from xreg.metrics import psnr
 
+    return psnr(draw(body, cameras), images.cpu(), data_range=data_range or float(images.max()))
+
+
+def draw(body: Gaussians, cameras: Any) -> Float[Tensor, "V H W"]:
+    """Views on the host, less than zero drawn as zero."""
     with torch.no_grad():
-        drawn = torch.stack([body.render(camera) for camera in cameras]).clamp_min(0)
-    return psnr(drawn.cpu(), images.cpu(), data_range=data_range or float(images.max()))
+        return torch.stack([body.render(camera) for camera in cameras]).clamp_min(0).cpu()

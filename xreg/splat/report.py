@@ -18,8 +18,9 @@ from xreg.io import save_volume
 from xreg.io.files import write_json
 from xreg.io.projections import ProjectionSet
 from xreg.metrics import psnr, ssim_volume
-from xreg.splat.fitting import FitResult, view_psnr
+from xreg.splat.fitting import FitResult, draw, view_psnr
 from xreg.splat.gaussians import Gaussians
+from xreg.volume import Volume
 
 SCHEMA = "xreg.gaussian_metrics/1"
 FILES = (
@@ -34,29 +35,28 @@ FRAMES, SIDE = 36, 256
 _GIF_MS = 90
 
 
-def measure(result: FitResult, scan: ProjectionSet) -> dict[str, Any]:
+def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = None) -> dict[str, Any]:
     """Metrics on the absolute scale; 3D ones where the truth is on the fit's grid.
 
-    psnr_3d_db and ssim_3d: of densities, range 1 in the source's unit (`scan.scale`).  views_db: of the
-    views that
-    were fitted; held_out_views_db: of the set's held-out views; both with the largest pixel as range.
+    psnr_3d_db and ssim_3d: of densities, range 1 in the source's unit (`scan.scale`).  views_db: of the views
+    that were fitted; held_out_views_db: of the set's held-out views; both with the largest pixel as range.
     held_out_views_min_max_db: each view stretched from 0 to 1 by its own extremes, as X-Gaussian's papers
-    have it, which is blind to gain and offset.
+    have it, which is blind to gain and offset.  volume: that of the result, where it is at hand.
     """
     body, found = result.gaussians, {"gaussians": len(result.gaussians), "steps": result.steps}
     found["views_db"] = view_psnr(body, scan.images, result.cameras)
     found["held_out_rays_rms"] = min((look[3] for look in result.history), default=None)
     if scan.held_out is not None:
         test = scan.held_out
-        found["held_out_views_db"] = view_psnr(body, test.images, test.cameras)
-        with torch.no_grad():
-            drawn = torch.stack([body.render(camera).clamp_min(0).cpu() for camera in test.cameras])
-        found["held_out_views_min_max_db"] = min_max_db(drawn, test.images.cpu())
+        drawn, films = draw(body, test.cameras), test.images.cpu()
+        found["held_out_views_db"] = psnr(drawn, films, data_range=float(films.max()))
+        found["held_out_views_min_max_db"] = min_max_db(drawn, films)
     truth = scan.truth
     same = truth is not None and truth.shape == result.grid.shape
     if same and bool((truth.affine - result.grid.affine).abs().max() < 1e-6):
         unit = scan.scale or float(truth.mu.max())
-        density = (result.volume().mu / unit).clamp_min(0).cpu()
+        volume = result.volume() if volume is None else volume
+        density = (volume.mu / unit).clamp_min(0).cpu()
         found["psnr_3d_db"] = psnr(density, truth.mu.cpu() / unit)
         found["ssim_3d"] = ssim_volume(density, truth.mu.cpu() / unit)
         found["data_range"] = 1.0
@@ -84,7 +84,7 @@ def write_report(folder: str | PathLike, result: FitResult, scan: ProjectionSet)
     body.to_ply(folder / FILES[1])
     volume = result.volume()
     save_volume(folder / FILES[2], volume.to("cpu"), units="mu")
-    metrics = measure(result, scan)
+    metrics = measure(result, scan, volume=volume)
     history = [
         dict(zip(("step", "gaussians", "seconds", "held_out_rms"), h, strict=True)) for h in result.history
     ]
@@ -93,24 +93,27 @@ def write_report(folder: str | PathLike, result: FitResult, scan: ProjectionSet)
         folder / FILES[3],
         {"schema": SCHEMA, **metrics, "seconds": result.seconds, "history": history, "cameras": cameras},
     )
-    pictures.save_picture(folder / FILES[4], comparison(result, scan))
+    pictures.save_picture(folder / FILES[4], comparison(result, scan, volume=volume))
     pictures.save_gif(folder / FILES[5], turntable(body, result), milliseconds=_GIF_MS)
     return metrics
 
 
-def comparison(result: FitResult, scan: ProjectionSet) -> UInt8[np.ndarray, "H W 3"]:
-    """A film, the same view of the Gaussians and their difference; slices of truth, result and difference."""
-    number = 0
+def comparison(
+    result: FitResult, scan: ProjectionSet, *, volume: Volume | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A film, the same view of the Gaussians and their difference; slices of truth, result and difference.
+
+    volume: that of the result, where it is at hand.
+    """
     test = scan.held_out
-    film, camera = (
-        (scan.images[number], result.cameras[number]) if test is None else (test.images[0], test.cameras[0])
-    )
+    images, cameras = (scan.images, result.cameras) if test is None else (test.images, test.cameras)
+    film, camera = images[0], cameras[0]
     with torch.no_grad():
         drawn = result.gaussians.render(camera)
     kind = "film" if test is None else "view kept out"
     rows = [_row(kind, "Gaussians", film.cpu(), drawn.cpu(), share=0.1)]
     grid = result.grid
-    values = result.volume().mu.cpu()
+    values = (result.volume() if volume is None else volume).mu.cpu()
     truth = scan.truth.mu.cpu() if scan.truth is not None and scan.truth.shape == grid.shape else None
     for name, axis in (("axial", 0), ("coronal", 1)):
         n = values.shape[axis] // 2

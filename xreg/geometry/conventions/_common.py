@@ -24,6 +24,10 @@ Matrix34 = tuple[tuple[float, ...], ...]
 Matrix4 = tuple[tuple[float, ...], ...]
 Array = NDArray[np.float64]
 
+LOWEST_ROW_FIRST = (
+    "row 0 of its projections is the lowest row, so the array is the mirror image of a pinhole's"
+)
+
 _SHAPES: dict[str, tuple[int, ...]] = {
     "int": (),
     "float": (),

@@ -16,6 +16,7 @@ import numpy as np
 
 from xreg.geometry.camera import Camera
 from xreg.geometry.conventions._common import (
+    LOWEST_ROW_FIRST,
     Array,
     Counts,
     Pair,
@@ -33,7 +34,6 @@ from xreg.geometry.conventions._common import (
 
 # x of the fixed frame is the patient's left, y the head, z the front.
 IEC_FROM_RAS_HFS: Array = np.array([[-1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
-_WHY = "row 0 of its projections is the lowest row, so the array is the mirror image of a pinhole's"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def from_camera(camera: Camera, *, patient_position: str | None = "HFS") -> RTK:
 
     The camera must be mirrored, as RTK's arrays are: flip the rows of an ordinary image and its camera first.
     """
-    require_mirrored(camera, True, "rtk", _WHY)
+    require_mirrored(camera, True, "rtk", LOWEST_ROW_FIRST)
     view = view_of(camera, "rtk")
     world = _iec_from_world(patient_position)
     m = np.stack([world @ view.columns, world @ view.rows, -(world @ view.beam)])

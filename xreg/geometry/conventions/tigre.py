@@ -17,6 +17,7 @@ import numpy as np
 
 from xreg.geometry.camera import Camera
 from xreg.geometry.conventions._common import (
+    LOWEST_ROW_FIRST,
     Array,
     Counts,
     Pair,
@@ -31,8 +32,6 @@ from xreg.geometry.conventions._common import (
     rotation_about,
     view_of,
 )
-
-_WHY = "row 0 of its projections is the lowest row, so the array is the mirror image of a pinhole's"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def from_camera(camera: Camera) -> TIGRE:
     DSO is the depth of the origin; what the source misses it by sideways goes into ``offOrigin``. The camera
     must be mirrored, as TIGRE's arrays are: flip the rows of an ordinary image and its camera first.
     """
-    require_mirrored(camera, True, "tigre", _WHY)
+    require_mirrored(camera, True, "tigre", LOWEST_ROW_FIRST)
     view = view_of(camera, "tigre", parallel=True)
     rotation = np.stack([-view.beam, view.columns, view.rows], axis=1)
     dso = float(-view.beam @ view.source)

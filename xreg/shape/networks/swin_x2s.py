@@ -10,7 +10,6 @@ taken over: weights of another training to begin with, and stochastic depth.
 
 from __future__ import annotations
 
-from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xreg.errors import BackendError, ShapeError
+from xreg.errors import ShapeError
+from xreg.optional import optional
 from xreg.shape.networks.backproject import Lattice
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
@@ -30,12 +30,9 @@ _LEVELS = 6
 
 
 def _monai(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise BackendError(
-            "the baseline Swin-X2S needs the packages MONAI and einops: pip install 'xreg[swin]'"
-        ) from error
+    return optional(
+        module, "the baseline Swin-X2S needs the packages MONAI and einops: pip install 'xreg[swin]'"
+    )
 
 
 class Expand(nn.Module):
