@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from xreg.cli import main
 from xreg.errors import FileError, ShapeError
 from xreg.shape import checkpoint, losses
+from xreg.shape.atlas import Atlas
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.patients import Patient
@@ -222,6 +223,7 @@ def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
     found = json.loads(result.stdout)
     assert found["patients"] == ["a", "b"]
     assert set(found["validation"]) == {"c"}
+    assert set(Atlas.beside(tmp_path / "net").patients) == {"a", "b"}
     again = CliRunner().invoke(main, [*arguments, "--steps", "2", "--as-they-are", "--resume"])
     assert again.exit_code == 0
     assert "2 patients: a, b" in again.output
