@@ -14,7 +14,7 @@ from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.targets import Cases
 
-SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, step=2, space_widths=(8, 16), hidden=16)
+SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
 
 
 def views_of(sample, **known) -> Views:

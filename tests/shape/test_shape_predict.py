@@ -15,7 +15,7 @@ from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.shape.training import mean_dice, train
 from xreg.training import MODEL, TRAINING
 
-NETWORK = NetworkSettings(film_widths=(8, 16, 16), features=8, step=2, space_widths=(8, 16), hidden=16)
+NETWORK = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(case, tmp_path_factory):
     """A network that knows one case by heart."""
     place = tmp_path_factory.mktemp("net")
     settings = ShapeTrainSettings(
-        steps=280, lattice=2, rate=1e-2, average=0.9, mirror=False, gamma=1.0, noise=0.0, validations=1,
+        steps=280, points=16, rate=1e-2, average=0.9, mirror=False, gamma=1.0, noise=0.0, validations=1,
         network=NETWORK,
     )  # fmt: skip
     train(AsTheyAre([case]), settings, place)

@@ -21,8 +21,8 @@ from xreg.shape.train_settings import ShapeTrainSettings, Weights
 from xreg.shape.training import Trainer, changed, mean_dice, train
 from xreg.training import LOG, MODEL, TRAINING, read_log
 
-SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, step=2, space_widths=(8, 16), hidden=16)
-QUICK = ShapeTrainSettings(steps=6, validations=3, lattice=4, network=SMALL)
+SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
+QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, network=SMALL)
 
 
 def source(*patients: str) -> AsTheyAre:
@@ -201,7 +201,7 @@ def test_another_training_is_not_resumed(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "known",
-    [{}, {"steps": 2, "minutes": 1}, {"steps": 0}, {"steps": 1, "lattice": 0}, {"steps": 1, "rate": 0}],
+    [{}, {"steps": 2, "minutes": 1}, {"steps": 0}, {"steps": 1, "points": 0}, {"steps": 1, "rate": 0}],
 )
 def test_settings_are_checked(known: dict) -> None:
     with pytest.raises(ShapeError):

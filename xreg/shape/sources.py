@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -18,6 +19,7 @@ from xreg.shape import samples as sample_files
 from xreg.shape.patients import Patient
 from xreg.shape.population import Exposure, Variation, draw_sample
 from xreg.shape.samples import Sample
+from xreg.training import step_seed
 
 T = TypeVar("T")
 
@@ -61,6 +63,7 @@ class AsTheyAre:
 class Population:
     """New patients by `xreg.shape.population`, among them, now and then, samples as they are.
 
+    Old patients are taken in proportion to the bones that they show, so that bones are seen alike often.
     toward: chance that a new patient goes a part of the way to another's bones.  as_they_are: share of the
     samples; their patients must be among ``patients``.
     """
@@ -77,16 +80,45 @@ class Population:
         """One a patient."""
         return tuple(Member(p.name, p.scheme, p.labels) for p in self.patients)
 
+    @cached_property
+    def _shares(self) -> Tensor:
+        return torch.tensor([float((p.labels.unique() > 0).sum()) + 0.5 for p in self.patients])
+
     def sample(self, seed: int) -> Sample:
         """A new patient's films and labels."""
         generator = torch.Generator().manual_seed(seed)
         plain, near = torch.rand(2, generator=generator).tolist()
         if self.samples and plain < self.as_they_are:
             return _pick(self.samples, generator)
-        patient = _pick(self.patients, generator)
+        patient = self.patients[int(torch.multinomial(self._shares, 1, generator=generator))]
         others = [p for p in self.patients if p is not patient]
         toward = _pick(others, generator) if others and near < self.toward else None
         return draw_sample(patient, generator, self.variation, self.exposure, toward=toward)
+
+
+def draw_pool(
+    source: Population,
+    folder: str | PathLike,
+    count: int,
+    *,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+) -> int:
+    """Draw new patients once and keep them as samples, which many trainings can use; how many were drawn.
+
+    Sample n comes from (seed, n) alone, and one that is there already is kept: so a stopped draw goes on.
+    on_done is told how many there are.  Raises ShapeError, FileError.
+    """
+    drawn = 0
+    fresh = replace(source, as_they_are=0.0)
+    for n in range(count):
+        place = Path(folder) / f"{n:05d}"
+        if not (place / sample_files.TENSORS).is_file():
+            fresh.sample(step_seed(seed, n, 0)).save(place)
+            drawn += 1
+        if on_done is not None:
+            on_done(n + 1)
+    return drawn
 
 
 def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list[Patient]]:

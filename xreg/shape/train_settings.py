@@ -35,12 +35,13 @@ class ShapeTrainSettings:
 
     steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
-    gradient.  average: decay of the running average of the weights, which is what is used.  lattice: every
-    n-th voxel along each axis is compared in a step, another set each time.  mirror: whether half of the
-    cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.  balance:
-    power of a label's rarity by which its voxels and pixels weigh more at the start, so that small bones are
-    learned at all; it falls to nothing over the training.  validations: how often held-out patients are
-    looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's inner work.
+    gradient.  average: decay of the running average of the weights, which is what is used.  points:
+    voxels along the grid's longest edge that are compared in a step, another set each time.  mirror: whether
+    half of the cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.
+    balance: power of a label's rarity by which its voxels and pixels weigh more at the start, so that small
+    bones are learned at all; it falls to nothing over the training.  validations: how often held-out
+    patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's
+    inner work.
     """
 
     steps: int | None = None
@@ -51,7 +52,7 @@ class ShapeTrainSettings:
     clip: float = 5.0
     decay: float = 1e-3
     average: float = 0.995
-    lattice: int = 4
+    points: int = 20
     mirror: bool = True
     gamma: float = 1.3
     noise: float = 0.02
@@ -70,7 +71,7 @@ class ShapeTrainSettings:
             )
         if not (self.minutes if self.steps is None else self.steps) > 0:
             raise ShapeError(f"steps and minutes must be positive, got {self.steps}, {self.minutes}")
-        whole = {"batch": self.batch, "lattice": self.lattice, "validations": self.validations}
+        whole = {"batch": self.batch, "points": self.points, "validations": self.validations}
         for name, value in whole.items():
             if int(value) != value or value < 1:
                 raise ShapeError(f"{name} must be a positive whole number, got {value!r}")

@@ -19,6 +19,7 @@ from xreg.errors import ShapeError
 from xreg.shape import losses
 from xreg.shape.checkpoint import FILES
 from xreg.shape.networks import Lattice, Output, make_network
+from xreg.shape.networks.backproject import stride
 from xreg.shape.networks.orders import rows_of
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import Scheme, scheme
@@ -161,7 +162,7 @@ class Trainer:
 
     def _lattice(self, shape: tuple[int, int, int]) -> Lattice:
         """Another set of voxels each step, each as often as any other."""
-        n = min(self.settings.lattice, *shape)
+        n = stride(shape, self.settings.points)
         start = torch.randint(n, (3,), generator=step_generator(self.settings.seed, self.step, -1))
         return Lattice(shape, n, tuple(start.tolist()))
 

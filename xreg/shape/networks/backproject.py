@@ -61,6 +61,11 @@ class Lattice:
         return (2 * (index - start) / self.step + 1) / count - 1
 
 
+def stride(shape: tuple[int, int, int], count: int) -> int:
+    """Voxels between points of which about ``count`` lie along a grid's longest edge, and one along each."""
+    return min(max(1, round(max(shape) / count)), *shape)
+
+
 def look_up(
     maps: Float[Tensor, "N C h w"], views: Views, index: Float[Tensor, "B N 3"]
 ) -> tuple[Float[Tensor, "B V C N"], Bool[Tensor, "B V N"]]:

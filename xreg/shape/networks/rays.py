@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up
+from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up, stride
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
 from xreg.shape.networks.heads import THICKNESS_MM, FilmHeads, FilmMaps
@@ -54,7 +54,7 @@ class RayNet(nn.Module):
         """Read the films, and work out the features of space."""
         features, summary = self.encoder(views.inputs())
         maps = self.heads(features, summary)
-        lattice = Lattice.coarse(views.shape, self.settings.step)
+        lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
         index = lattice.index(features.device).expand(len(views.films), -1, -1)
         fused = fuse(*look_up(features, views, index))
         place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]

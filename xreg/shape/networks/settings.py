@@ -24,9 +24,9 @@ class NetworkSettings:
     kind: 'rays', our own, for any cameras; or 'swin_x2s', the baseline for two orthogonal films and one grid.
 
     rays: film_widths, channels of the film encoder's levels, each half as fine as the one before; features,
-    channels carried into space; step, voxels that a cell of the 3D network is wide; space_widths, channels of
-    its levels; hidden, of the head that answers at a voxel; orders, whether the number along a row of bones
-    (which is learned in any case) moves their logits.
+    channels carried into space; cells, of the 3D network along the grid's longest edge; space_widths,
+    channels of its levels; hidden, of the head that answers at a voxel; orders, whether the number along a
+    row of bones (which is learned in any case) moves their logits.
 
     swin_x2s: width, channels after the patch embedding; depths and heads a stage; window, in tokens; grid
     (D, H, W), which its weights depend on.
@@ -35,7 +35,7 @@ class NetworkSettings:
     kind: str = "rays"
     film_widths: tuple[int, ...] = (24, 32, 64, 96, 128, 160)
     features: int = 32
-    step: int = 2
+    cells: int = 40
     space_widths: tuple[int, ...] = (24, 48, 96, 128)
     hidden: int = 96
     orders: bool = False
@@ -50,7 +50,7 @@ class NetworkSettings:
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
         if self.kind not in KINDS:
             raise ShapeError(f"kind of a network must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        numbers = (*self.film_widths, *self.space_widths, self.features, self.step, self.hidden, self.width)
+        numbers = (*self.film_widths, *self.space_widths, self.features, self.cells, self.hidden, self.width)
         if min(numbers) < 1 or not self.film_widths or not self.space_widths:
             raise ShapeError(f"a network needs positive widths and at least one level each, got {self}")
         if len(self.depths) != 4 or len(self.heads) != 4 or len(self.grid) != 3:
@@ -74,7 +74,7 @@ _SMALL, _LARGE = (2, 2, 6, 2), (2, 2, 18, 2)
 PRESETS: dict[str, NetworkSettings] = {
     "rays": NetworkSettings(),
     "rays-light": NetworkSettings(
-        film_widths=(16, 32, 48, 64, 96, 128), features=24, step=4, space_widths=(32, 64, 96), hidden=64
+        film_widths=(16, 32, 48, 64, 96, 128), features=24, cells=20, space_widths=(32, 64, 96), hidden=64
     ),
     "swin-x2s-tiny": NetworkSettings("swin_x2s", width=32, depths=_SMALL, heads=(1, 2, 4, 8)),
     "swin-x2s-small": NetworkSettings("swin_x2s", width=64, depths=_SMALL, heads=(2, 4, 8, 16)),

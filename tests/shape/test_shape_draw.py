@@ -1,0 +1,82 @@
+"""Pools of new patients: drawn once, gone on with, and never of those held out; and losses of rare labels."""
+
+import json
+
+import pytest
+import shape_case
+import torch
+from click.testing import CliRunner
+
+from xreg.cli import main
+from xreg.shape import losses
+from xreg.shape.networks.backproject import stride
+from xreg.shape.patients import Patient
+from xreg.shape.samples import Sample
+from xreg.shape.sources import Population
+
+
+def prepare(folder, *names):
+    for n, name in enumerate(names):
+        sample = shape_case.sample(name, n)
+        sample.save(folder / name)
+        Patient.from_labels(sample.labels, sample.grid, name, scheme="spine").save(folder / name)
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(main, ["shape", "draw", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_pool_is_drawn_and_gone_on_with(tmp_path) -> None:
+    prepare(tmp_path / "in", "a", "b", "c")
+    words = [tmp_path / "in", "-o", tmp_path / "pool", "--hold-out", "c", "--seed", 3]
+    assert json.loads(run(*words, "--count", 3, "--json").stdout)["drawn"] == 3
+    first = {n: Sample.load(tmp_path / "pool" / f"{n:05d}") for n in range(3)}
+    assert {s.patient for s in first.values()} <= {"a", "b"}
+    (tmp_path / "pool" / "00001" / "sample.safetensors").unlink()
+    told = json.loads(run(*words, "--count", 5, "--json").stdout)
+    assert (told["drawn"], told["patients"]) == (3, ["a", "b"])
+    again = Sample.load(tmp_path / "pool" / "00001")
+    assert torch.equal(again.labels, first[1].labels)
+    assert torch.equal(again.films, first[1].films)
+    assert not torch.equal(first[0].films, first[2].films)
+
+
+def test_what_cannot_be_drawn(tmp_path) -> None:
+    prepare(tmp_path / "in", "a")
+    assert "nobody" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "nobody", code=1).output
+    assert "no patient" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "a", code=1).output
+    assert run(tmp_path / "in", "-o", tmp_path / "p", "--count", 0, code=2)
+
+
+def test_patients_are_taken_by_their_bones() -> None:
+    labels = shape_case.body()
+    one = torch.where(labels == 20, labels, 0)
+    made = [
+        Patient.from_labels(x, shape_case.grid(), name, scheme="spine")
+        for name, x in (("four", labels), ("one", one))
+    ]
+    shares = Population(made)._shares
+    assert float(shares[0] / shares[1]) == pytest.approx(4.5 / 1.5)
+
+
+# ---- rare labels ----
+
+
+def test_balance_weighs_rare_labels_and_keeps_the_mean() -> None:
+    labels = torch.tensor([[0] * 96 + [1] * 4])
+    known = torch.ones(1, 2, dtype=torch.bool)
+    even = torch.zeros(1, 2, 100)
+    plain, half = (losses.segmentation_loss(even, labels, known, b)["entropy"] for b in (0.0, 0.5))
+    torch.testing.assert_close(plain, half)  # all voxels cost the same: weights are one on average
+    timid = torch.stack([torch.full((100,), 3.0), torch.zeros(100)])[None]  # all background
+    costs = [float(losses.segmentation_loss(timid, labels, known, b)["entropy"]) for b in (0.0, 0.5, 1.0)]
+    rare, common = 3.0485873515737421, 0.0485873515737421  # softplus of 3 and of -3
+    share = [0.04, 4**0.5 / (4**0.5 + 96**0.5), 0.5]  # counts to the power of 1 - balance
+    assert costs == pytest.approx([s * rare + (1 - s) * common for s in share], rel=1e-5)
+
+
+def test_strides_follow_the_grid() -> None:
+    assert [stride((n, n, n), 20) for n in (160, 80, 20, 8)] == [8, 4, 1, 1]
+    assert stride((160, 3, 160), 20) == 3

@@ -1,0 +1,78 @@
+"""`xreg shape draw`: new patients, drawn once for many trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xreg.cli.options import PATH, check_folder
+from xreg.cli.terminal import Clock, Terminal
+from xreg.cli.verb import verb
+
+
+@verb("draw", "Draw new patients from prepared ones, for many trainings.")
+@click.argument("samples", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the new samples.")
+@click.option("--count", type=click.IntRange(1), default=500, show_default=True, help="How many.")
+@click.option("--hold-out", multiple=True, metavar="PATIENT", help="Not drawn from. Repeated.")
+@click.option(
+    "--tilt",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of their view angles, degrees.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
+    """Draw new patients from the CTs in SAMPLES, folders that `xreg shape prepare` wrote.
+
+    \b
+        xreg shape draw prepared/ -o pool/ --count 500 --hold-out s0561
+        xreg shape train pool/ prepared/ -o net/ --as-they-are --hold-out s0561
+
+    Drawing a patient takes as long as a step of the training, so several trainings gain from one pool. A draw
+    that was stopped goes on. Networks that must not know a patient need a pool that was drawn without it.
+    """
+    check_folder(output)
+    clock = Clock()
+    from xreg.shape.population import Exposure
+    from xreg.shape.sources import Population, draw_pool, read_prepared
+
+    with terminal.working("reading patients"):
+        _, patients = read_prepared(samples)
+        learned = _without(patients, options["hold_out"])
+    source = Population(learned, exposure=Exposure(tilt_degrees=options["tilt"]))
+    count = options["count"]
+    with terminal.working("drawing patients") as tell:
+        drawn = draw_pool(
+            source,
+            output,
+            count,
+            seed=options["seed"],
+            on_done=lambda n: tell(f"patient {n}", key=n // 50, done=n, total=count),
+        )
+    names = [p.name for p in learned]
+    terminal.lines(
+        [
+            ("pool", f"{output}: {count} samples, {drawn} of them new"),
+            ("drawn from", f"{len(names)} patient{'s' * (len(names) != 1)}: {', '.join(names)}"),
+        ]
+    )
+    return {"pool": str(output), "count": count, "drawn": drawn, "patients": names, "seconds": clock.seconds}
+
+
+def _without(patients: list[Any], held_out: tuple[str, ...]) -> list[Any]:
+    """The patients to draw from; ShapeError where there is none, or one to hold out is not there."""
+    from xreg.errors import ShapeError
+
+    names = [p.name for p in patients]
+    if missing := sorted(set(held_out) - set(names)):
+        raise ShapeError(
+            f"no CT is of the patients to hold out {', '.join(missing)}; there are {', '.join(names)}"
+        )
+    kept = [p for p in patients if p.name not in held_out]
+    if not kept:
+        raise ShapeError("no patient with a CT is left to draw from; prepare more, or hold out fewer")
+    return kept
