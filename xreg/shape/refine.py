@@ -15,17 +15,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
-from xreg.io import VoxelGrid
 from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import ShapePrediction, prediction_of
-from xreg.shape.scene import Moves, Scene, overlap, voxels_of
+from xreg.shape.scene import Moves, Scene, box_of, overlap
 from xreg.similarity import sobel
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
@@ -45,8 +44,8 @@ class RefineSettings:
     size, bend in parts of its extent.  prior, rows, films, maps: what those count for against the overlap.
     """
 
-    steps: int = 36
-    rate: float = 0.03
+    steps: int = 24
+    rate: float = 0.04
     trust: float = 0.5
     least: float = 0.35
     turn_degrees: float = 12.0
@@ -55,7 +54,7 @@ class RefineSettings:
     bend: float = 0.05
     prior: float = 0.01
     rows: float = 0.01
-    films: float = 1.0
+    films: float = 0.5
     maps: float = 0.3
 
     def __post_init__(self) -> None:
@@ -252,7 +251,7 @@ def _fused(
     """Both opinions multiplied, each with a power, at the voxels that either counts as bone."""
     drawn = {}
     for bone in used.nonzero()[:, 0].tolist():
-        voxels, points = _box(found.grid, scene.points[bone], scene.grid)
+        voxels, points = box_of(found.grid, scene.points[bone])
         logit = scene.logit(moves, bone, points, found.grid).clamp(-_FAR, _FAR)
         drawn[scene.numbers[bone]] = voxels[logit > -4], logit[logit > -4]
     voxels = torch.cat([found.voxels, *(v for v, _ in drawn.values())]).unique()
@@ -270,14 +269,3 @@ def _fused(
     network[:, numbers] = share * both.softmax(1)
     made = prediction_of(voxels, network[None], found.grid, found.scheme, found.warnings)
     return replace(made, thickness=found.thickness)
-
-
-def _box(
-    grid: VoxelGrid, near: Float[Tensor, "n 3"], coarse: VoxelGrid
-) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m 3"]]:
-    """Voxels of a grid in the box of points of a coarser one, which has its axes, and their world points."""
-    index = near.double() @ grid.index_from_world[:3, :3].T + grid.index_from_world[:3, 3]
-    half = torch.tensor([c / f / 2 for c, f in zip(coarse.spacing, grid.spacing, strict=True)])
-    low = (index.amin(0) - half).ceil().clamp_min(0).long()
-    high = torch.minimum((index.amax(0) + half).floor().long() + 1, torch.tensor(grid.size))
-    return voxels_of(grid, low.flip(0).tolist(), high.flip(0).tolist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,7 +17,9 @@ from xreg.shape.predict import ShapePrediction
 
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
 _SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
-_AROUND = 0.35  # of a bone's size, about its box
+_AROUND = 0.35  # of a bone's size, to which voxels about it count
+_SEARCHES = 4  # for its middle
+_SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
 
 
@@ -123,18 +124,28 @@ class Scene:
 def _start(
     dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape
 ) -> tuple[Tensor, float, Tensor, Tensor, Tensor]:
-    """Where a bone starts and how large, and the voxels about it."""
-    inside = (dense > _FOUND).nonzero()
-    size = (float(dense.sum()) * grid.voxel_mm3) ** (1 / 3)
+    """Where a bone starts and how large, and the voxels about it.
+
+    Its middle is that of what lies within its own reach: a network in doubt leaves crumbs elsewhere.
+    """
     middle = sum(shape.sizes) / len(shape.sizes)
-    size = min(max(size, 0.7 * middle), 1.4 * middle)
-    pads = torch.tensor([int(_AROUND * size / s) + 1 for s in grid.spacing[::-1]])
-    low = (inside.amin(0) - pads).clamp_min(0).tolist()
-    high = torch.minimum(inside.amax(0) + pads + 1, torch.tensor(grid.shape)).tolist()
-    flat, points = voxels_of(grid, low, high)
+    flat = (dense.reshape(-1) > _FOUND).nonzero()[:, 0]
+    points, weight = points_of(grid, flat), dense.reshape(-1)[flat]
+    place = points[weight.argmax()]
+    near = torch.ones_like(weight)
+    for _ in range(_SEARCHES):
+        near = ((points - place).abs() < shape.reach * middle).all(-1) * weight
+        place = (near[:, None] * points).sum(0) / near.sum()
+    size = (float(near.sum()) * grid.voxel_mm3) ** (1 / 3)
+    size = min(max(size, _SMALLEST * middle), _LARGEST * middle)
+    reach = shape.reach * size * (1 + _AROUND)
+    corners = torch.stack([place - reach, place + reach])
+    flat, points = box_of(grid, corners)
     wanted = dense.reshape(-1)[flat]
-    place = (wanted[:, None] * points).sum(0) / wanted.sum()
-    return place, size, flat, points, wanted
+    local = (points - place) / size
+    close = torch.stack([shape.distance(n, local) for n in range(len(shape.distances))]).amin(0) < _AROUND
+    kept = close | (wanted > _FOUND / 2)
+    return place, size, flat[kept], points[kept], wanted[kept]
 
 
 def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
@@ -142,13 +153,20 @@ def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
     return 2 * (a * b).sum() / (a.square().sum() + b.square().sum()).clamp_min(1e-6)
 
 
-def voxels_of(
-    grid: VoxelGrid, low: Sequence[int], high: Sequence[int]
-) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 3"]]:
-    """Flat indices of the voxels from ``low`` to below ``high`` (k, j, i), and their world points (mm)."""
-    axes = [torch.arange(a, b) for a, b in zip(low, high, strict=True)]
-    k, j, i = (x.reshape(-1) for x in torch.meshgrid(*axes, indexing="ij"))
+def box_of(grid: VoxelGrid, points: Float[Tensor, "n 3"]) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m 3"]]:
+    """Flat indices of a grid's voxels in the box (along its axes) about world points, and their points."""
+    index = points.double() @ grid.index_from_world[:3, :3].T + grid.index_from_world[:3, 3]
+    size = torch.tensor(grid.size)
+    low = torch.minimum(index.amin(0).ceil().clamp_min(0).long(), size - 1)
+    high = torch.minimum(index.amax(0).floor().long() + 1, size)
+    axes = [torch.arange(a, max(a + 1, b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    k, j, i = (x.reshape(-1) for x in torch.meshgrid(*reversed(axes), indexing="ij"))
     flat = (k * grid.shape[1] + j) * grid.shape[2] + i
-    affine = grid.affine
-    points = torch.stack([i, j, k], -1).double() @ affine[:3, :3].T + affine[:3, 3]
-    return flat, points.float()
+    return flat, points_of(grid, flat)
+
+
+def points_of(grid: VoxelGrid, flat: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+    """World points (mm) of voxels."""
+    _, height, width = grid.shape
+    index = torch.stack([flat % width, flat // width % height, flat // (width * height)], -1)
+    return (index.double() @ grid.affine[:3, :3].T + grid.affine[:3, 3]).float()
