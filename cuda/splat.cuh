@@ -104,7 +104,7 @@ struct alignas(16 * sizeof(Real)) Footprint {
 template <SplatKind K>
 HD Footprint<double> footprint_of(const Gaussian& g, const Sight& s) {
   Footprint<double> f{};
-  const double d = dot(s.q, s.q), scale = kHalfLog2E / d;
+  const double d = dot(s.q, s.q), inverse = 1.0 / d, scale = kHalfLog2E * inverse;
   const double u = floor(clamp(s.uc, -kMostPixels, kMostPixels)), v = floor(clamp(s.vc, -kMostPixels, kMostPixels));
   f.u = static_cast<int32_t>(u);
   f.v = static_cast<int32_t>(v);
@@ -114,20 +114,20 @@ HD Footprint<double> footprint_of(const Gaussian& g, const Sight& s) {
   f.b = scale * dot(s.xu, s.xv);
   f.c = scale * dot(s.xv, s.xv);
   if (K == kSplatExact) {
-    f.du = 2 * dot(s.q, s.qu) / d;
-    f.dv = 2 * dot(s.q, s.qv) / d;
-    f.duu = dot(s.qu, s.qu) / d;
-    f.duv = 2 * dot(s.qu, s.qv) / d;
-    f.dvv = dot(s.qv, s.qv) / d;
+    f.du = 2 * dot(s.q, s.qu) * inverse;
+    f.dv = 2 * dot(s.q, s.qv) * inverse;
+    f.duu = dot(s.qu, s.qu) * inverse;
+    f.duv = 2 * dot(s.qu, s.qv) * inverse;
+    f.dvv = dot(s.qv, s.qv) * inverse;
     const Vec3 n = cross(s.qu, s.qv);
     f.m0 = 1.0 / s.t;
-    f.m1 = dot(n, s.xu) / d;
-    f.m2 = dot(n, s.xv) / d;
+    f.m1 = dot(n, s.xu) * inverse;
+    f.m2 = dot(n, s.xv) * inverse;
   }
   if (K == kSplatParallel) {
-    f.m0 = dot(s.p, s.q) / d;
-    f.m1 = dot(s.pu, s.q) / d;
-    f.m2 = dot(s.pv, s.q) / d;
+    f.m0 = dot(s.p, s.q) * inverse;
+    f.m1 = dot(s.pu, s.q) * inverse;
+    f.m2 = dot(s.pv, s.q) * inverse;
   }
   const double length = K == kSplatAffine ? sqrt(dot(s.r, s.r)) / s.t : 1.0;
   f.weight = g.density * kRootTwoPi * length / sqrt(d);

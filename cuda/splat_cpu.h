@@ -128,20 +128,32 @@ void render_row(const Lens& lens, const Screen& screen, const Buffer<Footprint<S
     const RowTerms<V> row = row_terms<K>(f, block_rows<V>() + static_cast<Real>(v0 - f.v) - f.fv);
     V at = block_columns<V>() + static_cast<Real>(first * kAcross - f.u);
     Real* sum = room.at(first * kSums);
-    for (int n = 0; n < count; ++n, at += static_cast<Real>(kAcross), sum += kSums * kLanes) {
-      const V x = at - f.fu;
-      if constexpr (Moments) {
+    if constexpr (Moments) {
+      for (int n = 0; n < count; ++n, at += static_cast<Real>(kAcross), sum += kSums * kLanes) {
         PixelMoments<V> m{load<V>(sum), load<V>(sum + kLanes), load<V>(sum + 2 * kLanes), load<V>(sum + 3 * kLanes),
                           load<V>(sum + 4 * kLanes)};
-        accumulate<K>(m, f, row, x, limit);
+        accumulate<K>(m, f, row, at - f.fu, limit);
         store(sum, m.image);
         store(sum + kLanes, m.su);
         store(sum + 2 * kLanes, m.sv);
         store(sum + 3 * kLanes, m.du);
         store(sum + 4 * kLanes, m.dv);
-      } else {
-        store(sum, load<V>(sum) + f.weight * value_of<K>(falloff_of<K>(along_row<K>(f, row, x)), limit));
       }
+    } else {
+      const auto add = [&](const Falloff<V>& part) {
+        store(sum, load<V>(sum) + f.weight * value_of<K>(part, limit));
+        sum += kLanes;
+      };
+      // A block's operations wait for each other, and the processor looks ahead by three blocks: with half of the next
+      // among those of this one it has twice as many to choose from.
+      Falloff<V> part = falloff_of<K>(along_row<K>(f, row, at - f.fu));
+      for (int n = 1; n < count; ++n) {
+        at += static_cast<Real>(kAcross);
+        const Falloff<V> next = falloff_of<K>(along_row<K>(f, row, at - f.fu));
+        add(part);
+        part = next;
+      }
+      add(part);
     }
   }
   const int64_t plane = static_cast<int64_t>(screen.height) * screen.width;

@@ -39,9 +39,10 @@ struct EllipseBox {
 HD EllipseBox box_of(const Conic<double>& c) {
   EllipseBox box{};
   const double det = 4 * c.xx * c.yy - c.xy * c.xy;
-  const double mx = (c.xy * c.y - 2 * c.yy * c.x) / det, my = (c.xy * c.x - 2 * c.xx * c.y) / det;  // the middle
+  const double inverse = 1.0 / det;
+  const double mx = (c.xy * c.y - 2 * c.yy * c.x) * inverse, my = (c.xy * c.x - 2 * c.xx * c.y) * inverse;  // the middle
   const double size = -(c.one + 0.5 * (c.x * mx + c.y * my));  // xx x^2 + xy x y + yy y^2 = size about it
-  const double wx = sqrt(4 * c.yy * size / det), wy = sqrt(4 * c.xx * size / det);
+  const double wx = sqrt(4 * c.yy * size * inverse), wy = sqrt(4 * c.xx * size * inverse);
   box.real = det > 0 && c.xx > 0 && size > 0 && wx < 1e12 && wy < 1e12;
   box.x0 = mx - wx;
   box.x1 = mx + wx;
