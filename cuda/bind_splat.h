@@ -32,6 +32,7 @@ inline XregSplatView splat_view_of(const Tensor& rays, int64_t height, int64_t w
                       rays.scalar_type() == ScalarType::Double,
                   "xreg: rays must be a contiguous float64 [V, 6, 3] tensor");
   STD_TORCH_CHECK(height > 0 && width > 0, "xreg: an image needs at least one pixel");
+  STD_TORCH_CHECK(height <= (1 << 20) && width <= (1 << 20), "xreg: an image may have at most 2^20 pixels along a side");
   STD_TORCH_CHECK(0 <= kind && kind <= 2, "xreg: there is no such kind of splatting");
   STD_TORCH_CHECK(cutoff > 0 && cutoff <= 12, "xreg: the cutoff must be above 0 and at most 12 sigmas");
   return {static_cast<const double*>(rays.data_ptr()), rays.size(0), int32_t(height), int32_t(width), int32_t(kind), cutoff};

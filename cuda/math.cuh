@@ -32,9 +32,9 @@ namespace xreg {
 inline namespace XREG_ISA {
 
 template <class T>
-HD T lower(T a, T b) { return a < b ? a : b; }
+HD constexpr T lower(T a, T b) { return a < b ? a : b; }
 template <class T>
-HD T upper(T a, T b) { return a > b ? a : b; }
+HD constexpr T upper(T a, T b) { return a > b ? a : b; }
 template <class T>
 HD T clamp(T v, T lo, T hi) { return lower(upper(v, lo), hi); }
 template <class T>

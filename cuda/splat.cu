@@ -6,7 +6,7 @@
 namespace xreg {
 namespace {
 
-constexpr int64_t kMostRecords = 1 << 22;  // footprints held at a time: 80 bytes each
+constexpr int64_t kMostRecords = 1 << 22;  // footprints held at a time: 64 bytes each
 constexpr int64_t kMostViews = 65535;       // of one launch: the limit of a grid's second dimension
 constexpr int kPixels = kTile * kTile;
 
@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(kThreads)
   int64_t touched = 0, at = Fill && i > 0 ? counts[i - 1] : 0;
   if (look<K::value>(lens, gaussian_at(all, i - view * shot.count), shot.cutoff, shot.height, shot.width, sight, f,
                      outline)) {
-    for (int row = f.v0 / kTile; row <= f.v1 / kTile; ++row) {
+    for (int row = outline.v0 / kTile; row <= outline.v1 / kTile; ++row) {
       int first, last;
-      tiles_of_row(sight, f, outline, row, first, last);
+      tiles_of_row(sight, outline, row, first, last);
       if (Fill)
         for (int tile = first; tile <= last; ++tile, ++at) {
           pairs.cells[at] = static_cast<uint32_t>((view * shot.tiles_v + row) * shot.tiles_u + tile);
@@ -70,11 +70,10 @@ __global__ void __launch_bounds__(kPixels)
     __syncthreads();
     for (int n = 0; n < some; ++n) {
       const Footprint<Real>& f = batch[n];
-      const RowTerms<Real> row = row_terms<K::value>(f, v);
-      const Real x = offset_u<Real>(f, u);
-      Real e, y2;
+      const RowTerms<Real> row = row_terms<K::value>(f, offset_v(f, v));
+      const Real x = offset_u(f, u);
       if constexpr (Moments) accumulate<K::value>(sum, f, row, x, limit);
-      else sum.image += f.weight * falloff<K::value>(along_row<K::value>(f, row, x), limit, e, y2);
+      else sum.image += f.weight * value_of<K::value>(falloff_of<K::value>(along_row<K::value>(f, row, x)), limit);
     }
   }
   if (u >= shot.width || v >= shot.height) return;
@@ -120,14 +119,14 @@ __global__ void __launch_bounds__(kThreads)
   const Real limit = static_cast<Real>(shot.limit), slack = static_cast<Real>(0.02);
   PixelSums<Real> s;
   s.clear();
-  for (int v = f.v0 + lane / kTile; v <= f.v1; v += kWarp / kTile) {
-    const RowTerms<Real> row = row_terms<K::value>(f, v);
+  for (int v = outline.v0 + lane / kTile; v <= outline.v1; v += kWarp / kTile) {
+    const RowTerms<Real> row = row_terms<K::value>(f, offset_v(f, v));
     Real lo, hi;
     chord(conic, row.y, lo, hi);
-    const int u0 = within(lo + f.fu - slack, f.u0 - f.u, f.u1 - f.u) + f.u;
-    const int u1 = within(hi + f.fu + slack, f.u0 - f.u, f.u1 - f.u) + f.u;
+    const int u0 = within(lo + f.fu - slack, outline.u0 - f.u, outline.u1 - f.u) + f.u;
+    const int u1 = within(hi + f.fu + slack, outline.u0 - f.u, outline.u1 - f.u) + f.u;
     for (int u = u0 + lane % kTile; u <= u1; u += kTile)
-      gather<K::value>(s, f, row, offset_u<Real>(f, u), g[static_cast<int64_t>(v) * shot.width + u], limit);
+      gather<K::value>(s, f, row, offset_u(f, u), g[static_cast<int64_t>(v) * shot.width + u], limit);
   }
   s = {over_warp(s.w), over_warp(s.au), over_warp(s.av), over_warp(s.auu), over_warp(s.auv), over_warp(s.avv),
        over_warp(s.b), over_warp(s.bu), over_warp(s.bv), over_warp(s.buu), over_warp(s.buv), over_warp(s.bvv)};

@@ -92,20 +92,19 @@ HD Sight sight_of(const Lens& c, const Gaussian& g, double cutoff) {
 
 // What the pixels need to know of a Gaussian.  Lengths are divided by D at the centre, and N also by 2 / log2(e).
 template <class Real>
-struct Footprint {
+struct alignas(16 * sizeof(Real)) Footprint {
   int32_t u, v;  // the centre's pixel is (u + fu, v + fv)
   Real fu, fv;
   Real a, b, c;                // N = a x^2 + 2 b x y + c y^2
   Real du, dv, duu, duv, dvv;  // D = 1 + du x + dv y + duu x^2 + duv x y + dvv y^2
   Real weight;                 // of 2^(-N/D) / sqrt(D)
   Real m0, m1, m2;             // for the moments: (1 / t, b1, b2), or (t, tu, tv) of a parallel beam
-  int32_t u0, u1, v0, v1;      // pixels of the ellipse's box, both ends included
 };
 
 template <SplatKind K>
 HD Footprint<double> footprint_of(const Gaussian& g, const Sight& s) {
   Footprint<double> f{};
-  const double d = dot(s.q, s.q), scale = kHalfLog2E / d;
+  const double d = dot(s.q, s.q), inverse = 1.0 / d, scale = kHalfLog2E * inverse;
   const double u = floor(clamp(s.uc, -kMostPixels, kMostPixels)), v = floor(clamp(s.vc, -kMostPixels, kMostPixels));
   f.u = static_cast<int32_t>(u);
   f.v = static_cast<int32_t>(v);
@@ -115,20 +114,20 @@ HD Footprint<double> footprint_of(const Gaussian& g, const Sight& s) {
   f.b = scale * dot(s.xu, s.xv);
   f.c = scale * dot(s.xv, s.xv);
   if (K == kSplatExact) {
-    f.du = 2 * dot(s.q, s.qu) / d;
-    f.dv = 2 * dot(s.q, s.qv) / d;
-    f.duu = dot(s.qu, s.qu) / d;
-    f.duv = 2 * dot(s.qu, s.qv) / d;
-    f.dvv = dot(s.qv, s.qv) / d;
+    f.du = 2 * dot(s.q, s.qu) * inverse;
+    f.dv = 2 * dot(s.q, s.qv) * inverse;
+    f.duu = dot(s.qu, s.qu) * inverse;
+    f.duv = 2 * dot(s.qu, s.qv) * inverse;
+    f.dvv = dot(s.qv, s.qv) * inverse;
     const Vec3 n = cross(s.qu, s.qv);
     f.m0 = 1.0 / s.t;
-    f.m1 = dot(n, s.xu) / d;
-    f.m2 = dot(n, s.xv) / d;
+    f.m1 = dot(n, s.xu) * inverse;
+    f.m2 = dot(n, s.xv) * inverse;
   }
   if (K == kSplatParallel) {
-    f.m0 = dot(s.p, s.q) / d;
-    f.m1 = dot(s.pu, s.q) / d;
-    f.m2 = dot(s.pv, s.q) / d;
+    f.m0 = dot(s.p, s.q) * inverse;
+    f.m1 = dot(s.pu, s.q) * inverse;
+    f.m2 = dot(s.pv, s.q) * inverse;
   }
   const double length = K == kSplatAffine ? sqrt(dot(s.r, s.r)) / s.t : 1.0;
   f.weight = g.density * kRootTwoPi * length / sqrt(d);
@@ -139,74 +138,62 @@ template <class Real>
 HD Footprint<Real> narrow(const Footprint<double>& f) {
   const auto r = [](double x) { return static_cast<Real>(x); };
   return {f.u, f.v, r(f.fu), r(f.fv), r(f.a), r(f.b), r(f.c), r(f.du), r(f.dv), r(f.duu), r(f.duv), r(f.dvv),
-          r(f.weight), r(f.m0), r(f.m1), r(f.m2), f.u0, f.u1, f.v0, f.v1};
+          r(f.weight), r(f.m0), r(f.m1), r(f.m2)};
 }
 
-// A pixel's distance to the centre along v, and what follows for its row.
-template <class Real>
+// The distance to the centre along v, and what follows while u alone changes: of a row, or of the rows of a block.
+template <class V>
 struct RowTerms {
-  Real y, n0, n1, d0, d1;
+  V y, n0, n1, d0, d1;
 };
 
-template <SplatKind K, class Real>
-HD RowTerms<Real> row_terms(const Footprint<Real>& f, int v) {
-  RowTerms<Real> row;
-  const Real y = static_cast<Real>(v - f.v) - f.fv;
+template <SplatKind K, class V, class Real>
+HD RowTerms<V> row_terms(const Footprint<Real>& f, V y) {
+  RowTerms<V> row;
   row.y = y;
-  row.n0 = f.c * y * y;
-  row.n1 = Real(2) * f.b * y;
+  row.n0 = -f.c * y * y;
+  row.n1 = Real(-2) * f.b * y;
   row.d0 = Real(1) + y * (f.dv + f.dvv * y);
   row.d1 = f.du + f.duv * y;
   return row;
 }
 
-template <class V, class Real>
-HD V offset_u(const Footprint<Real>& f, int u) { return ramp<V>() + (static_cast<Real>(u - f.u) - f.fu); }
+template <class Real>
+HD Real offset_u(const Footprint<Real>& f, int u) { return static_cast<Real>(u - f.u) - f.fu; }
+template <class Real>
+HD Real offset_v(const Footprint<Real>& f, int v) { return static_cast<Real>(v - f.v) - f.fv; }
 
-// N and D at the pixels x of a row.
+// -N and D at the pixels x.
 template <class V>
 struct Quotient {
   V n, d;
 };
 
 template <SplatKind K, class V, class Real>
-HD Quotient<V> along_row(const Footprint<Real>& f, const RowTerms<Real>& row, V x) {
-  return {row.n0 + x * (row.n1 + f.a * x), K == kSplatExact ? row.d0 + x * (row.d1 + f.duu * x) : splat_of<V>(1)};
+HD Quotient<V> along_row(const Footprint<Real>& f, const RowTerms<V>& row, V x) {
+  return {row.n0 + x * (row.n1 - f.a * x), K == kSplatExact ? row.d0 + x * (row.d1 + f.duu * x) : splat_of<V>(1)};
 }
 
-// The same for columns x that stay while y changes: what depends on x alone is worked out once.
+// The parts of 2^t / sqrt(D): t = -N / D, y = 1 / sqrt(D), y2 = 1 / D.
 template <class V>
-struct ColumnTerms {
-  V n0, n1, d0, d1;
+struct Falloff {
+  V t, y, y2;
 };
 
-template <SplatKind K, class V, class Real>
-HD ColumnTerms<V> column_terms(const Footprint<Real>& f, V x) {
-  ColumnTerms<V> c;
-  c.n0 = f.a * x * x;
-  c.n1 = Real(2) * f.b * x;
-  c.d0 = Real(1) + x * (f.du + f.duu * x);
-  c.d1 = f.dv + f.duv * x;
-  return c;
-}
-
-template <SplatKind K, class V, class Real>
-HD Quotient<V> down_column(const Footprint<Real>& f, const ColumnTerms<V>& c, V y) {
-  return {c.n0 + y * (c.n1 + f.c * y), K == kSplatExact ? c.d0 + y * (c.d1 + f.dvv * y) : splat_of<V>(1)};
-}
-
-// 2^(-e) / sqrt(D), zero outside the ellipse; e = N / D in powers of two, y2 = 1 / D.
 template <SplatKind K, class V>
-HD V falloff(const Quotient<V>& at, ScalarOf<V> limit, V& e, V& y2) {
-  V y = splat_of<V>(1);
-  y2 = y;
-  e = at.n;
-  if (K == kSplatExact) {
-    y = inverse_sqrt(magnitude_of(at.d));  // rounding may pass below zero, but only outside the ellipse
-    y2 = y * y;
-    e = at.n * y2;
-  }
-  return select(e < limit, y * exp2_minus(e), splat_of<V>(0));
+HD Falloff<V> falloff_of(const Quotient<V>& at) {
+  using Real = ScalarOf<V>;
+  if (K != kSplatExact) return {at.n, splat_of<V>(1), splat_of<V>(1)};
+  const V tiny = splat_of<V>(static_cast<Real>(1e-20));  // rounding may pass below zero, but only outside the ellipse
+  const V y = inverse_sqrt(upper(tiny, at.d)), y2 = y * y;
+  return {at.n * y2, y, y2};
+}
+
+// 2^t / sqrt(D), zero outside the ellipse.
+template <SplatKind K, class V>
+HD V value_of(const Falloff<V>& f, ScalarOf<V> limit) {
+  const V value = exp2_above(f.t, -limit);
+  return K == kSplatExact ? f.y * value : value;
 }
 
 // Sums over the pixels of a Gaussian, from which all of its gradients follow: of w, w (1, x, y, xx, xy, yy) / D, and the
@@ -218,11 +205,11 @@ struct PixelSums {
 };
 
 template <SplatKind K, class V, class Real>
-HD void gather(PixelSums<V>& s, const Footprint<Real>& f, const RowTerms<Real>& row, V x, V cotangent, Real limit) {
-  V e, y2;
-  const V w = cotangent * falloff<K>(along_row<K>(f, row, x), limit, e, y2);
-  const Real y = row.y;
-  const V a = w * y2, ax = a * x, ay = a * y;
+HD void gather(PixelSums<V>& s, const Footprint<Real>& f, const RowTerms<V>& row, V x, V cotangent, Real limit) {
+  const Falloff<V> at = falloff_of<K>(along_row<K>(f, row, x));
+  const V w = cotangent * value_of<K>(at, limit);
+  const V y = row.y;
+  const V a = w * at.y2, ax = a * x, ay = a * y;
   s.w += w;
   s.au += ax;
   s.av += ay;
@@ -230,7 +217,7 @@ HD void gather(PixelSums<V>& s, const Footprint<Real>& f, const RowTerms<Real>& 
   s.auv += ax * y;
   s.avv += ay * y;
   if (K == kSplatAffine) return;
-  const V b = a * (e * static_cast<Real>(1 / kHalfLog2E) - Real(1));
+  const V b = a * (at.t * static_cast<Real>(-1 / kHalfLog2E) - Real(1));
   s.b += b;
   if (K == kSplatParallel) return;
   const V bx = b * x, by = b * y;
@@ -250,11 +237,12 @@ struct PixelMoments {
 };
 
 template <SplatKind K, class V, class Real>
-HD void accumulate(PixelMoments<V>& m, const Footprint<Real>& f, const RowTerms<Real>& row, V x, Real limit) {
-  V e, y2;
-  const V value = f.weight * falloff<K>(along_row<K>(f, row, x), limit, e, y2);
-  const Real y = row.y, half = static_cast<Real>(1 / kHalfLog2E);
-  const V a = value * y2;
+HD void accumulate(PixelMoments<V>& m, const Footprint<Real>& f, const RowTerms<V>& row, V x, Real limit) {
+  const Falloff<V> at = falloff_of<K>(along_row<K>(f, row, x));
+  const V value = f.weight * value_of<K>(at, limit);
+  const Real half = static_cast<Real>(1 / kHalfLog2E);
+  const V y = row.y;
+  const V a = value * at.y2;
   const V nu = half * (f.a * x + f.b * y), nv = half * (f.b * x + f.c * y);  // half the slope of N
   m.image += value;
   if (K == kSplatParallel) {
@@ -264,7 +252,7 @@ HD void accumulate(PixelMoments<V>& m, const Footprint<Real>& f, const RowTerms<
     m.du += value * (f.m1 - t * nu);
     m.dv += value * (f.m2 - t * nv);
   } else {
-    const V b = Real(0.5) * (half * e - Real(1));
+    const V b = Real(-0.5) * (half * at.t + Real(1));
     const V turn = f.m1 * x + f.m2 * y;
     m.su += a * (y * turn - f.m0 * nu);
     m.sv -= a * (x * turn + f.m0 * nv);

@@ -1,8 +1,8 @@
 // The host launchers of the splatter, for V pixels at a time.
 #pragma once
 #include "launch_cpu.h"
+#include "splat_blocks.h"
 #include "splat_chain.cuh"
-#include "splat_tiles.cuh"
 
 #include <memory>
 #include <utility>
@@ -45,15 +45,17 @@ class Buffer {
 constexpr int64_t kPiece = 512;
 inline int64_t pieces_of(int64_t count) { return (count + kPiece - 1) / kPiece; }
 
-// Which Gaussians touch which cells (tiles of an image, slabs of a grid): lists in the order of the Gaussians.
+// Which Gaussians touch which cells (rows of blocks of an image, slabs of a grid), and what there is to say of each: lists
+// in the order of the Gaussians.
+template <class Item>
 class Bins {
  public:
-  // find(n, put) calls put(first cell, last cell) for each run of cells that Gaussian n touches.
+  // find(n, put) calls put(cell, item) for each cell that Gaussian n touches.
   template <class Find>
   void build(int64_t count, int64_t cells, XregFor run, const Find& find) {
     constexpr int64_t kMost = 128;  // pieces: each counts for every cell
     const int64_t each = upper(kPiece, (count + kMost - 1) / kMost), pieces = (count + each - 1) / each;
-    std::unique_ptr<Buffer<Run>[]> runs(new Buffer<Run>[pieces]);
+    std::unique_ptr<Buffer<Found>[]> found(new Buffer<Found>[pieces]);
     Buffer<int64_t> at;
     at.resize(pieces * cells);
     parallel(run, pieces, [&](int64_t piece) {
@@ -61,9 +63,9 @@ class Bins {
       for (int64_t c = 0; c < cells; ++c) mine[c] = 0;
       const int64_t end = lower(count, (piece + 1) * each);
       for (int64_t n = piece * each; n < end; ++n)
-        find(n, [&](int64_t first, int64_t last) {
-          runs[piece].push({static_cast<int32_t>(n), static_cast<int32_t>(first), static_cast<int32_t>(last)});
-          for (int64_t c = first; c <= last; ++c) ++mine[c];
+        find(n, [&](int64_t cell, const Item& item) {
+          found[piece].push({static_cast<int32_t>(cell), item});
+          ++mine[cell];
         });
     });
     start_.resize(cells + 1);
@@ -77,25 +79,23 @@ class Bins {
       }
     }
     start_[cells] = total;
-    ids_.resize(total);
+    items_.resize(total);
     parallel(run, pieces, [&](int64_t piece) {
       int64_t* mine = &at[piece * cells];
-      for (int64_t i = 0; i < runs[piece].size(); ++i) {
-        const Run& r = runs[piece][i];
-        for (int64_t c = r.first; c <= r.last; ++c) ids_[mine[c]++] = r.gaussian;
-      }
+      for (int64_t i = 0; i < found[piece].size(); ++i) items_[mine[found[piece][i].cell]++] = found[piece][i].item;
     });
   }
   int64_t begin(int64_t cell) const { return start_[cell]; }
   int64_t end(int64_t cell) const { return start_[cell + 1]; }
-  int32_t operator[](int64_t i) const { return ids_[i]; }
+  const Item& operator[](int64_t i) const { return items_[i]; }
 
  private:
-  struct Run {
-    int32_t gaussian, first, last;
+  struct Found {
+    int32_t cell;
+    Item item;
   };
   Buffer<int64_t> start_;
-  Buffer<int32_t> ids_;
+  Buffer<Item> items_;
 };
 
 struct Screen {
@@ -103,57 +103,70 @@ struct Screen {
   double cutoff, limit;
 };
 
-// Sums one tile's Gaussians, kCount pixels of a row at a time, and writes image and moments.
+// A Gaussian's blocks in one row of them.
+struct Run {
+  int32_t gaussian;
+  uint32_t first : 20, count : 12;
+};
+
+// Sums the Gaussians of one row of blocks, and writes image and moments.
 template <SplatKind K, bool Moments, class V>
-void render_tile(const Lens& lens, const Screen& screen, const Buffer<Footprint<ScalarOf<V>>>& prints, const Bins& bins,
-                 int64_t tile, int tiles_u, ScalarOf<V>* image, ScalarOf<V>* moments) {
+void render_row(const Lens& lens, const Screen& screen, const Buffer<Footprint<ScalarOf<V>>>& prints,
+                const Bins<Run>& bins, int64_t block_row, ScalarOf<V>* image, ScalarOf<V>* moments) {
   using Real = ScalarOf<V>;
-  constexpr int kLanes = Lanes<V>::kCount, kSums = Moments ? 5 : 1;
-  const int u0 = static_cast<int>(tile % tiles_u) * kTile, v0 = static_cast<int>(tile / tiles_u) * kTile;
-  alignas(64) Real sums[kSums][kTile][kTile] = {};
+  constexpr int kLanes = Lanes<V>::kCount, kSums = Moments ? 5 : 1, kAcross = Lanes<V>::kAcross, kDown = Lanes<V>::kDown;
+  const int v0 = static_cast<int>(block_row) * kDown;
+  Blocks<V> room(blocks_across<V>(screen.width) * kSums);
+  for (int64_t n = 0; n < room.size(); ++n) store(room.at(n), splat_of<V>(0));
   const Real limit = static_cast<Real>(screen.limit);
-  for (int64_t i = bins.begin(tile); i < bins.end(tile); ++i) {
-    if (i + kAhead < bins.end(tile)) {
-      const char* later = reinterpret_cast<const char*>(&prints[bins[i + kAhead]]);
-      __builtin_prefetch(later);
-      __builtin_prefetch(later + sizeof(Footprint<Real>) - 1);
-    }
-    const Footprint<Real>& f = prints[bins[i]];
-    const int first = upper(f.v0 - v0, 0), last = lower(f.v1 - v0, kTile - 1);
-    for (int s = 0; s < kTile; s += kLanes) {
-      const V x = offset_u<V>(f, u0 + s);
-      if constexpr (Moments) {
-        for (int v = first; v <= last; ++v) {
-          PixelMoments<V> m{load<V>(&sums[0][v][s]), load<V>(&sums[1][v][s]), load<V>(&sums[2][v][s]),
-                            load<V>(&sums[3][v][s]), load<V>(&sums[4][v][s])};
-          accumulate<K>(m, f, row_terms<K>(f, v0 + v), x, limit);
-          store(&sums[0][v][s], m.image);
-          store(&sums[1][v][s], m.su);
-          store(&sums[2][v][s], m.sv);
-          store(&sums[3][v][s], m.du);
-          store(&sums[4][v][s], m.dv);
-        }
-      } else {
-        const ColumnTerms<V> column = column_terms<K>(f, x);
-        for (int v = first; v <= last; ++v) {
-          V e, y2;
-          const V y = splat_of<V>(static_cast<Real>(v0 + v - f.v) - f.fv);
-          Real* at = &sums[0][v][s];
-          store(at, load<V>(at) + f.weight * falloff<K>(down_column<K>(f, column, y), limit, e, y2));
-        }
+  const int64_t end = bins.end(block_row);
+  for (int64_t i = bins.begin(block_row); i < end; ++i) {
+    if (i + kAhead < end) __builtin_prefetch(&prints[bins[i + kAhead].gaussian]);
+    const Run run = bins[i];
+    const int first = static_cast<int>(run.first), count = static_cast<int>(run.count);
+    const Footprint<Real>& f = prints[run.gaussian];
+    const RowTerms<V> row = row_terms<K>(f, block_rows<V>() + static_cast<Real>(v0 - f.v) - f.fv);
+    V at = block_columns<V>() + static_cast<Real>(first * kAcross - f.u);
+    Real* sum = room.at(first * kSums);
+    if constexpr (Moments) {
+      for (int n = 0; n < count; ++n, at += static_cast<Real>(kAcross), sum += kSums * kLanes) {
+        PixelMoments<V> m{load<V>(sum), load<V>(sum + kLanes), load<V>(sum + 2 * kLanes), load<V>(sum + 3 * kLanes),
+                          load<V>(sum + 4 * kLanes)};
+        accumulate<K>(m, f, row, at - f.fu, limit);
+        store(sum, m.image);
+        store(sum + kLanes, m.su);
+        store(sum + 2 * kLanes, m.sv);
+        store(sum + 3 * kLanes, m.du);
+        store(sum + 4 * kLanes, m.dv);
       }
+    } else {
+      const auto add = [&](const Falloff<V>& part) {
+        store(sum, load<V>(sum) + f.weight * value_of<K>(part, limit));
+        sum += kLanes;
+      };
+      // A block's operations wait for each other, and the processor looks ahead by three blocks: with half of the next
+      // among those of this one it has twice as many to choose from.
+      Falloff<V> part = falloff_of<K>(along_row<K>(f, row, at - f.fu));
+      for (int n = 1; n < count; ++n) {
+        at += static_cast<Real>(kAcross);
+        const Falloff<V> next = falloff_of<K>(along_row<K>(f, row, at - f.fu));
+        add(part);
+        part = next;
+      }
+      add(part);
     }
   }
   const int64_t plane = static_cast<int64_t>(screen.height) * screen.width;
-  for (int v = 0; v < kTile && v0 + v < screen.height; ++v)
-    for (int u = 0; u < kTile && u0 + u < screen.width; ++u) {
-      const int64_t at = static_cast<int64_t>(v0 + v) * screen.width + u0 + u;
-      const double length = K == kSplatAffine ? 1.0 : ray_length(lens, u0 + u, v0 + v);
-      const double value = length * static_cast<double>(sums[0][v][u]);
+  for (int v = v0; v < lower(v0 + kDown, screen.height); ++v)
+    for (int u = 0; u < screen.width; ++u) {
+      const int64_t at = static_cast<int64_t>(v) * screen.width + u;
+      const Real* sum = room.at(u / kAcross * kSums) + lane_of<V>(u, v);
+      const double length = K == kSplatAffine ? 1.0 : ray_length(lens, u, v);
+      const double value = length * static_cast<double>(sum[0]);
       image[at] = static_cast<Real>(value);
       if constexpr (Moments)
-        write_moments(ray_frame<K>(lens, u0 + u, v0 + v), value, sums[1][v][u], sums[2][v][u], sums[3][v][u],
-                      sums[4][v][u], moments + at, plane);
+        write_moments(ray_frame<K>(lens, u, v), value, sum[kLanes], sum[2 * kLanes], sum[3 * kLanes], sum[4 * kLanes],
+                      moments + at, plane);
     }
 }
 
@@ -162,82 +175,73 @@ void splat_views(const XregGaussians& gaussians, const XregSplatView& view, void
   using Real = ScalarOf<V>;
   const GaussianArrays<Real> all = arrays_of<Real>(gaussians);
   const Screen screen{view.height, view.width, view.cutoff, kHalfLog2E * view.cutoff * view.cutoff};
-  const int tiles_u = (view.width + kTile - 1) / kTile, tiles_v = (view.height + kTile - 1) / kTile;
-  const int64_t plane = static_cast<int64_t>(view.height) * view.width;
+  const int64_t plane = static_cast<int64_t>(view.height) * view.width, rows = blocks_down<V>(view.height);
   Buffer<Footprint<Real>> prints;
   prints.resize(gaussians.count);
-  Bins bins;
+  Bins<Run> bins;
   for (int64_t n = 0; n < view.views; ++n) {
     const Lens lens = lens_of<K>(view.rays + 18 * n);
-    bins.build(gaussians.count, static_cast<int64_t>(tiles_u) * tiles_v, run, [&](int64_t i, const auto& put) {
+    bins.build(gaussians.count, rows, run, [&](int64_t i, const auto& put) {
       Sight sight;
       Outline outline;
-      Footprint<Real>& f = prints[i];
-      if (!look<K>(lens, gaussian_at(all, i), view.cutoff, view.height, view.width, sight, f, outline)) return;
-      for (int row = f.v0 / kTile; row <= f.v1 / kTile; ++row) {
-        int first, last;
-        tiles_of_row(sight, f, outline, row, first, last);
-        const int64_t base = static_cast<int64_t>(row) * tiles_u;
-        if (first <= last) put(base + first, base + last);
-      }
+      if (!look<K>(lens, gaussian_at(all, i), view.cutoff, view.height, view.width, sight, prints[i], outline)) return;
+      each_row_of_blocks<V>(prints[i], outline, [&](const BlockRow& b) {
+        put(b.row, {static_cast<int32_t>(i), static_cast<uint32_t>(b.first), static_cast<uint32_t>(b.count)});
+      });
     });
     Real* out = static_cast<Real*>(image) + n * plane;
     Real* jac = moments ? static_cast<Real*>(moments) + 6 * n * plane : nullptr;
-    parallel(run, static_cast<int64_t>(tiles_u) * tiles_v, [&](int64_t tile) {
+    parallel(run, rows, [&](int64_t row) {
       if constexpr (K != kSplatAffine)
-        if (jac) return render_tile<K, true, V>(lens, screen, prints, bins, tile, tiles_u, out, jac);
-      render_tile<K, false, V>(lens, screen, prints, bins, tile, tiles_u, out, jac);
+        if (jac) return render_row<K, true, V>(lens, screen, prints, bins, row, out, jac);
+      render_row<K, false, V>(lens, screen, prints, bins, row, out, jac);
     });
   }
 }
 
-// A view's cotangent times the rays' lengths, with a border that a vector may run into.
-template <SplatKind K, class Real>
+// A view's cotangent times the rays' lengths, in blocks; zero where a block leaves the image.
+template <SplatKind K, class V>
 class Cotangent {
+  using Real = ScalarOf<V>;
+
  public:
-  Cotangent(int height, int width) : height_(height), width_(width), stride_(width + kTile) {
-    data_.resize(stride_ * height);
-    data_.fill(Real(0));
+  Cotangent(int height, int width)
+      : height_(height), width_(width), blocks_(static_cast<int64_t>(blocks_across<V>(width)) * blocks_down<V>(height)) {
+    for (int64_t n = 0; n < blocks_.size(); ++n) store(blocks_.at(n), splat_of<V>(0));
   }
   void set(const Lens& lens, const Real* g, XregFor run) {
-    parallel(run, height_, [&](int64_t v) {
+    parallel(run, height_, [&](int64_t row) {
+      const int v = static_cast<int>(row);
       for (int u = 0; u < width_; ++u) {
-        const double length = K == kSplatAffine ? 1.0 : ray_length(lens, u, static_cast<double>(v));
-        data_[v * stride_ + u] = static_cast<Real>(length * static_cast<double>(g[v * width_ + u]));
+        const double length = K == kSplatAffine ? 1.0 : ray_length(lens, u, v);
+        Real* block = blocks_.at(place(v / Lanes<V>::kDown, u / Lanes<V>::kAcross));
+        block[lane_of<V>(u, v)] = static_cast<Real>(length * static_cast<double>(g[row * width_ + u]));
       }
     });
   }
-  const Real* at(int u, int v) const { return &data_[v * stride_ + u]; }
+  const Real* at(int row, int column) const { return blocks_.at(place(row, column)); }
 
  private:
+  int64_t place(int row, int column) const { return static_cast<int64_t>(row) * blocks_across<V>(width_) + column; }
   int height_, width_;
-  int64_t stride_;
-  Buffer<Real> data_;
+  Blocks<V> blocks_;
 };
 
-// The sums of one Gaussian over its own pixels, row by row along the chords of its ellipse.
+// The sums of one Gaussian over its own pixels.
 template <SplatKind K, class V>
-PixelSums<double> sums_over(const Footprint<ScalarOf<V>>& f, const Conic<ScalarOf<V>>& conic, const Screen& screen,
-                            const Cotangent<K, ScalarOf<V>>& cotangent) {
+PixelSums<double> sums_over(const Footprint<ScalarOf<V>>& f, const Outline& outline, const Screen& screen,
+                            const Cotangent<K, V>& cotangent) {
   using Real = ScalarOf<V>;
-  constexpr int kLanes = Lanes<V>::kCount;
   const Real limit = static_cast<Real>(screen.limit);
   PixelSums<V> s;
   s.clear();
-  for (int first = f.v0; first <= f.v1; first += kLanes) {
-    V lo, hi;
-    chord(conic, ramp<V>() + (static_cast<Real>(first - f.v) - f.fv), lo, hi);
-    alignas(64) Real from[kLanes], to[kLanes];
-    store(from, lo + (f.fu - static_cast<Real>(0.02)));
-    store(to, hi + (f.fu + static_cast<Real>(0.02)));
-    for (int v = first; v <= f.v1 && v < first + kLanes; ++v) {
-      const RowTerms<Real> row = row_terms<K>(f, v);
-      const int u0 = within(from[v - first], f.u0 - f.u, f.u1 - f.u) + f.u;
-      const int u1 = within(to[v - first], f.u0 - f.u, f.u1 - f.u) + f.u;
-      for (int u = u0; u <= u1; u += kLanes)
-        gather<K>(s, f, row, offset_u<V>(f, u), load<V>(cotangent.at(u, v)), limit);
-    }
-  }
+  each_row_of_blocks<V>(f, outline, [&](const BlockRow& b) {
+    const RowTerms<V> row = row_terms<K>(f, block_rows<V>() + static_cast<Real>(b.row * Lanes<V>::kDown - f.v) - f.fv);
+    V at = block_columns<V>() + static_cast<Real>(b.first * Lanes<V>::kAcross - f.u);
+    const Real* g = cotangent.at(b.row, b.first);
+    for (int n = 0; n < b.count; ++n, at += static_cast<Real>(Lanes<V>::kAcross), g += Lanes<V>::kCount)
+      gather<K>(s, f, row, at - f.fu, load<V>(g), limit);
+  });
   return {sum_of(s.w),  sum_of(s.au), sum_of(s.av), sum_of(s.auu), sum_of(s.auv), sum_of(s.avv),
           sum_of(s.b), sum_of(s.bu), sum_of(s.bv), sum_of(s.buu), sum_of(s.buv), sum_of(s.bvv)};
 }
@@ -252,7 +256,7 @@ void splat_backward_views(const XregGaussians& gaussians, const XregSplatView& v
   const GaussianGrads<Real> grads = grads_of<Real>(out);
   const Screen screen{view.height, view.width, view.cutoff, kHalfLog2E * view.cutoff * view.cutoff};
   const int64_t plane = static_cast<int64_t>(view.height) * view.width, pieces = pieces_of(gaussians.count);
-  Cotangent<K, Real> cotangent(view.height, view.width);
+  Cotangent<K, V> cotangent(view.height, view.width);
   Buffer<double> parts;
   parts.resize(18 * pieces);
   for (int64_t n = 0; n < view.views; ++n) {
@@ -268,7 +272,7 @@ void splat_backward_views(const XregGaussians& gaussians, const XregSplatView& v
         const Gaussian g = gaussian_at(all, i);
         if (!look<K>(lens, g, view.cutoff, view.height, view.width, sight, f, outline)) continue;
         GaussianGrad mine;
-        chain<K, Real>(lens, g, sight, sums_over<K, V>(f, narrow<Real>(outline.conic), screen, cotangent), mine, to_lens);
+        chain<K, Real>(lens, g, sight, sums_over<K, V>(f, outline, screen, cotangent), mine, to_lens);
         add_gradient(g, mine.mean, mine.whiten, mine.density, i, grads);
       }
       for (int q = 0; q < 18; ++q) parts[18 * piece + q] = 0.0;

@@ -16,6 +16,7 @@ template <class V>
 struct Lanes {
   using Scalar = V;
   static constexpr int kCount = 1;
+  static constexpr int kAcross = 1, kDown = 1;  // the lanes as a block of pixels
 };
 
 template <class V>
@@ -24,11 +25,9 @@ using ScalarOf = typename Lanes<V>::Scalar;
 HD float select(bool mask, float yes, float no) { return mask ? yes : no; }
 HD double select(bool mask, double yes, double no) { return mask ? yes : no; }
 
-// 2^-x for 0 <= x < 125.
-HD float exp2_minus(float x) { return exp2f(-x); }
-HD double exp2_minus(double x) { return exp2(-x); }
-HD float magnitude_of(float x) { return fabsf(x); }
-HD double magnitude_of(double x) { return fabs(x); }
+// 2^x where x > least, zero elsewhere; -125 <= least, x < 1.
+HD float exp2_above(float x, float least) { return x > least ? exp2f(x) : 0.0f; }
+HD double exp2_above(double x, double least) { return x > least ? exp2(x) : 0.0; }
 HD float inverse_sqrt(float x) {
 #if defined(__CUDA_ARCH__)
   return rsqrtf(x);
@@ -40,15 +39,21 @@ HD double inverse_sqrt(double x) { return 1.0 / sqrt(x); }
 HD float root_of(float x) { return sqrtf(x); }
 HD double root_of(double x) { return sqrt(x); }
 
-// 0, 1, 2 ... along the lanes.
+// 0, 1, 2 ... along the lanes; and a lane's column and row in the block of pixels.
 template <class V>
 HD V ramp() { return V(0); }
+template <class V>
+HD V block_columns() { return V(0); }
+template <class V>
+HD V block_rows() { return V(0); }
 template <class V>
 HD V splat_of(ScalarOf<V> x) { return x; }
 template <class V>
 HD V load(const ScalarOf<V>* p) { return *p; }
 template <class V>
 HD void store(ScalarOf<V>* p, V v) { *p = v; }
+template <class V>
+HD void store_whole(int32_t* p, V v) { *p = static_cast<int32_t>(v); }
 HD double sum_of(float v) { return v; }
 HD double sum_of(double v) { return v; }
 
@@ -69,12 +74,25 @@ template <>
 struct Lanes<FloatLanes> {
   using Scalar = float;
   static constexpr int kCount = kFastLanes;
+  static constexpr int kAcross = 4, kDown = kFastLanes / 4;
 };
 
 template <>
 HD FloatLanes ramp<FloatLanes>() {
   FloatLanes v;
   for (int l = 0; l < kFastLanes; ++l) v[l] = static_cast<float>(l);
+  return v;
+}
+template <>
+HD FloatLanes block_columns<FloatLanes>() {
+  FloatLanes v;
+  for (int l = 0; l < kFastLanes; ++l) v[l] = static_cast<float>(l % 4);
+  return v;
+}
+template <>
+HD FloatLanes block_rows<FloatLanes>() {
+  FloatLanes v;
+  for (int l = 0; l < kFastLanes; ++l) v[l] = static_cast<float>(l / 4);
   return v;
 }
 template <>
@@ -87,24 +105,42 @@ HD FloatLanes load<FloatLanes>(const float* p) {
 }
 template <>
 HD void store<FloatLanes>(float* p, FloatLanes v) { std::memcpy(p, &v, sizeof v); }
+template <>
+HD void store_whole<FloatLanes>(int32_t* p, FloatLanes v) {
+  const IntLanes whole = __builtin_convertvector(v, IntLanes);
+  std::memcpy(p, &whole, sizeof whole);
+}
 
 HD FloatLanes select(IntLanes mask, FloatLanes yes, FloatLanes no) { return mask ? yes : no; }
 
-HD FloatLanes magnitude_of(FloatLanes x) { return (FloatLanes)((IntLanes)x & 0x7fffffff); }
-
-// Relative error below 3e-7 (tests/splat/test_splat_lanes.py); without meaning for another x, not even a number.  The
-// polynomial is the minimax of 2^f on [-1/2, 1/2].
-HD FloatLanes exp2_minus(FloatLanes x) {
+// Relative error below 3e-7 (tests/splat/test_splat_lanes.py).
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// The machine takes the whole part off and puts it back; the polynomial is the minimax of 2^f on [0, 1].
+HD FloatLanes exp2_above(FloatLanes x, float least) {
+  const __m512 t = (__m512)x;
+  const FloatLanes f = (FloatLanes)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);
+  FloatLanes p = f * 1.865049e-3f + 9.0226587e-3f;
+  p = p * f + 5.5794518e-2f;
+  p = p * f + 2.4016659e-1f;
+  p = p * f + 6.9315106e-1f;
+  p = p * f + 1.0f;
+  const __mmask16 counts = _mm512_cmp_ps_mask(t, _mm512_set1_ps(least), _CMP_GT_OQ);
+  return (FloatLanes)_mm512_maskz_scalef_ps(counts, (__m512)p, t);
+}
+#else
+// The polynomial is the minimax of 2^f on [-1/2, 1/2].
+HD FloatLanes exp2_above(FloatLanes x, float least) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
-  const FloatLanes shifted = kRounder - x;
-  const FloatLanes f = (kRounder - shifted) - x;
+  const FloatLanes shifted = kRounder + x;
+  const FloatLanes f = x - (shifted - kRounder);
   FloatLanes p = f * 1.3240888e-3f + 9.674739e-3f;
   p = p * f + 5.5508375e-2f;
   p = p * f + 2.4022155e-1f;
   p = p * f + 6.931469e-1f;
   p = p * f + 1.0f;
-  return (FloatLanes)((IntLanes)p + ((IntLanes)shifted << 23));
+  return select(x > least, (FloatLanes)((IntLanes)p + ((IntLanes)shifted << 23)), FloatLanes{});
 }
+#endif
 
 // Relative error below 1e-6 for x of an ordinary size, without a division.  The first step's constants are those of
 // L. Moroz et al., Fast calculation of inverse square root with the use of magic constant (2018).

@@ -5,7 +5,7 @@
 namespace xreg {
 inline namespace XREG_ISA {
 
-constexpr int kTile = 16;  // pixels along each side of a tile
+constexpr int kTile = 16;  // pixels along each side of a tile on a card
 
 // xx x^2 + xy x y + yy y^2 + x x + y y + one <= 0, about the Gaussian's centre.
 template <class Real>
@@ -39,9 +39,10 @@ struct EllipseBox {
 HD EllipseBox box_of(const Conic<double>& c) {
   EllipseBox box{};
   const double det = 4 * c.xx * c.yy - c.xy * c.xy;
-  const double mx = (c.xy * c.y - 2 * c.yy * c.x) / det, my = (c.xy * c.x - 2 * c.xx * c.y) / det;  // the middle
+  const double inverse = 1.0 / det;
+  const double mx = (c.xy * c.y - 2 * c.yy * c.x) * inverse, my = (c.xy * c.x - 2 * c.xx * c.y) * inverse;  // the middle
   const double size = -(c.one + 0.5 * (c.x * mx + c.y * my));  // xx x^2 + xy x y + yy y^2 = size about it
-  const double wx = sqrt(4 * c.yy * size / det), wy = sqrt(4 * c.xx * size / det);
+  const double wx = sqrt(4 * c.yy * size * inverse), wy = sqrt(4 * c.xx * size * inverse);
   box.real = det > 0 && c.xx > 0 && size > 0 && wx < 1e12 && wy < 1e12;
   box.x0 = mx - wx;
   box.x1 = mx + wx;
@@ -81,12 +82,14 @@ HD int32_t pixel_to(double x, int64_t most) {
   return static_cast<int32_t>(lower(floor(lower(x, 1e9) + kSlack), static_cast<double>(most)));
 }
 
-// One Gaussian ready for the pixels of a view: its footprint with the box cut to the image; false where it has none.
+// Where one Gaussian lies in a view.
 struct Outline {
   Conic<double> conic;
   EllipseBox box;
+  int32_t u0, u1, v0, v1;  // pixels of the box in the image, both ends included
 };
 
+// One Gaussian ready for the pixels of a view; false where it has none.
 template <SplatKind K, class Real>
 HD bool look(const Lens& c, const Gaussian& g, double cutoff, int height, int width, Sight& s, Footprint<Real>& f,
              Outline& o) {
@@ -97,22 +100,21 @@ HD bool look(const Lens& c, const Gaussian& g, double cutoff, int height, int wi
   o.conic = conic_of(fine, kHalfLog2E * cutoff * cutoff);
   o.box = box_of(o.conic);
   if (!o.box.real) return false;
-  f.u0 = pixel_from(s.uc + o.box.x0, 0);
-  f.u1 = pixel_to(s.uc + o.box.x1, width - 1);
-  f.v0 = pixel_from(s.vc + o.box.y0, 0);
-  f.v1 = pixel_to(s.vc + o.box.y1, height - 1);
-  return f.u0 <= f.u1 && f.v0 <= f.v1;
+  o.u0 = pixel_from(s.uc + o.box.x0, 0);
+  o.u1 = pixel_to(s.uc + o.box.x1, width - 1);
+  o.v0 = pixel_from(s.vc + o.box.y0, 0);
+  o.v1 = pixel_to(s.vc + o.box.y1, height - 1);
+  return o.u0 <= o.u1 && o.v0 <= o.v1;
 }
 
 // Tiles [first, last] of tile row `row` that the ellipse touches; first > last where it touches none.
-template <class Real>
-HD void tiles_of_row(const Sight& s, const Footprint<Real>& f, const Outline& o, int row, int& first, int& last) {
+HD void tiles_of_row(const Sight& s, const Outline& o, int row, int& first, int& last) {
   first = 0;
   last = -1;
-  const int va = upper(row * kTile, f.v0), vb = lower(row * kTile + kTile - 1, f.v1);
+  const int va = upper(row * kTile, o.v0), vb = lower(row * kTile + kTile - 1, o.v1);
   double lo, hi;
   if (va > vb || !span_between(o.conic, o.box, va - s.vc - kSlack, vb - s.vc + kSlack, lo, hi)) return;
-  const int u0 = upper(pixel_from(s.uc + lo, 0), f.u0), u1 = lower(pixel_to(s.uc + hi, 1 << 30), f.u1);
+  const int u0 = upper(pixel_from(s.uc + lo, 0), o.u0), u1 = lower(pixel_to(s.uc + hi, 1 << 30), o.u1);
   if (u0 > u1) return;
   first = u0 / kTile;
   last = u1 / kTile;

@@ -88,7 +88,7 @@ template <class V, class Real>
 HD V voxel_falloff(const Blob<Real>& b, V x, Real y, Real z, Real limit) {
   const Real row = b.yy * y * y + b.yz * y * z + b.zz * z * z;
   const V e = row + x * (b.xy * y + b.xz * z + b.xx * x);
-  return select(e < limit, exp2_minus(e), splat_of<V>(0));
+  return exp2_above(-e, -limit);
 }
 
 // Sums over the voxels of a Gaussian: of w (1, x, y, z, xx, yy, zz, xy, xz, yz), w the cotangent times the falloff.

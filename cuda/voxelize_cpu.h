@@ -58,10 +58,11 @@ void voxelize_as(const XregGaussians& gaussians, const XregGrid& xg, void* volum
   const int64_t slabs = (xg.nz + thick - 1) / thick;
   Buffer<Blob<Real>> blobs;
   blobs.resize(gaussians.count);
-  Bins bins;
+  Bins<int32_t> bins;
   bins.build(gaussians.count, slabs, run, [&](int64_t i, const auto& put) {
     Blob<Real>& b = blobs[i];
-    if (blob_of(grid, gaussian_at(all, i), xg.cutoff, b)) put(b.k0 / thick, b.k1 / thick);
+    if (!blob_of(grid, gaussian_at(all, i), xg.cutoff, b)) return;
+    for (int k = b.k0 / thick; k <= b.k1 / thick; ++k) put(k, static_cast<int32_t>(i));
   });
   Real* out = static_cast<Real*>(volume);
   parallel(run, slabs, [&](int64_t slab) {
@@ -82,15 +83,14 @@ void voxelize_as(const XregGaussians& gaussians, const XregGrid& xg, void* volum
 
 // Gaussians by where they are, so that one finds the voxels of the one before still in the cache.
 template <class Real>
-void by_place(const GaussianArrays<Real>& all, int64_t count, const Grid3& grid, XregFor run, Bins& bins) {
+void by_place(const GaussianArrays<Real>& all, int64_t count, const Grid3& grid, XregFor run, Bins<int32_t>& bins) {
   constexpr int kParts = 16;  // along j and k
   const auto part = [](double at, int n) { return static_cast<int64_t>(clamp(at * kParts / n, 0.0, kParts - 1.0)); };
   bins.build(count, kParts * kParts, run, [&](int64_t i, const auto& put) {
     const Real* m = all.mean + 3 * i;
     const Vec3 mean = {static_cast<double>(m[0]), static_cast<double>(m[1]), static_cast<double>(m[2])};
     const Vec3 c = grid.index_from_world * (mean - grid.origin);
-    const int64_t cell = part(c.z, grid.nz) * kParts + part(c.y, grid.ny);
-    put(cell, cell);
+    put(part(c.z, grid.nz) * kParts + part(c.y, grid.ny), static_cast<int32_t>(i));
   });
 }
 
@@ -105,7 +105,7 @@ void voxelize_backward_as(const XregGaussians& gaussians, const XregGrid& xg, co
   const Real limit = static_cast<Real>(kHalfLog2E * xg.cutoff * xg.cutoff);
   const int64_t slice = static_cast<int64_t>(xg.nx) * xg.ny;
   const Real* from = static_cast<const Real*>(cotangent);
-  Bins order;
+  Bins<int32_t> order;
   by_place(all, gaussians.count, grid, run, order);
   parallel(run, pieces_of(gaussians.count), [&](int64_t piece) {
     const int64_t end = lower(gaussians.count, (piece + 1) * kPiece);

@@ -4,7 +4,7 @@
 using namespace xreg;
 
 extern "C" void fast_exp2_minus(const float* x, float* y, int n) {
-  for (int i = 0; i + kFastLanes <= n; i += kFastLanes) store(y + i, exp2_minus(load<FloatLanes>(x + i)));
+  for (int i = 0; i + kFastLanes <= n; i += kFastLanes) store(y + i, exp2_above(-load<FloatLanes>(x + i), -125.0f));
 }
 extern "C" void fast_inverse_sqrt(const float* x, float* y, int n) {
   for (int i = 0; i + kFastLanes <= n; i += kFastLanes) store(y + i, inverse_sqrt(load<FloatLanes>(x + i)));

@@ -8,20 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 SOURCE = Path(__file__).with_name("splat_lanes.cpp")
 CUDA = Path(__file__).parents[2] / "cuda"
 
 
-@pytest.fixture(scope="module")
-def lanes(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+# what the builds of setup.py are compiled for, and what a machine must say of itself to run them
+BUILDS = {
+    "base": ([], ()),
+    "avx2": (["-march=x86-64-v3"], ("AVX2", "AVX512")),
+    "avx512": (["-march=x86-64-v4"], ("AVX512",)),
+}
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def lanes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    target, machines = BUILDS[request.param]
+    if machines and torch.backends.cpu.get_cpu_capability() not in machines:
+        pytest.skip(f"this machine cannot run the {request.param} build")
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler to build the functions with")
     made = tmp_path_factory.mktemp("lanes") / "lanes.so"
     flags = ["-std=c++17", "-O2", "-Wno-unknown-pragmas", "-Wno-psabi", "-fno-math-errno", "-shared", "-fPIC"]
     done = subprocess.run(
-        [compiler, *flags, f"-I{CUDA}", str(SOURCE), "-o", str(made)], capture_output=True, text=True
+        [compiler, *flags, *target, f"-I{CUDA}", str(SOURCE), "-o", str(made)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(made))
