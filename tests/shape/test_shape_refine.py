@@ -173,8 +173,8 @@ def test_a_blurred_prediction_becomes_sharp(atlas) -> None:
 def test_films_move_bones_that_the_network_misplaced(atlas) -> None:
     truth, wrong = bodies(shift=(0.0, 0.0, 5.0)), bodies()
     found, (films, cameras) = doubtful(wrong), films_of(truth)
-    blind = refine(found, films, cameras, atlas, RefineSettings(films=0.0))
-    seen = refine(found, films, cameras, atlas)
+    blind = refine(found, films, cameras, atlas, RefineSettings(films=0.0, trust=0.2))
+    seen = refine(found, films, cameras, atlas, RefineSettings(trust=0.2))
     dice = [mean_dice(p.labels, truth) for p in (found, blind.prediction, seen.prediction)]
     assert dice[2] > max(dice[:2]) + 0.05
     assert all(after > before for before, after in seen.matches)
