@@ -16,6 +16,7 @@ from markdown import goal_table, setting_of, side_by_side, table_of
 from table_cuda import MAKERS as ON_A_CARD
 from table_registration import MAKERS as REGISTRATION
 from table_registration import detectors
+from table_shape import MAKERS as SHAPE
 from table_splat import MAKERS as SPLAT
 
 from xreg.io import atomic_write
@@ -72,6 +73,7 @@ MAKERS = {
 }
 MAKERS["projector_goals"] = ("projector", projector_goals)
 MAKERS["detectors"] = ("regression", detectors)
+MAKERS |= SHAPE
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -88,11 +90,12 @@ def fill(text: str, name: str, table: str) -> str:
     "--results", type=click.Path(path_type=Path), default=RESULTS, help="Folder with the JSON files."
 )
 def main(files, results) -> None:
-    """Fill the marked tables of FILES (default: both README.md, and docs/regression.md)."""
+    """Fill the marked tables of FILES (default: both README.md, docs/regression.md and docs/shape.md)."""
     for path in files or [
         ROOT / "README.md",
         ROOT / "benchmarks" / "README.md",
         ROOT / "docs" / "regression.md",
+        ROOT / "docs" / "shape.md",
     ]:
         text = path.read_text(encoding="utf-8")
         for name, (source, make) in MAKERS.items():
