@@ -8,11 +8,12 @@ import torch
 from click.testing import CliRunner
 
 from xreg.cli import main
+from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
 from xreg.shape.networks.backproject import stride
 from xreg.shape.patients import Patient
 from xreg.shape.samples import Sample
-from xreg.shape.sources import Population
+from xreg.shape.sources import Population, require_apart
 
 
 def prepare(folder, *names):
@@ -41,6 +42,21 @@ def test_a_pool_is_drawn_and_gone_on_with(tmp_path) -> None:
     assert torch.equal(again.labels, first[1].labels)
     assert torch.equal(again.films, first[1].films)
     assert not torch.equal(first[0].films, first[2].films)
+
+
+def test_a_pool_is_kept_apart_from_held_out_patients(tmp_path) -> None:
+    prepare(tmp_path / "in", "a", "b", "c")
+    run(tmp_path / "in", "-o", tmp_path / "pool", "--hold-out", "c", "--count", 2)
+    require_apart([tmp_path / "in", tmp_path / "pool"], ["c"])
+    with pytest.raises(ShapeError, match="drawn from b too"):
+        require_apart([tmp_path / "pool"], ["b"])
+    words = ["shape", "train", str(tmp_path / "pool"), str(tmp_path / "in"), "-o", str(tmp_path / "net")]
+    more = ["--as-they-are", "--steps", "1", "--hold-out"]
+    assert "drawn from a too" in CliRunner().invoke(main, [*words, *more, "a"]).output
+    assert CliRunner().invoke(main, [*words, *more, "c"]).exit_code == 0
+    (tmp_path / "pool" / "pool.json").write_text("{")
+    with pytest.raises(FileError, match="draw the pool again"):
+        require_apart([tmp_path / "pool"], ["b"])
 
 
 def test_what_cannot_be_drawn(tmp_path) -> None:

@@ -64,8 +64,9 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         raise click.UsageError("--minutes and --steps exclude each other: give one.")
     check_folder(output)
     clock = Clock()
-    from xreg.shape.sources import read_prepared, split_patients
+    from xreg.shape.sources import read_prepared, require_apart, split_patients
 
+    require_apart(samples, options["hold_out"])
     with terminal.working("reading samples"):
         found = read_prepared(samples)
         source, held_out = split_patients(*found, options["hold_out"], plain=options["as_they_are"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from jaxtyping import Int16
 from torch import Tensor
 
 from xreg.errors import FileError, ShapeError
+from xreg.io import write_json
 from xreg.shape import patients as patient_files
 from xreg.shape import samples as sample_files
 from xreg.shape.patients import Patient
@@ -21,6 +23,7 @@ from xreg.shape.population import Exposure, Variation, draw_sample
 from xreg.shape.samples import Sample
 from xreg.training import step_seed
 
+POOL = "pool.json"
 T = TypeVar("T")
 
 
@@ -111,6 +114,8 @@ def draw_pool(
     """
     drawn = 0
     fresh = replace(source, as_they_are=0.0)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(Path(folder) / POOL, {"patients": [p.name for p in source.patients], "seed": seed})
     for n in range(count):
         place = Path(folder) / f"{n:05d}"
         if not (place / sample_files.TENSORS).is_file():
@@ -119,6 +124,25 @@ def draw_pool(
         if on_done is not None:
             on_done(n + 1)
     return drawn
+
+
+def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) -> None:
+    """ShapeError for a pool in whose patients there is something of those to hold out.
+
+    A new patient may have gone a part of the way to the bones of another than the one that it is named by.
+    """
+    for file in (Path(folder) / POOL for folder in folders):
+        if not file.is_file():
+            continue
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))["patients"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{file}: cannot be read ({error}); draw the pool again") from error
+        if shared := sorted(set(known) & set(held_out)):
+            names = ", ".join(shared)
+            raise ShapeError(
+                f"{file.parent}: was drawn from {names} too, which shall be held out; draw a pool with --hold-out"
+            )
 
 
 def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list[Patient]]:
