@@ -139,9 +139,9 @@ def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) ->
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FileError(f"{file}: cannot be read ({error}); draw the pool again") from error
         if shared := sorted(set(known) & set(held_out)):
-            names = ", ".join(shared)
             raise ShapeError(
-                f"{file.parent}: was drawn from {names} too, which shall be held out; draw a pool with --hold-out"
+                f"{file.parent}: was drawn from {', '.join(shared)} too, which shall be held out; draw a "
+                "pool with --hold-out"
             )
 
 
