@@ -235,6 +235,7 @@ def _drawn(found: ShapePrediction, settings: ReconstructSettings) -> list[Tensor
     dense = torch.zeros(len(numbers), found.labels.numel())
     dense[0] = 1.0
     kept = found.probabilities[:, numbers]
+    kept = torch.where(kept > _MASS, kept, 0.0)  # so that a bone is drawn about where it lies, and quickly
     dense[:, found.voxels] = (kept / kept.sum(1, keepdim=True)).T.to(dense.dtype)
     dense = dense.reshape(len(numbers), *found.grid.shape)
     table = torch.tensor(numbers, dtype=torch.int16)

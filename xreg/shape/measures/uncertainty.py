@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
 from ...errors import ShapeError
 from ...io.voxel_grid import VoxelGrid
 
 _TINY = 1e-6
+_NEVER = 1e-16  # of probability in a voxel: no draw of Gumbel's (-3.4 to 27.7 here) lets it win over 1 / L
 _SUM = 0.01  # by which probabilities may miss 1
 
 
@@ -44,31 +45,39 @@ def draw_labels(
     if count < 1 or not correlation_mm > 0:
         raise ShapeError(f"count and correlation_mm must be positive, got {count} and {correlation_mm}")
     generator = torch.Generator().manual_seed(seed)
-    possible = [n for n in range(len(values)) if float(values[n].max()) > _TINY]
+    boxes = {n: _box(values[n] > _NEVER) for n in range(len(values)) if float(values[n].max()) > _TINY}
+    logs = {n: values[n][box].float().clamp_min(1e-30).log() for n, box in boxes.items()}
     for _ in range(count):
         best = torch.full(grid.shape, -torch.inf, device=values.device)
         labels = torch.zeros(grid.shape, dtype=torch.int16, device=values.device)
-        for n in possible:
-            rank = values[n].float().clamp_min(1e-30).log() + _gumbel(grid, correlation_mm, generator).to(
-                best.device
-            )
-            better = rank > best
-            best = torch.where(better, rank, best)
-            labels[better] = n
+        for n, box in boxes.items():
+            rank = logs[n] + _gumbel(grid, correlation_mm, generator, box).to(best.device)
+            better = rank > best[box]
+            best[box] = torch.where(better, rank, best[box])
+            labels[box][better] = n
         yield labels
 
 
-def _gumbel(grid: VoxelGrid, correlation_mm: float, generator: torch.Generator) -> Float[Tensor, "D H W"]:
-    """A smooth field, at each voxel of Gumbel's distribution."""
+def _box(there: Bool[Tensor, "D H W"]) -> tuple[slice, slice, slice]:
+    """The smallest box about what is true."""
+    lines = (there.flatten(1).any(1), there.any(2).any(0), there.any(1).any(0))
+    ends = [line.nonzero()[[0, -1], 0].tolist() for line in lines]
+    return tuple(slice(a, b + 1) for a, b in ends)
+
+
+def _gumbel(
+    grid: VoxelGrid, correlation_mm: float, generator: torch.Generator, box: tuple[slice, slice, slice]
+) -> Float[Tensor, "d h w"]:
+    """A smooth field, at each voxel of a box of Gumbel's distribution."""
     spacing = grid.spacing[::-1]
     coarse = [max(2, round(n * s / correlation_mm) + 1) for n, s in zip(grid.shape, spacing, strict=True)]
     field = torch.randn(coarse, generator=generator)
     power = torch.ones(())
-    for dim, size in enumerate(grid.shape):
-        weights = _weights(coarse[dim], size)
+    for dim, part in enumerate(box):
+        weights = _weights(coarse[dim], grid.shape[dim])[part]
         field = torch.movedim(torch.movedim(field, dim, -1) @ weights.T, -1, dim)
         shape = [1, 1, 1]
-        shape[dim] = size
+        shape[dim] = len(weights)
         power = power * (weights**2).sum(1).view(shape)
     uniform = torch.special.ndtr((field / power.sqrt()).double()).clamp(1e-12, 1 - 1e-12)
     return -torch.log(-torch.log(uniform)).float()
