@@ -24,7 +24,7 @@ _SCALES = (0.67, 0.75, 0.83, 0.9, 1.0, 1.11, 1.2, 1.33, 1.5)
 _GAIN = 0.15  # by which another scale must do better to be named
 _SAMPLES = 80  # along the common axis
 _SAME_WAY = 5.0  # degrees between beams, under which two films say the same
-_MOST_VOXELS = 80  # along the longest edge, as in prepared samples
+MOST_VOXELS = 80  # along the longest edge, where a model does not say what it was trained on
 _LEAST_SLOPE = 0.3  # of a camera's pixels a mm: below it an axis runs along the beam
 
 
@@ -109,12 +109,15 @@ def facing_point(cameras: Sequence[Camera], center: Sequence[float] | None = Non
 
 
 def seen_grid(
-    cameras: Sequence[Camera], point: Float[Tensor, " 3"], voxel_mm: float | None = None
+    cameras: Sequence[Camera],
+    point: Float[Tensor, " 3"],
+    voxel_mm: float | None = None,
+    most_voxels: int = MOST_VOXELS,
 ) -> VoxelGrid:
     """The upright grid about a point that all films show: i to the left, j to the front, k to the head.
 
-    An edge that no film limits is as long as the longest other.  voxel_mm: by default 80 voxels lie along
-    the longest edge, as in prepared samples.
+    An edge that no film limits is as long as the longest other.  voxel_mm: by default
+    ``most_voxels`` lie along the longest edge.
     """
     limits = torch.full((3,), torch.inf, dtype=torch.float64)
     for camera in cameras:
@@ -128,7 +131,7 @@ def seen_grid(
         limits = torch.minimum(limits, torch.minimum(reach[:3], reach[3:]))
     longest = limits[limits.isfinite()].max()
     edges = 2 * torch.where(limits.isfinite(), limits, longest)
-    voxel = float(edges.max()) / _MOST_VOXELS if voxel_mm is None else float(voxel_mm)
+    voxel = float(edges.max()) / most_voxels if voxel_mm is None else float(voxel_mm)
     if not voxel > 0 or float((edges / voxel).round().prod()) > 2**26:
         raise GeometryError(
             f"voxel_mm must be above 0 and leave a grid that fits into memory, got {voxel_mm}"

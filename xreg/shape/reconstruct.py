@@ -16,7 +16,7 @@ from xreg.errors import InputWarning, ShapeError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.atlas import Atlas
-from xreg.shape.film_checks import Agreement, agreements, check_films, facing_point, seen_grid
+from xreg.shape.film_checks import MOST_VOXELS, Agreement, agreements, check_films, facing_point, seen_grid
 from xreg.shape.films import label_thickness, normalise
 from xreg.shape.level import SURE, LevelDecision, decide_level
 from xreg.shape.measures import Measures, draw_labels, measure
@@ -119,8 +119,9 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class ReconstructSettings:
-    """voxel_mm: of the grid, None for 80 along its longest edge.  variants: looks of the films, 1 to 5.
-    draws: label maps from which measures get their ±.  smooth_mm: of the surfaces.  seed: of the draws."""
+    """voxel_mm: of the grid, None for as many along its edge as in training.  variants: looks of the films,
+    1 to 5.  draws: label maps from which measures get their ±.  smooth_mm: of the surfaces.  seed: of the
+    draws."""
 
     voxel_mm: float | None = None
     variants: int = 1
@@ -159,7 +160,9 @@ def reconstruct(
     stack = check_films(films, cameras)
     stack = stack if normalised else normalise(stack)
     point = facing_point(cameras, grid.center if grid is not None else center)
-    grid = seen_grid(cameras, point, settings.voxel_mm) if grid is None else grid
+    if grid is None:
+        most = int(model.facts.get("voxels", MOST_VOXELS))
+        grid = seen_grid(cameras, point, settings.voxel_mm, most)
     tell("comparing the films")
     agreement = agreements(stack, cameras, point)
     said = [found.warning for found in agreement if found.warning]

@@ -148,7 +148,8 @@ def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) ->
 def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list[Patient]]:
     """Samples and patients in folders that `xreg shape prepare` wrote, or in folders of such folders.
 
-    FileError for a folder that holds neither.
+    A sample whose patient lies beside it with finer labels gets these: new patients are drawn on that grid,
+    and a network is trained and looked at on one.  FileError for a folder that holds neither.
     """
     samples, patients = [], []
     for folder in map(Path, folders):
@@ -156,9 +157,18 @@ def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list
         files = [sorted({*folder.glob(name), *folder.glob(f"*/{name}")}) for name in names]
         if not any(files):
             raise FileError(f"{folder}: holds no sample and no patient; make them with xreg shape prepare")
-        samples += [Sample.load(file.parent) for file in files[0]]
-        patients += [Patient.load(file.parent) for file in files[1]]
+        made = {file.parent: Patient.load(file.parent) for file in files[1]}
+        samples += [_finer(Sample.load(file.parent), made.get(file.parent)) for file in files[0]]
+        patients += made.values()
     return samples, patients
+
+
+def _finer(sample: Sample, patient: Patient | None) -> Sample:
+    if patient is None or max(patient.grid.shape) <= max(sample.grid.shape):
+        return sample
+    if (patient.name, patient.scheme) != (sample.patient, sample.scheme):
+        return sample
+    return replace(sample, labels=patient.labels, grid=patient.grid, known=patient.known)
 
 
 def split_patients(

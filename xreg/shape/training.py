@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,7 @@ class Trainer:
             source.members, AsTheyAre(held_out).members, settings.mirror
         )
         self.held_out = tuple(held_out)
+        self.voxels = statistics.mode(max(m.labels.shape) for m in source.members)  # along the longest edge
         self.net, self.average = (
             make_network(settings.network, self.scheme, settings.seed).to(device) for _ in range(2)
         )
@@ -217,6 +219,7 @@ class Trainer:
             "learned": [self.scheme.names[n] for n in self.learned.nonzero()[:, 0].tolist() if n],
             "settings": self.settings.to_dict(),
             "versions": {"xreg": __version__, "torch": torch.__version__},
+            "voxels": self.voxels,
             "step": self.step,
             "seconds": self.budget.seconds,
             "validation": self.log[-1]["validation"] if self.log else None,
