@@ -323,3 +323,29 @@ def test_what_a_spine_file_does_not_show(patients):
     assert found["height_middle_T10"].reason == "not in view: T10 touches the edge of the volume"
     assert found["pelvic_incidence"].reason == "not in view: sacrum is missing"
     assert 10 < found["lordosis_L1_L5"].value < 60
+
+
+# ---- what a network in doubt may leave ----
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_crumbs_are_measured_or_refused_with_a_reason(seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape, extents = (40, 32, 32), ((1, 1, 1), (7, 1, 1), (1, 6, 6), (5, 5, 5), (2, 7, 3))
+    labels = torch.zeros(shape, dtype=torch.int16)
+    for number in range(1, 55):
+        at = [int(torch.randint(1, n - 8, (1,), generator=generator)) for n in shape]
+        extent = extents[int(torch.randint(len(extents), (1,), generator=generator))]
+        labels[tuple(slice(a, a + e) for a, e in zip(at, extent, strict=True))] = number
+    for found in measure(labels, VoxelGrid.box(shape, [n * 6.0 for n in reversed(shape)]), "all"):
+        assert found.value is None or np.isfinite(found.value)
+        assert found.value is not None or found.reason
+
+
+def test_a_femur_of_one_column_is_no_femur():
+    labels = torch.zeros((40, 32, 32), dtype=torch.int16)
+    labels[5:30, 16, 16] = 53
+    found = measure(labels, VoxelGrid.box((40, 32, 32), [192.0, 192.0, 240.0]), "all")
+    mine = [m for m in found if "left" in m.name and ("femoral" in m.name or "neck" in m.name)]
+    assert len(mine) == 3
+    assert all(m.value is None for m in mine)

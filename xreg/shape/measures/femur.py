@@ -74,6 +74,8 @@ def fit_head(bones: Bones, side: str) -> Sphere | str:
             return f"the head of {name} is not in view as a sphere (radius {radius:.0f} mm)"
         points = field.points
         near = points[np.linalg.norm(points - center, axis=1) < 2.5 * radius]
+        if not len(near):
+            return f"the head of {name} has no round surface in view"
         away = unit(center - near.mean(0))
     ends = center + 0.9 * radius * np.concatenate([np.eye(3), -np.eye(3)])
     if not bool(bones.grid.contains(torch.from_numpy(ends)).all()):
@@ -106,6 +108,7 @@ def _first_center(field: BoneField, inward: np.ndarray) -> np.ndarray:
     height, inside = place @ UP, place @ inward
     upper = height > height.max() - 70.0
     chosen = upper & (inside > np.median(inside[upper]))
+    chosen = chosen if chosen.any() else upper  # a crumb of one column
     best = index[chosen][depth[tuple(index[chosen].T)].argmax()]
     return field.world(best[None])[0]
 
