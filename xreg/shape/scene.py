@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import roma
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -75,9 +74,9 @@ class Scene:
 
     @classmethod
     def of(cls, found: ShapePrediction, atlas: Atlas, grid: VoxelGrid, n: int) -> Scene:
-        scheme, parts = found.scheme, []
+        scheme, parts, pooled = found.scheme, [], _pooled(found, grid, n)
         for name, shape in atlas.bones.items():
-            dense = F.avg_pool3d(found.probability(name)[None, None], n)[0, 0]
+            dense = pooled[scheme.index(name)].reshape(grid.shape)
             least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
                 continue
@@ -119,6 +118,20 @@ class Scene:
     def logit(self, moves: Moves, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
         """Log odds that the moved bone fills voxels of ``grid`` at world points."""
         return -self.distance(moves, bone, points) / (_SOFT * sum(grid.spacing) / 3)
+
+
+def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> Float[Tensor, "L N"]:
+    """Mean probabilities over the blocks of n³ voxels that make up ``grid``, all structures at once."""
+    depth, height, width = grid.shape
+    _, rows, columns = found.grid.shape
+    i, j, k = (
+        x // n
+        for x in (found.voxels % columns, found.voxels // columns % rows, found.voxels // (rows * columns))
+    )
+    whole = (i < width) & (j < height) & (k < depth)
+    block = ((k * height + j) * width + i)[whole]
+    made = found.probabilities.new_zeros(depth * height * width, len(found.scheme))
+    return made.index_add_(0, block, found.probabilities[whole]).div_(n**3).T.contiguous()
 
 
 def _start(
