@@ -34,8 +34,9 @@ def crossval(result: dict[str, Any]) -> str:
         minutes = network["seconds"] / 60
         parts.append(
             f"{network['name']}: learned from {len(network['patients'])} patients ({learned}), "
-            f"{network['step']} steps in {minutes:.0f} minutes, {result['machine']['threads']} thread(s) of "
-            f"{result['machine']['cores']} cores; held out {', '.join(network['held_out'])}."
+            f"{network['step']} steps in {minutes:.0f} minutes; held out {', '.join(network['held_out'])}. "
+            f"Seconds are of predictions with {result['machine']['threads']} thread(s) on "
+            f"{result['machine']['cores']} cores, surfaces and measures not included."
         )
     return "\n\n".join(parts)
 
