@@ -27,4 +27,16 @@ def splat_fit(result: dict[str, Any]) -> str:
     return table_of(head, body) + "\n\n" + setting_of(result["scenes"][-1]["run"])
 
 
-MAKERS = {"splat_fit": splat_fit}
+def splat(result: dict[str, Any]) -> str:
+    """Times of the splatter and the voxeliser, and the setting."""
+    goals = {g["what"]: g["goal_ms"] for g in result["goals"]}
+    body = []
+    for row in result["rows"]:
+        name = f"{row['mode']} {row['work']}"
+        asked = f"{goals[name]:.0f}" if name in goals else ""
+        body.append([name, f"{row['best_ms']:.1f}", f"{row['median_ms']:.1f}", asked])
+    head = ["50,000 Gaussians, 256²; voxels 128³", "best, ms", "median, ms", "asked, ms"]
+    return table_of(head, body) + "\n\n" + setting_of(result["run"])
+
+
+MAKERS = {"splat_fit": splat_fit, "splat": splat}
