@@ -39,7 +39,7 @@ class ShapeTrainSettings:
     voxels along the grid's longest edge that are compared in a step, another set each time.  mirror: whether
     half of the cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.
     balance: power of a label's rarity by which its voxels and pixels weigh more at the start, so that small
-    bones are learned at all; it falls to nothing over the training.  validations: how often held-out
+    bones are learned sooner; it falls to nothing over the training.  validations: how often held-out
     patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's
     inner work.
     """
