@@ -100,7 +100,7 @@ class Views:
     def inputs(self) -> Float[Tensor, "N 13 H W"]:
         """What the film encoder reads, of all films of all cases: film, geometry, and each pixel's place.
 
-        Places run from -1 to 1 over the film, so that convolutions can tell high from low and left from right.
+        Places run from -1 to 1 over the film: convolutions can then tell high from low, and left from right.
         """
         b, v, h, w = self.films.shape
         rays = self.rays[..., None, None].expand(b, v, RAY_CHANNELS, h, w)
