@@ -12,9 +12,10 @@ from shape_oracle import Oracle
 from xreg.cli import main
 from xreg.geometry import Rig
 from xreg.io import save_image, save_rig, write_nifti
-from xreg.shape.atlas import FILE, Labelled, build_atlas
+from xreg.shape.atlas import FILE, build_atlas
 from xreg.shape.films import normalise
 from xreg.shape.predict import ShapeModel
+from xreg.shape.sources import Member
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_an_atlas_beside_the_model_is_used(files, tmp_path, monkeypatch) -> None
     stand_in(monkeypatch, files)
     assert "atlas.safetensors, which --refine needs" in run(files, tmp_path / "a", "--refine", code=1).output
     (place / "net").mkdir()
-    build_atlas([Labelled("p7", case.labels, case.grid, "spine")]).save(place / "net")
+    build_atlas([Member("p7", "spine", case.labels, case.grid)]).save(place / "net")
     said = run(files, tmp_path / "b")
     assert "bones by the atlas" in said.stdout
     assert "by the atlas" not in run(files, tmp_path / "c", "--no-refine").stdout

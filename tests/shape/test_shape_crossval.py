@@ -11,10 +11,10 @@ from benchmark_scripts import run
 
 from xreg.io import write_nifti
 from xreg.shape import load_shipped
-from xreg.shape.atlas import Labelled, build_atlas
+from xreg.shape.atlas import build_atlas
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.patients import Patient
-from xreg.shape.sources import AsTheyAre
+from xreg.shape.sources import AsTheyAre, Member
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.shape.training import train
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     (place / "prepared" / "p9").mkdir(parents=True)
     made.save(place / "prepared" / "p9")
     train(AsTheyAre([shape_case.sample("a", 1)]), QUICK, place / "net", held_out=[shape_case.sample("p9", 9)])
-    build_atlas([Labelled("a", shape_case.body(1), shape_case.grid(), "spine")]).save(place / "net")
+    build_atlas([Member("a", "spine", shape_case.body(1), shape_case.grid())]).save(place / "net")
     return place
 
 

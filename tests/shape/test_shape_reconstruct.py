@@ -15,13 +15,14 @@ from shape_oracle import Oracle
 
 from xreg.errors import FileError, GeometryError, ImageError, InputWarning, ShapeError
 from xreg.geometry import Camera
-from xreg.shape.atlas import Labelled, build_atlas
+from xreg.shape.atlas import build_atlas
 from xreg.shape.film_checks import agreements, check_films, facing_point, seen_grid
 from xreg.shape.level import decide_level
 from xreg.shape.predict import ShapeModel
 from xreg.shape.reconstruct import ReconstructSettings, reconstruct
 from xreg.shape.report import NOTICE, report_page, save_reconstruction
 from xreg.shape.schemes import SCHEMES
+from xreg.shape.sources import Member
 
 SPINE = SCHEMES["spine"]
 QUICK = ReconstructSettings(draws=2)
@@ -266,7 +267,7 @@ def test_no_bone_is_an_error(case) -> None:
 
 
 def test_an_atlas_refines_and_is_told_of(case, oracle, tmp_path) -> None:
-    atlas = build_atlas([Labelled("p7", case.labels, case.grid, "spine")])
+    atlas = build_atlas([Member("p7", "spine", case.labels, case.grid)])
     known = {"grid": case.grid, "normalised": True, "settings": QUICK, "atlas": atlas}
     made = reconstruct(list(case.films), case.cameras, oracle, **known)
     assert made.prediction is made.refined.prediction

@@ -8,13 +8,14 @@ import torch
 
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
-from xreg.shape.atlas import FILE, Atlas, Labelled, build_atlas
+from xreg.shape.atlas import FILE, Atlas, build_atlas
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import prediction_of
 from xreg.shape.refine import RefineSettings, _shadows, refine
 from xreg.shape.scene import Moves, Scene, overlap
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shipped import grid_camera
+from xreg.shape.sources import Member
 from xreg.shape.training import mean_dice
 
 ALL, SPINE = SCHEMES["all"], SCHEMES["spine"]
@@ -55,7 +56,7 @@ def films_of(labels: torch.Tensor):
 
 @pytest.fixture(scope="module")
 def atlas():
-    return build_atlas([Labelled("p", bodies(), GRID, "spine")])
+    return build_atlas([Member("p", "spine", bodies(), GRID)])
 
 
 # ---- the atlas ----
@@ -84,7 +85,7 @@ def test_sides_are_mirrored_and_cut_bones_left_out() -> None:
     labels[10:20, 8:20, 4:10] = left
     labels[10:20, 8:12, 2:4] = left  # it leans outwards
     labels[30:, 8:20, 4:10] = ALL.index("L1")  # out of the field
-    found = build_atlas([Labelled("p", labels, GRID, "all")])
+    found = build_atlas([Member("p", "all", labels, GRID)])
     assert set(found.bones) == {"hip_left", "hip_right"}
     a, b = (found.bones[name] for name in ("hip_left", "hip_right"))
     torch.testing.assert_close(a.distances.flip(-1), b.distances, atol=1e-5, rtol=0.0)
@@ -96,7 +97,7 @@ def test_parts_of_bones_are_no_examples() -> None:
     part = bodies()
     part[:20, :, :][part[:20] == 21] = 0
     part[:, :14][part[:, :14] == 21] = 0
-    found = build_atlas([Labelled("a", bodies(), GRID, "spine"), Labelled("b", part, GRID, "spine")])
+    found = build_atlas([Member("a", "spine", bodies(), GRID), Member("b", "spine", part, GRID)])
     assert [len(found.bones[n].sizes) for n in ("L1", "L2", "L3")] == [2, 1, 2]
 
 
@@ -115,7 +116,7 @@ def test_what_makes_no_atlas() -> None:
     with pytest.raises(ShapeError, match="one label scheme"):
         build_atlas([])
     with pytest.raises(ShapeError, match="whole bone"):
-        build_atlas([Labelled("p", torch.zeros(SHAPE, dtype=torch.int16), GRID, "spine")])
+        build_atlas([Member("p", "spine", torch.zeros(SHAPE, dtype=torch.int16), GRID)])
 
 
 # ---- moves ----

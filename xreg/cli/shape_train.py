@@ -84,15 +84,10 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
 def _save_atlas(source: Any, output: Path) -> int:
     """Write the shapes of the patients' bones beside the network to be; how many bones there are."""
     from xreg.errors import ShapeError
-    from xreg.shape.atlas import Labelled, build_atlas
-    from xreg.shape.sources import Population
+    from xreg.shape.atlas import build_atlas
 
-    if isinstance(source, Population):
-        found = [Labelled(p.name, p.labels, p.grid, p.scheme) for p in source.patients]
-    else:
-        found = [Labelled(s.patient, s.labels, s.grid, s.scheme) for s in source.samples]
     try:
-        atlas = build_atlas(case for case in found if case.labels is not None)
+        atlas = build_atlas(source.members)
     except ShapeError:  # what is wrong with samples the training tells; without whole bones it goes on
         return 0
     output.mkdir(parents=True, exist_ok=True)

@@ -13,18 +13,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16
+from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
 from xreg.shape.schemes import scheme as scheme_of
+
+if TYPE_CHECKING:
+    from xreg.shape.sources import Member
 
 SCHEMA = "xreg.shape-atlas/1"
 FILE = "atlas.safetensors"
@@ -34,15 +37,6 @@ _MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
 _MOST, _LEAST = 32, 12  # points of a lattice along an edge
 _FEWEST = 24  # voxels of a bone, below which its shape says little
 _MOST_PATIENTS = 40
-
-
-class Labelled(NamedTuple):
-    """A patient's label map on its grid, in the numbers of a scheme."""
-
-    name: str
-    labels: Int16[Tensor, "D H W"]
-    grid: VoxelGrid
-    scheme: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +103,13 @@ class Atlas:
             raise FileError(f"{file}: lacks an entry or holds a wrong one ({error}); {remedy}") from error
 
 
-def build_atlas(patients: Iterable[Labelled]) -> Atlas:
+def build_atlas(patients: Iterable[Member]) -> Atlas:
     """The atlas of patients' whole bones; a bone at the border of its grid is not taken.
 
     Of more than 40 patients every n-th is taken.  ShapeError for patients of several schemes, or none with a
     whole bone.
     """
-    chosen = list(patients)
+    chosen = [member for member in patients if member.labels is not None]
     chosen = chosen[:: max(1, math.ceil(len(chosen) / _MOST_PATIENTS))]
     if len({p.scheme for p in chosen}) != 1:
         schemes = ", ".join(sorted({p.scheme for p in chosen})) or "no patient"
@@ -130,8 +124,8 @@ def build_atlas(patients: Iterable[Labelled]) -> Atlas:
                 found.setdefault(names.names[other], []).append(bone.mirrored())
     if not found:
         raise ShapeError("no patient shows a whole bone; an atlas needs bones off the border of their grid")
-    order = [n for n in names.names if n in found]
-    return Atlas({n: _shape(found[n]) for n in order}, tuple(p.name for p in chosen), names.name)
+    bones = {name: _shape(found[name]) for name in names.names if name in found}
+    return Atlas(bones, tuple(dict.fromkeys(member.patient for member in chosen)), names.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +155,7 @@ class _Found:
         return _Found(self.distance, change, swapped, self.size)
 
 
-def _whole_bones(patient: Labelled) -> Iterable[tuple[int, _Found]]:
+def _whole_bones(patient: Member) -> Iterable[tuple[int, _Found]]:
     from scipy import ndimage
 
     labels = patient.labels.cpu().numpy()
@@ -169,14 +163,15 @@ def _whole_bones(patient: Labelled) -> Iterable[tuple[int, _Found]]:
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         if box is None or any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True)):
             continue
-        if (labels[box] == number).sum() < _FEWEST:
+        count = int((labels[box] == number).sum())
+        if count < _FEWEST:
             continue
-        size = ((labels[box] == number).sum() * patient.grid.voxel_mm3) ** (1 / 3)
+        size = (count * patient.grid.voxel_mm3) ** (1 / 3)
         pads = [math.ceil(_MARGIN * size / s) + 1 for s in spacing[::-1]]
         start = [max(0, s.start - p) for s, p in zip(box, pads, strict=True)]
         stop = [min(n, s.stop + p) for s, p, n in zip(box, pads, labels.shape, strict=True)]
         inside = labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] == number
-        yield number, _cut_out(inside, start, patient.grid, float(size))
+        yield number, _cut_out(inside, start, patient.grid, size)
 
 
 def _cut_out(inside: np.ndarray, start: list[int], grid: VoxelGrid, size: float) -> _Found:
@@ -184,10 +179,8 @@ def _cut_out(inside: np.ndarray, start: list[int], grid: VoxelGrid, size: float)
 
     steps = grid.spacing[::-1]
     outer, inner = (ndimage.distance_transform_edt(x, sampling=steps) for x in (~inside, inside))
-    signed = np.where(
-        inside, -inner, outer
-    )  # to the next voxel's middle, and the surface lies half-way there
-    signed -= np.sign(signed) * np.mean(steps) / 2
+    signed = np.where(inside, -inner, outer)
+    signed -= np.sign(signed) * np.mean(steps) / 2  # the surface lies half-way to the next voxel's middle
     index = np.argwhere(inside) + start  # (k, j, i)
     affine = grid.affine.numpy()
     world = index[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]

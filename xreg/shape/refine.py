@@ -22,14 +22,14 @@ from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
+from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import ShapePrediction, prediction_of
-from xreg.shape.scene import Moves, Scene, box_of, overlap
+from xreg.shape.scene import Moves, Scene, box_of
 from xreg.similarity import sobel
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
 _GROUPS = 4  # volumes that neighbours along a row are spread over, so that a film tells them apart
-_THICKNESS_MM = 50.0
 _FAR = 12.0  # largest logit of an atlas' bone
 _SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
 
@@ -90,13 +90,11 @@ class Refined:
     @property
     def text(self) -> str:
         """What was done, in a line."""
+        if not self.bones:
+            return "no bone fitted"
         used = sum(bone.used for bone in self.bones)
         films = ", ".join(f"film {n} {a:.2f} to {b:.2f}" for n, (a, b) in enumerate(self.matches))
-        return (
-            f"{used} of {len(self.bones)} bones by the atlas; edges match {films}"
-            if films
-            else "no bone fitted"
-        )
+        return f"{used} of {len(self.bones)} bones by the atlas; edges match {films}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -159,8 +157,8 @@ def _fit(
     optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
     for step in range(settings.steps):
         optimiser.zero_grad()
-        filled = [scene.occupancy(moves, bone) for bone in range(len(scene.names))]
-        loss = 1 - torch.stack([overlap(a, b) for a, b in zip(filled, scene.wanted, strict=True)]).mean()
+        filled = scene.filled(moves)
+        loss = 1 - scene.overlaps(filled).mean()
         loss = loss + _prior(scene, [p / s for p, s in zip(moves.parts, spread, strict=True)], settings)
         if step >= settings.steps // 3:
             loss = loss + _film_loss(scene, filled, seen, maps, settings)
@@ -183,10 +181,9 @@ def _prior(scene: Scene, scaled: list[Tensor], settings: RefineSettings) -> Floa
 
 @torch.no_grad()
 def _state(scene: Scene, moves: Moves, seen: tuple[Tensor, Sequence[Camera]]) -> tuple[list[float], Tensor]:
-    filled = [scene.occupancy(moves, bone) for bone in range(len(scene.names))]
-    overlaps = torch.stack([overlap(a, b) for a, b in zip(filled, scene.wanted, strict=True)])
+    filled = scene.filled(moves)
     shadows = [_shadows(scene, filled, camera).sum(0) for camera in seen[1]]
-    return [float(_match(f, s)) for f, s in zip(seen[0], shadows, strict=True)], overlaps
+    return [float(_match(f, s)) for f, s in zip(seen[0], shadows, strict=True)], scene.overlaps(filled)
 
 
 def _film_loss(
@@ -218,7 +215,7 @@ def _shadows(scene: Scene, filled: list[Tensor], camera: Camera) -> Float[Tensor
         values = torch.cat([filled[n] for n in members])
         body = torch.zeros(scene.grid.shape).reshape(-1).index_add(0, voxels, values).clamp_max(1.0)
         volume = scene.grid.volume(body.reshape(scene.grid.shape))
-        images.append(drr(volume, camera, integrator="joseph", storage="float") / _THICKNESS_MM)
+        images.append(drr(volume, camera, integrator="joseph", storage="float") / THICKNESS_MM)
     return torch.stack(images)
 
 
@@ -240,7 +237,7 @@ def _grouped(
     thickness = F.adaptive_avg_pool2d(thickness, cameras[0].size)
     made = thickness.new_zeros(thickness.shape[0], _GROUPS, *thickness.shape[-2:])
     for number in scene.numbers:
-        made[:, number % _GROUPS] += thickness[:, number] / _THICKNESS_MM
+        made[:, number % _GROUPS] += thickness[:, number] / THICKNESS_MM
     return made
 
 

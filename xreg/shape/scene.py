@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import roma
@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from xreg.geometry import se3
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
+from xreg.shape.networks import Lattice
 from xreg.shape.predict import ShapePrediction
 
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
@@ -81,7 +83,8 @@ class Scene:
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
                 continue
             parts.append((name, shape, *_start(dense, grid, shape)))
-        names, shapes, place, size, voxels, points, wanted = zip(*parts, strict=True) if parts else [()] * 7
+        columns = zip(*parts, strict=True) if parts else [()] * 8
+        names, shapes, examples, place, size, voxels, points, wanted = columns
         numbers = tuple(scheme.index(name) for name in names)
         rows = tuple(
             (numbers.index(a), numbers.index(b))
@@ -89,21 +92,10 @@ class Scene:
             for a, b in pairwise(group)
             if a in numbers and b in numbers
         )
-        made = cls(
-            names, numbers, shapes, (0,) * len(names), torch.stack(place) if place else torch.zeros(0, 3),
+        return cls(
+            names, numbers, shapes, examples, torch.stack(place) if place else torch.zeros(0, 3),
             torch.tensor(size), voxels, points, wanted, grid, rows,
         )  # fmt: skip
-        return made._with_examples()
-
-    def _with_examples(self) -> Scene:
-        """Of each bone the example that overlaps most where it starts."""
-        still = Moves.none(len(self.names))
-        best = []
-        for bone, shape in enumerate(self.shapes):
-            tries = [replace(self, examples=(e,) * len(self.names)) for e in range(len(shape.distances))]
-            overlaps = [float(overlap(t.occupancy(still, bone), self.wanted[bone])) for t in tries]
-            best.append(max(range(len(tries)), key=overlaps.__getitem__))
-        return replace(self, examples=tuple(best))
 
     def distance(self, moves: Moves, bone: int, points: Tensor) -> Float[Tensor, " n"]:
         """Signed distance (mm) from the moved bone at world points."""
@@ -115,19 +107,27 @@ class Scene:
         """How much of each of the bone's voxels it fills."""
         return torch.sigmoid(self.logit(moves, bone, self.points[bone], self.grid))
 
+    def filled(self, moves: Moves) -> list[Float[Tensor, " n"]]:
+        """The occupancy of each bone."""
+        return [self.occupancy(moves, bone) for bone in range(len(self.names))]
+
+    def overlaps(self, filled: list[Tensor]) -> Float[Tensor, " B"]:
+        """Soft Dice of what each bone fills with what the network says."""
+        return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
+
     def logit(self, moves: Moves, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
         """Log odds that the moved bone fills voxels of ``grid`` at world points."""
-        return -self.distance(moves, bone, points) / (_SOFT * sum(grid.spacing) / 3)
+        return -self.distance(moves, bone, points) / _softness(grid)
+
+
+def _softness(grid: VoxelGrid) -> float:
+    return _SOFT * sum(grid.spacing) / 3
 
 
 def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> Float[Tensor, "L N"]:
     """Mean probabilities over the blocks of n³ voxels that make up ``grid``, all structures at once."""
     depth, height, width = grid.shape
-    _, rows, columns = found.grid.shape
-    i, j, k = (
-        x // n
-        for x in (found.voxels % columns, found.voxels // columns % rows, found.voxels // (rows * columns))
-    )
+    i, j, k = Lattice(found.grid.shape).index_at(found.voxels).long().div(n, rounding_mode="floor").T
     whole = (i < width) & (j < height) & (k < depth)
     block = ((k * height + j) * width + i)[whole]
     made = found.probabilities.new_zeros(depth * height * width, len(found.scheme))
@@ -136,8 +136,8 @@ def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> Float[Tensor, "L
 
 def _start(
     dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape
-) -> tuple[Tensor, float, Tensor, Tensor, Tensor]:
-    """Where a bone starts and how large, and the voxels about it.
+) -> tuple[int, Tensor, float, Tensor, Tensor, Tensor]:
+    """The example that overlaps most where a bone starts, where that is, how large, and the voxels about it.
 
     Its middle is that of what lies within its own reach: a network in doubt leaves crumbs elsewhere.
     """
@@ -156,9 +156,11 @@ def _start(
     flat, points = box_of(grid, corners)
     wanted = dense.reshape(-1)[flat]
     local = (points - place) / size
-    close = torch.stack([shape.distance(n, local) for n in range(len(shape.distances))]).amin(0) < _AROUND
-    kept = close | (wanted > _FOUND / 2)
-    return place, size, flat[kept], points[kept], wanted[kept]
+    distances = torch.stack([shape.distance(n, local) for n in range(len(shape.distances))])
+    kept = (distances.amin(0) < _AROUND) | (wanted > _FOUND / 2)
+    filled = torch.sigmoid(-size * distances[:, kept] / _softness(grid))
+    example = int(torch.stack([overlap(one, wanted[kept]) for one in filled]).argmax())
+    return example, place, size, flat[kept], points[kept], wanted[kept]
 
 
 def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
@@ -168,7 +170,7 @@ def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
 
 def box_of(grid: VoxelGrid, points: Float[Tensor, "n 3"]) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m 3"]]:
     """Flat indices of a grid's voxels in the box (along its axes) about world points, and their points."""
-    index = points.double() @ grid.index_from_world[:3, :3].T + grid.index_from_world[:3, 3]
+    index = se3.apply(grid.index_from_world, points.double())
     size = torch.tensor(grid.size)
     low = torch.minimum(index.amin(0).ceil().clamp_min(0).long(), size - 1)
     high = torch.minimum(index.amax(0).floor().long() + 1, size)
@@ -180,6 +182,4 @@ def box_of(grid: VoxelGrid, points: Float[Tensor, "n 3"]) -> tuple[Int64[Tensor,
 
 def points_of(grid: VoxelGrid, flat: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
     """World points (mm) of voxels."""
-    _, height, width = grid.shape
-    index = torch.stack([flat % width, flat // width % height, flat // (width * height)], -1)
-    return (index.double() @ grid.affine[:3, :3].T + grid.affine[:3, 3]).float()
+    return se3.apply(grid.affine, Lattice(grid.shape).index_at(flat).double()).float()

@@ -15,7 +15,7 @@ from jaxtyping import Int16
 from torch import Tensor
 
 from xreg.errors import FileError, ShapeError
-from xreg.io import write_json
+from xreg.io import VoxelGrid, write_json
 from xreg.shape import patients as patient_files
 from xreg.shape import samples as sample_files
 from xreg.shape.patients import Patient
@@ -28,11 +28,12 @@ T = TypeVar("T")
 
 
 class Member(NamedTuple):
-    """Who is in a source: a patient, and its labels in the numbers of a scheme."""
+    """Who is in a source: a patient, and its labels in the numbers of a scheme, on a grid."""
 
     patient: str
     scheme: str
     labels: Int16[Tensor, "D H W"] | None
+    grid: VoxelGrid
 
 
 class Source(Protocol):
@@ -55,7 +56,7 @@ class AsTheyAre:
     @property
     def members(self) -> tuple[Member, ...]:
         """One a sample."""
-        return tuple(Member(s.patient, s.scheme, s.labels) for s in self.samples)
+        return tuple(Member(s.patient, s.scheme, s.labels, s.grid) for s in self.samples)
 
     def sample(self, seed: int) -> Sample:
         """One of them."""
@@ -81,7 +82,7 @@ class Population:
     @property
     def members(self) -> tuple[Member, ...]:
         """One a patient."""
-        return tuple(Member(p.name, p.scheme, p.labels) for p in self.patients)
+        return tuple(Member(p.name, p.scheme, p.labels, p.grid) for p in self.patients)
 
     @cached_property
     def _shares(self) -> Tensor:
