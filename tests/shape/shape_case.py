@@ -1,10 +1,13 @@
 """A small body of four bones with films, for tests of networks."""
 
+from pathlib import Path
+
 import torch
 
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid
 from xreg.shape.films import normalise
+from xreg.shape.patients import Patient
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shipped import grid_camera
@@ -45,6 +48,14 @@ def sample(
     cameras = (grid_camera(space, 1), grid_camera(space, 0)) if cameras is None else cameras
     labels = body(seed)
     return Sample(films_of(labels, space, cameras), cameras, labels, space, "spine", patient, known)
+
+
+def prepare(folder: Path, *names: str) -> None:
+    """Samples with their patients beside them, as `xreg shape prepare` leaves them."""
+    for n, name in enumerate(names):
+        case = sample(name, n)
+        case.save(folder / name)
+        Patient.from_labels(case.labels, case.grid, name, scheme="spine").save(folder / name)
 
 
 def c_arms(size: tuple[int, int] = (48, 40)) -> tuple[Camera, ...]:

@@ -10,17 +10,11 @@ from click.testing import CliRunner
 from xreg.cli import main
 from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
+from xreg.shape.atlas import Atlas
 from xreg.shape.networks.backproject import stride
 from xreg.shape.patients import Patient
 from xreg.shape.samples import Sample
 from xreg.shape.sources import Population, require_apart
-
-
-def prepare(folder, *names):
-    for n, name in enumerate(names):
-        sample = shape_case.sample(name, n)
-        sample.save(folder / name)
-        Patient.from_labels(sample.labels, sample.grid, name, scheme="spine").save(folder / name)
 
 
 def run(*words, code=0):
@@ -30,7 +24,7 @@ def run(*words, code=0):
 
 
 def test_a_pool_is_drawn_and_gone_on_with(tmp_path) -> None:
-    prepare(tmp_path / "in", "a", "b", "c")
+    shape_case.prepare(tmp_path / "in", "a", "b", "c")
     words = [tmp_path / "in", "-o", tmp_path / "pool", "--hold-out", "c", "--seed", 3]
     assert json.loads(run(*words, "--count", 3, "--json").stdout)["drawn"] == 3
     first = {n: Sample.load(tmp_path / "pool" / f"{n:05d}") for n in range(3)}
@@ -45,7 +39,7 @@ def test_a_pool_is_drawn_and_gone_on_with(tmp_path) -> None:
 
 
 def test_a_pool_is_kept_apart_from_held_out_patients(tmp_path) -> None:
-    prepare(tmp_path / "in", "a", "b", "c")
+    shape_case.prepare(tmp_path / "in", "a", "b", "c")
     run(tmp_path / "in", "-o", tmp_path / "pool", "--hold-out", "c", "--count", 2)
     require_apart([tmp_path / "in", tmp_path / "pool"], ["c"])
     with pytest.raises(ShapeError, match="drawn from b too"):
@@ -54,13 +48,14 @@ def test_a_pool_is_kept_apart_from_held_out_patients(tmp_path) -> None:
     more = ["--as-they-are", "--steps", "1", "--hold-out"]
     assert "drawn from a too" in CliRunner().invoke(main, [*words, *more, "a"]).output
     assert CliRunner().invoke(main, [*words, *more, "c"]).exit_code == 0
+    assert Atlas.beside(tmp_path / "net").patients == ("a", "b")  # those scanned, none of those drawn
     (tmp_path / "pool" / "pool.json").write_text("{")
     with pytest.raises(FileError, match="draw the pool again"):
         require_apart([tmp_path / "pool"], ["b"])
 
 
 def test_what_cannot_be_drawn(tmp_path) -> None:
-    prepare(tmp_path / "in", "a")
+    shape_case.prepare(tmp_path / "in", "a")
     assert "nobody" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "nobody", code=1).output
     assert "no patient" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "a", code=1).output
     assert run(tmp_path / "in", "-o", tmp_path / "p", "--count", 0, code=2)

@@ -14,7 +14,6 @@ from xreg.shape import checkpoint, losses
 from xreg.shape.atlas import Atlas
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.networks.heads import FilmMaps
-from xreg.shape.patients import Patient
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
@@ -152,10 +151,7 @@ def test_changed_films_stay_films() -> None:
 
 
 def test_new_patients_are_learned_from_and_come_from_their_seed(tmp_path) -> None:
-    for n, name in enumerate(("a", "b", "c")):
-        sample = shape_case.sample(name, n)
-        sample.save(tmp_path / name)
-        Patient.from_labels(sample.labels, sample.grid, name, scheme="spine").save(tmp_path / name)
+    shape_case.prepare(tmp_path, "a", "b", "c")
     made, held_out = split_patients(*read_prepared([tmp_path]), ["c"])
     assert isinstance(made, Population)
     assert [m.patient for m in made.members] == ["a", "b"]

@@ -149,12 +149,11 @@ def _grid_of(path: Path) -> Any:
 
 
 def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[tuple[str, str]]:
+    from xreg.shape.patients import counted
     from xreg.shape.report import doubt_text
 
-    patients = found.facts.get("patients", [])
     seen = [m for m in found.measures if m.value is not None]
     fit = ", ".join(f"film {n} r {fit.correlation:.2f}" for n, fit in enumerate(found.fits))
-    names = f"{len(patients)} patient{'s' * (len(patients) != 1)}: {', '.join(map(str, patients))}"
     return [
         ("bones", f"{len(found.bones)}: {', '.join(found.bones)}"),
         ("level", found.level.text),
@@ -162,7 +161,7 @@ def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[t
         ("films show them", fit),
         ("doubt", doubt_text(found)),
         ("measures", f"{len(seen)} of {len(found.measures)} in view"),
-        ("model learned", names),
+        ("model learned", counted(found.facts.get("patients", []))),
         *(("rejected", reason) for reason in found.rejected),
         ("look at", str(output / files["report"])),
     ]

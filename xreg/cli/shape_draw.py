@@ -37,12 +37,13 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     """
     check_folder(output)
     clock = Clock()
+    from xreg.shape.patients import counted
     from xreg.shape.population import Exposure
-    from xreg.shape.sources import Population, draw_pool, read_prepared
+    from xreg.shape.sources import Population, draw_pool, patients_without, read_prepared
 
     with terminal.working("reading patients"):
         _, patients = read_prepared(samples)
-        learned = _without(patients, options["hold_out"])
+        learned = patients_without(patients, options["hold_out"])
     source = Population(learned, exposure=Exposure(tilt_degrees=options["tilt"]))
     count = options["count"]
     with terminal.working("drawing patients") as tell:
@@ -57,22 +58,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     terminal.lines(
         [
             ("pool", f"{output}: {count} samples, {drawn} of them new"),
-            ("drawn from", f"{len(names)} patient{'s' * (len(names) != 1)}: {', '.join(names)}"),
+            ("drawn from", counted(names)),
         ]
     )
     return {"pool": str(output), "count": count, "drawn": drawn, "patients": names, "seconds": clock.seconds}
-
-
-def _without(patients: list[Any], held_out: tuple[str, ...]) -> list[Any]:
-    """The patients to draw from; ShapeError where there is none, or one to hold out is not there."""
-    from xreg.errors import ShapeError
-
-    names = [p.name for p in patients]
-    if missing := sorted(set(held_out) - set(names)):
-        raise ShapeError(
-            f"no CT is of the patients to hold out {', '.join(missing)}; there are {', '.join(names)}"
-        )
-    kept = [p for p in patients if p.name not in held_out]
-    if not kept:
-        raise ShapeError("no patient with a CT is left to draw from; prepare more, or hold out fewer")
-    return kept

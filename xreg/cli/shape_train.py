@@ -12,6 +12,9 @@ from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xreg.shape.sources import Member
     from xreg.shape.training import Report, Trained
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
@@ -64,14 +67,16 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         raise click.UsageError("--minutes and --steps exclude each other: give one.")
     check_folder(output)
     clock = Clock()
-    from xreg.shape.sources import read_prepared, require_apart, split_patients
+    from xreg.shape.sources import read_prepared, require_apart, scanned_members, split_patients
 
     require_apart(samples, options["hold_out"])
     with terminal.working("reading samples"):
-        found = read_prepared(samples)
-        source, held_out = split_patients(*found, options["hold_out"], plain=options["as_they_are"])
+        prepared, patients = read_prepared(samples)
+        source, held_out = split_patients(
+            prepared, patients, options["hold_out"], plain=options["as_they_are"]
+        )
     with terminal.working("cutting out the bones of the patients"):
-        atlas = _save_atlas(source, output)
+        atlas = _save_atlas(scanned_members(source, patients, options["hold_out"]), output)
     with terminal.working("training") as tell:
         trained = _train(_tilted(source, options["tilt"]), held_out, output, options, tell)
     result = _result(trained, options, type(source).__name__)
@@ -81,13 +86,13 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     return result
 
 
-def _save_atlas(source: Any, output: Path) -> int:
+def _save_atlas(members: Sequence[Member], output: Path) -> int:
     """Write the shapes of the patients' bones beside the network to be; how many bones there are."""
     from xreg.errors import ShapeError
     from xreg.shape.atlas import build_atlas
 
     try:
-        atlas = build_atlas(source.members)
+        atlas = build_atlas(members)
     except ShapeError:  # what is wrong with samples the training tells; without whole bones it goes on
         return 0
     output.mkdir(parents=True, exist_ok=True)
@@ -152,12 +157,13 @@ def _result(trained: Trained, options: dict[str, Any], made: str) -> dict[str, A
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
-    names = result["patients"]
+    from xreg.shape.patients import counted
+
     lines = [
         ("network", f"{result['model']} ({result['network']})"),
         ("trained", f"{result['steps']} steps, {result['seconds']['training']:.0f} s, {result['cases']}"),
         ("atlas", f"{result['atlas']} bones" if result["atlas"] else "none: no patient shows a whole bone"),
-        ("learned from", f"{len(names)} patient{'s' * (len(names) != 1)}: {', '.join(names)}"),
+        ("learned from", counted(result["patients"])),
     ]
     scores = result["validation"] or {}
     return lines + [("held out", f"{name}: mean Dice {dice:.3f}") for name, dice in scores.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -151,6 +152,11 @@ def sample_points(
     ends[:3, :3], ends[:3, 3] = torch.diag(half), half
     whole = (unit @ index @ ends).to(torch.float32).to(device)
     return base_points(grid.shape, whole) @ whole[:3, :3].T + whole[:3, 3]
+
+
+def counted(names: Sequence[object]) -> str:
+    """How many patients, and who, for people."""
+    return f"{len(names)} patient{'s' * (len(names) != 1)}: {', '.join(map(str, names))}"
 
 
 def _phantom(labels: Tensor, grid: VoxelGrid) -> Float[Tensor, "D H W"]:

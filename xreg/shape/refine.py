@@ -31,6 +31,7 @@ from xreg.similarity import sobel
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
 _GROUPS = 4  # volumes that neighbours along a row are spread over, so that a film tells them apart
 _FAR = 12.0  # largest logit of an atlas' bone
+_FILLED = -4.0  # logit from which an atlas' bone speaks for a voxel
 _SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
 
 
@@ -250,7 +251,7 @@ def _fused(
     for bone in used.nonzero()[:, 0].tolist():
         voxels, points = box_of(found.grid, scene.points[bone])
         logit = scene.logit(moves, bone, points, found.grid).clamp(-_FAR, _FAR)
-        drawn[scene.numbers[bone]] = voxels[logit > -4], logit[logit > -4]
+        drawn[scene.numbers[bone]] = voxels[logit > _FILLED], logit[logit > _FILLED]
     voxels = torch.cat([found.voxels, *(v for v, _ in drawn.values())]).unique()
     network = found.probabilities.new_zeros(len(voxels), len(found.scheme))
     network[:, 0] = 1.0

@@ -20,6 +20,7 @@ from xreg.io.labels import header_table
 from xreg.pictures import PAPER, UNLIT, colour, enlarge, grey, panels, save_picture
 from xreg.shape.annotate import ink, outline
 from xreg.shape.meshes import SUFFIXES, save_mesh
+from xreg.shape.patients import counted
 from xreg.shape.reconstruct import FilmFit, Reconstruction
 
 SCHEMA = "xreg.reconstruction/1"
@@ -160,7 +161,6 @@ def report_page(
         for name, picture in pictures.items()
     )
     films = ", ".join(str(f) for f in (facts or {}).get("films", []))
-    trained = f"{len(patients)} patient{'s' * (len(patients) != 1)}: {', '.join(map(str, patients))}"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Bones from films</title><style>{_STYLE}</style></head>
 <body>
@@ -175,8 +175,8 @@ silhouette leave the same, so it does not judge names and levels. Doubt: entropy
 <p class="faint">± is one standard deviation over shapes drawn from the network's own probabilities; what the
 network is wrong about with certainty is not in it. Without ±: fewer than two of these shapes show it.</p>
 <h2>Bones</h2>{_bones_table(found)}{_refined_text(found)}
-<h2>Model</h2><p>{escape(found.source)}, trained on {escape(trained)}. Other anatomy than theirs, and
-other kinds of films, are beyond what it has seen.</p>
+<h2>Model</h2><p>{escape(found.source)}, trained on {escape(counted(patients))}. Other anatomy than theirs,
+and other kinds of films, are beyond what it has seen.</p>
 </body></html>
 """
 

@@ -180,10 +180,8 @@ def split_patients(
     plain: samples as they are, even where there are patients to vary.  ShapeError where nothing is left, or a
     patient to hold out is not there or has no sample.
     """
+    _require_there(held_out, [s.patient for s in samples], "sample")
     kept = [s for s in samples if s.patient in held_out]
-    if missing := sorted(set(held_out) - {s.patient for s in kept}):
-        there = ", ".join(sorted({s.patient for s in samples})) or "none"
-        raise ShapeError(f"no sample is of the patients to hold out {', '.join(missing)}; there are {there}")
     used = [s for s in samples if s.patient not in held_out]
     learned = [p for p in patients if p.name not in held_out]
     if plain or not learned:
@@ -195,6 +193,29 @@ def split_patients(
             "their CT, or train on samples as they are (--as-they-are)"
         )
     return Population(learned, used), kept
+
+
+def patients_without(patients: Sequence[Patient], held_out: Sequence[str]) -> list[Patient]:
+    """The patients to draw new ones from; ShapeError where none is left, or one to hold out is not there."""
+    _require_there(held_out, [p.name for p in patients], "CT")
+    kept = [p for p in patients if p.name not in held_out]
+    if not kept:
+        raise ShapeError("no patient with a CT is left to draw from; prepare more, or hold out fewer")
+    return kept
+
+
+def scanned_members(
+    source: Source, patients: Sequence[Patient], held_out: Sequence[str]
+) -> tuple[Member, ...]:
+    """Those of a training's patients that were scanned, not drawn; the source's where no scan is at hand."""
+    scanned = [p for p in patients if p.name not in held_out]
+    return Population(scanned).members if scanned else source.members
+
+
+def _require_there(held_out: Sequence[str], there: Sequence[str], what: str) -> None:
+    if missing := sorted(set(held_out) - set(there)):
+        known = ", ".join(sorted(set(there))) or "none"
+        raise ShapeError(f"no {what} is of the patients to hold out {', '.join(missing)}; there are {known}")
 
 
 def _pick(items: Sequence[T], generator: torch.Generator) -> T:
