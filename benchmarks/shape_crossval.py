@@ -11,7 +11,6 @@ predictions, the surfaces and measures of `xreg reconstruct` not included.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import click
 import torch
 from common import RESULTS, write_json
+from shape_rows import distances, figures
 from torch import Tensor
 
 from xreg.geometry import Camera
@@ -34,10 +34,6 @@ from xreg.shape.predict import ShapePrediction
 from xreg.shape.refine import refine
 
 ANGLES = (0.0, 4.0, 8.0, 12.0, 16.0, 20.0)  # degrees of the second view off the right angle
-FIGURES = (
-    "dice", "dice_shifted", "shifts", "dice_foreground", "hd95_mm", "assd_mm", "centroid_mm", "missed",
-    "invented", "identification",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,10 +79,8 @@ def judge(found: ShapePrediction, case: ShippedCase, which: str) -> dict[str, An
     """Scores over the bones that an annotation holds; what it says nothing of is left out."""
     mine = relabel(found.labels, found.scheme.name, which)
     told = score(mine, case.labels(which), case.grid, which).to_json()
-    classes = sum(1 for label in told["labels"] if label["reference_voxels"])
     worst = sorted((x["dice"], x["name"]) for x in told["labels"] if x["reference_voxels"])[:3]
-    figures = {name: _rounded(told[name]) for name in FIGURES}
-    return {"classes": classes, **figures, "lowest": [[name, round(dice, 3)] for dice, name in worst]}
+    return {**figures(told), "lowest": [[name, round(dice, 3)] for dice, name in worst]}
 
 
 def measure(network: Network, case: ShippedCase) -> list[dict[str, Any]]:
@@ -115,12 +109,6 @@ def turned(network: Network, case: ShippedCase, hu: Tensor, angles: Sequence[flo
                 row = {"patient": case.patient, "scheme": which, "way": way, "angle": angle}
                 rows.append({**row, "dice": scores["dice"], "dice_shifted": scores["dice_shifted"]})
     return rows
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _facts(network: Network) -> dict[str, Any]:
@@ -165,11 +153,9 @@ def main(
 
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
-    far = [row[name] for name in ("hd95_mm", "assd_mm")]
-    mm = " / ".join("-" if x is None else f"{x:.1f}" for x in far)
     return (
         f"{row['patient']:6} {row['scheme']:7} ({row['classes']}) {row['way']:8} Dice {row['dice']:.3f} "
-        f"shifted {row['dice_shifted']:.3f} foreground {row['dice_foreground']:.3f} {mm} mm, "
+        f"shifted {row['dice_shifted']:.3f} foreground {row['dice_foreground']:.3f} {distances(row)} mm, "
         f"{row['wall_s']:.1f} s"
     )
 

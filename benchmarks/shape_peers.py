@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 from common import RESULTS, write_json
+from shape_rows import figures
 
 from xreg.shape import load_shipped, score, shipped_patients
 
@@ -61,24 +62,12 @@ def agree(row: Mapping[str, Any]) -> bool | None:
 
 
 def _row(patient: str, which: str, network: str, found: Mapping[str, Any], remark: str) -> dict[str, Any]:
-    names = (
-        "dice", "hd95_mm", "assd_mm", "dice_shifted", "shifts", "dice_foreground", "centroid_mm",
-        "identification", "missed", "invented",
-    )  # fmt: skip
-    classes = sum(1 for label in found["labels"] if label["reference_voxels"])
-    known = {name: _rounded(found[name]) for name in names}
-    row = {"patient": patient, "scheme": which, "network": network, "classes": classes, **known}
+    row = {"patient": patient, "scheme": which, "network": network, **figures(found)}
     before = BEFORE.get((patient, which, network))
     if before is not None:
         row["before"] = list(before)
         row["agrees"] = agree(row)
     return {**row, "remark": remark} if remark else row
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 @click.command()

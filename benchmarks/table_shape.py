@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from markdown import table_of
+from shape_rows import distances
 
 # What published networks reach on the same films (their predictions, scored by shape_peers.py): mean Dice.
 PEERS = {
@@ -53,8 +54,7 @@ def angles(result: dict[str, Any]) -> str:
 
 
 def _figures(row: dict[str, Any]) -> str:
-    far = " / ".join("-" if row[n] is None else f"{row[n]:.1f}" for n in ("hd95_mm", "assd_mm"))
-    return f"{row['dice']:.3f} ({row['dice_shifted']:.3f}, {row['dice_foreground']:.3f}); {far} mm"
+    return f"{row['dice']:.3f} ({row['dice_shifted']:.3f}, {row['dice_foreground']:.3f}); {distances(row)} mm"
 
 
 MAKERS = {"shape_crossval": ("shape_crossval", crossval), "shape_angles": ("shape_crossval", angles)}
