@@ -1,5 +1,7 @@
 """A small body of four bones with films, for tests of networks."""
 
+import builtins
+import importlib
 from pathlib import Path
 
 import torch
@@ -62,3 +64,21 @@ def c_arms(size: tuple[int, int] = (48, 40)) -> tuple[Camera, ...]:
     """Two perspective views, neither square to the other."""
     known = {"sdd": 1000.0, "sod": 700.0, "size": size, "spacing": 4.0, "isocenter": (10.0, -5.0, 20.0)}
     return tuple(Camera.c_arm(primary=p, secondary=s, **known) for p, s in ((5, 3), (80, -4)))
+
+
+def missing(monkeypatch, package: str) -> None:
+    """Make imports of a package fail."""
+    plain_import, plain_module = builtins.__import__, importlib.import_module
+
+    def fail(name: str, *words, **known):
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return plain_import(name, *words, **known)
+
+    def fail_module(name: str, *words):
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return plain_module(name, *words)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.setattr("xreg.optional.import_module", fail_module)

@@ -1,17 +1,15 @@
 """Surfaces of bones: closed, outward, of the right size and place, and the same after a file."""
 
-import builtins
-import importlib
-
 import numpy as np
 import pytest
+import shape_case
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xreg.errors import BackendError, FileError, ShapeError
 from xreg.io import VoxelGrid
-from xreg.shape import SCHEMES, align_surface, bone_meshes, load_shipped, save_mesh, surface_mesh
+from xreg.shape import SCHEMES, bone_meshes, load_shipped, save_mesh, surface_mesh
 
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("skimage")
@@ -98,44 +96,9 @@ def test_bad_input_is_refused(monkeypatch):
     with pytest.raises(ShapeError, match=r"shape \[4, 5, 6\]"):
         surface_mesh(torch.ones(2, 2, 2), grid)
     assert bone_meshes(empty, grid) == {}
-    missing(monkeypatch, "skimage")
+    shape_case.missing(monkeypatch, "skimage")
     with pytest.raises(BackendError, match=r"scikit-image: pip install 'xreg\[shape\]'"):
         surface_mesh(torch.ones(grid.shape), grid)
-
-
-def missing(monkeypatch, package: str) -> None:
-    """Make imports of a package fail."""
-    plain_import, plain_module = builtins.__import__, importlib.import_module
-
-    def fail(name: str, *words, **known):
-        if name.split(".")[0] == package:
-            raise ImportError(name)
-        return plain_import(name, *words, **known)
-
-    def fail_module(name: str, *words):
-        if name.split(".")[0] == package:
-            raise ImportError(name)
-        return plain_module(name, *words)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
-    monkeypatch.setattr("xreg.optional.import_module", fail_module)
-
-
-def test_registration_to_a_reference_says_what_it_needs(monkeypatch):
-    mesh = trimesh.creation.icosphere(radius=10)
-    missing(monkeypatch, "open3d")
-    with pytest.raises(BackendError, match="open3d: pip install open3d"):
-        align_surface(mesh, mesh)
-
-
-def test_registration_to_a_reference():
-    pytest.importorskip("open3d")
-    box = trimesh.creation.box((30, 20, 12)).subdivide_loop(1)
-    moved = box.copy()
-    moved.apply_translation([1.0, -0.5, 0.7])
-    motion, gap = align_surface(moved, box, reach_mm=6)
-    assert motion[:3, 3].tolist() == pytest.approx([-1.0, 0.5, -0.7], abs=0.15)
-    assert gap < 1.0
 
 
 def test_bones_of_a_patient_are_closed(shared_data):

@@ -14,6 +14,7 @@ from xreg.cli.verb import verb
 if TYPE_CHECKING:
     from xreg.geometry import Camera
     from xreg.shape.reconstruct import Reconstruction
+    from xreg.shape.schemes import Scheme
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
@@ -49,6 +50,8 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
               help="-1: a higher value means less beam.")  # fmt: skip
 @click.option("--refine/--no-refine", default=None,
               help="Fit the model's atlas of bones to the films.  [default: where it has one]")  # fmt: skip
+@click.option("--reference", type=PATH, metavar="FOLDER",
+              help="Surfaces (NAME.stl, .ply; RAS mm) to compare with; needs Open3D.")  # fmt: skip
 @click.option("--variants", type=click.IntRange(1, 5), default=1, show_default=True,
               help="Looks of the films that are averaged.")  # fmt: skip
 @click.option("--draws", type=click.IntRange(min=2), default=8, show_default=True,
@@ -80,6 +83,7 @@ def command(
         images, cameras = _read_films(films, options)
         network = ShapeModel.load(model, labels=expected, device=options["device"])
         atlas = _atlas_of(model, options["refine"])
+        references = _references_in(options["reference"], network.scheme)
         grid = None if options["like"] is None else _grid_of(options["like"])
     settings = ReconstructSettings(options["voxel"], options["variants"], options["draws"], options["smooth"])
     with terminal.working("reconstructing") as tell, clock.part("reconstruct"):
@@ -90,6 +94,7 @@ def command(
             grid=grid,
             center=options["center"] or None,
             atlas=atlas,
+            references=references,
             settings=settings,
             tell=lambda text: tell(text, key=text),
         )
@@ -141,6 +146,12 @@ def _atlas_of(model: Path, wanted: bool | None) -> Any:
     return atlas
 
 
+def _references_in(folder: Path | None, names: Scheme) -> Any:
+    from xreg.shape.reference import read_references
+
+    return None if folder is None else read_references(folder, names)
+
+
 def _grid_of(path: Path) -> Any:
     from xreg.io import VoxelGrid, read_nifti
 
@@ -161,6 +172,7 @@ def _lines(found: Reconstruction, output: Path, files: dict[str, str]) -> list[t
         ("films show them", fit),
         ("doubt", doubt_text(found)),
         ("measures", f"{len(seen)} of {len(found.measures)} in view"),
+        *(("against reference", fit.text) for fit in found.references),
         ("model learned", counted(found.facts.get("patients", []))),
         *(("rejected", reason) for reason in found.rejected),
         ("look at", str(output / files["report"])),

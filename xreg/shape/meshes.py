@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ..errors import FileError, ShapeError
@@ -111,33 +111,6 @@ def save_mesh(path: str | PathLike, mesh: Trimesh) -> None:
     data = mesh.export(file_type=file.suffix.lower()[1:])
     with atomic_write(file) as temporary:
         Path(temporary).write_bytes(data)
-
-
-def align_surface(
-    mesh: Trimesh, reference: Trimesh, *, reach_mm: float = 10.0, points: int = 5000, seed: int = 0
-) -> tuple[Float64[Tensor, "4 4"], float]:
-    """The rigid motion [4, 4] (RAS mm) that lays a surface onto a reference nearby, and the RMS gap after it.
-
-    Open3D's point-to-plane ICP over ``points`` samples of each; pairs further apart than ``reach_mm`` do not
-    count.  Raises BackendError without Open3D, ShapeError where no pair is near enough.
-    """
-    o3d = optional("open3d", "registration to reference surfaces need the package open3d: pip install open3d")
-    import trimesh
-
-    clouds = []
-    for surface in (mesh, reference):
-        places, faces = trimesh.sample.sample_surface(surface, points, seed=seed)
-        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(np.asarray(places)))
-        cloud.normals = o3d.utility.Vector3dVector(np.asarray(surface.face_normals[faces]))
-        clouds.append(cloud)
-    rule = o3d.pipelines.registration.TransformationEstimationPointToPlane()
-    found = o3d.pipelines.registration.registration_icp(*clouds, reach_mm, np.eye(4), rule)
-    if not len(found.correspondence_set):
-        raise ShapeError(
-            f"no point of the surface lies within {reach_mm} mm of the reference; bring it nearer, or reach "
-            "further"
-        )
-    return torch.from_numpy(np.array(found.transformation)), float(found.inlier_rmse)
 
 
 def _cut(values: np.ndarray, inside: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

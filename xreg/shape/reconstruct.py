@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,7 @@ from xreg.shape.measures import Measures, draw_labels, measure
 from xreg.shape.meshes import bone_meshes
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import ShapePrediction
+from xreg.shape.reference import ReferenceFit, compare_surfaces
 from xreg.shape.refine import Refined, refine
 from xreg.shape.schemes import Scheme
 
@@ -96,7 +97,8 @@ class Reconstruction:
 
     prediction: labels, probabilities and doubt on the grid (RAS mm).  meshes: closed surfaces by name.
     rejected: why this should not be used as it is; empty where its own checks pass.  facts: the model's.
-    refined: what an atlas added, where there was one; the prediction is then the refined one.
+    refined: what an atlas added, where there was one; the prediction is then the refined one.  references:
+    what `xreg.shape.reference.compare_surfaces` found, where surfaces to compare with were given.
     """
 
     prediction: ShapePrediction
@@ -110,6 +112,7 @@ class Reconstruction:
     facts: dict[str, Any]
     source: str
     refined: Refined | None = None
+    references: tuple[ReferenceFit, ...] = ()
 
     @property
     def bones(self) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ def reconstruct(
     center: Sequence[float] | None = None,
     normalised: bool = False,
     atlas: Atlas | None = None,
+    references: Mapping[str, Trimesh] | None = None,
     settings: ReconstructSettings = ReconstructSettings(),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Reconstruction:
@@ -152,8 +156,8 @@ def reconstruct(
 
     grid: where labels are wanted; by default what all films show about the point that they face, or about
     ``center`` (RAS mm).  normalised: whether films are as `films.normalise` gives them.  atlas: shapes of
-    bones that are fitted to what the network finds and to the films (`xreg.shape.refine`).  tell: is told
-    what is being done.
+    bones that are fitted to what the network finds and to the films (`xreg.shape.refine`).  references:
+    surfaces by name that the bones found are compared with, no more.  tell: is told what is being done.
     Raises ImageError for films that do not fit their cameras, GeometryError for cameras that do not face one
     point, ShapeError where the network finds no bone; InputWarning for films that disagree or are alone.
     """
@@ -184,6 +188,10 @@ def reconstruct(
         found = refined.prediction
     tell("surfaces")
     meshes = bone_meshes(found.labels, grid, found.scheme, smooth_mm=settings.smooth_mm)
+    compared = ()
+    if references:
+        tell("comparing with the references")
+        compared = compare_surfaces(meshes, references)
     tell("measures")
     measures = measure(found.labels, grid, found.scheme, samples=_drawn(found, settings))
     tell("bones back into the films")
@@ -202,6 +210,7 @@ def reconstruct(
         facts=model.facts,
         source=model.source,
         refined=refined,
+        references=compared,
     )
 
 

@@ -106,6 +106,7 @@ def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[s
             "patients": list(found.facts.get("patients", [])),
             "learned": list(found.facts.get("learned", [])),
         },
+        "references": [one.to_json() for one in found.references],
         "refinement": None if found.refined is None else found.refined.to_json(),
         "grid": {**found.prediction.grid.to_dict(), "world": "RAS+ mm"},
     }
@@ -174,7 +175,7 @@ silhouette leave the same, so it does not judge names and levels. Doubt: entropy
 <h2>Measures</h2>{_measures_table(found)}
 <p class="faint">± is one standard deviation over shapes drawn from the network's own probabilities; what the
 network is wrong about with certainty is not in it. Without ±: fewer than two of these shapes show it.</p>
-<h2>Bones</h2>{_bones_table(found)}{_refined_text(found)}
+<h2>Bones</h2>{_bones_table(found)}{_refined_text(found)}{_references_table(found)}
 <h2>Model</h2><p>{escape(found.source)}, trained on {escape(counted(patients))}. Other anatomy than theirs,
 and other kinds of films, are beyond what it has seen.</p>
 </body></html>
@@ -201,6 +202,23 @@ def _refined_text(found: Reconstruction) -> str:
         return ""
     patients = ", ".join(found.refined.patients)
     return f"<p>Shapes of {escape(patients)} were fitted: {escape(found.refined.text)}.</p>"
+
+
+def _references_table(found: Reconstruction) -> str:
+    if not found.references:
+        return ""
+    head = ("bone", "apart", "once moved", "shift", "turn")
+    rows = [
+        (
+            f.name,
+            f"{f.gap_mm:.1f} mm",
+            f"{f.moved_gap_mm:.1f} mm",
+            f"{f.shift_mm:.1f} mm",
+            f"{f.turn_degrees:.1f}°",
+        )
+        for f in found.references
+    ]
+    return f"<h2>Against the references</h2>{_table(head, rows)}"
 
 
 def _level_table(found: Reconstruction) -> str:
