@@ -196,9 +196,10 @@ def prediction_of(
     said: tuple[str, ...] = (),
 ) -> ShapePrediction:
     """The prediction of one or several runs: probabilities at the voxels that may be bone."""
-    mean = stack.mean(0)
-    total = _entropy(mean)
-    apart = (total - _entropy(stack).mean(0)).clamp_min(0) if len(stack) > 1 else None
+    mean = stack[0] if len(stack) == 1 else stack.mean(0)
+    some = mean.amax(0).nonzero()[:, 0] if len(mean) else slice(None)  # most labels are nowhere
+    total = _entropy(mean[:, some])
+    apart = (total - _entropy(stack[:, :, some]).mean(0)).clamp_min(0) if len(stack) > 1 else None
     kept = voxels.cpu()
     labels = _dense(mean.cpu().argmax(1).to(torch.int16), kept, grid, 0)
     doubt = None if apart is None else _dense(apart.cpu(), kept, grid, 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice
@@ -59,19 +59,28 @@ class PointHead(nn.Module):
             self.out.bias.zero_()
 
     def forward(
-        self, space: Float[Tensor, "B W N"], fused: Float[Tensor, "B C N"], inside: Float[Tensor, "B K N"]
+        self,
+        space: Float[Tensor, "B W N"],
+        fused: Float[Tensor, "B C N"],
+        inside: Float[Tensor, "B K N"],
+        labels: Int64[Tensor, " L"] | None = None,
     ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
-        """Logits, and the numbers along the rows of bones (0 at the first) that are in them."""
+        """Logits, and the numbers along the rows of bones (0 at the first) that are in them.
+
+        labels: those that are asked for, the background first; by default all.  inside: theirs, without it.
+        """
+        asked = slice(None) if labels is None else labels
         x = F.silu(self.space(space) + self.films(fused))
         x = F.silu(self.hidden(x))
         levels = x[:, :0]
         if self.levels is not None:
             middle = x.new_tensor(self.middle)[:, None]
             levels = middle + _REACH * self.levels(x)
-        x = self.out(x)
+        x = F.conv1d(x, self.out.weight[asked], self.out.bias[asked])
         if self.orders is not None:
-            x = x + self.orders(levels)
-        return torch.cat([x[:, :1], x[:, 1:] + F.softplus(self.trust)[:, None] * inside], 1), levels
+            x = x + self.orders(levels)[:, asked]
+        trust = F.softplus(self.trust if labels is None else self.trust[labels[1:] - 1])
+        return torch.cat([x[:, :1], x[:, 1:] + trust[:, None] * inside], 1), levels
 
 
 def sample_space(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up, stride
@@ -18,6 +18,7 @@ from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
 
 _STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
+_UNLIKELY = 0.1  # of the doubt: a label that has less everywhere is not asked about again
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +62,18 @@ class RayNet(nn.Module):
         return Encoded(views, features, maps, self.decoder(fused, place, lattice), lattice)
 
     def at(
-        self, encoded: Encoded, index: Float[Tensor, "B N 3"]
+        self, encoded: Encoded, index: Float[Tensor, "B N 3"], labels: Int64[Tensor, " L"] | None = None
     ) -> tuple[Float[Tensor, "B L N"], Float[Tensor, "B R N"]]:
-        """Label logits at voxels (i, j, k), and the numbers along rows of bones."""
-        maps = torch.cat([encoded.features, encoded.maps.masks.to(encoded.features.dtype)], 1)
+        """Label logits at voxels (i, j, k), and the numbers along rows of bones.
+
+        labels: those that are asked for, the background first; by default all.
+        """
+        masks = encoded.maps.masks if labels is None else encoded.maps.masks[:, labels[1:] - 1]
+        maps = torch.cat([encoded.features, masks.to(encoded.features.dtype)], 1)
         found, seen = look_up(maps, encoded.views, index)
         values, masks = found[:, :, : self.settings.features], found[:, :, self.settings.features :]
         space = sample_space(encoded.space, encoded.lattice, index)
-        return self.points(space, fuse(values, seen), hull(masks, seen))
+        return self.points(space, fuse(values, seen), hull(masks, seen), labels)
 
     def forward(self, views: Views, lattice: Lattice | None = None) -> Output:
         """Logits [B, L, …] on a lattice of the grid's voxels, by default on all of them."""
@@ -85,29 +90,38 @@ class RayNet(nn.Module):
         """Voxels of one case that may hold bone, their probabilities, and thickness in the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
-        about those whose background has less than 1 - doubt.  Returns flat indices [n] into the grid,
-        probabilities [n, L], and thickness [V, L, H, W] in mm, the way round that the films were given.
+        about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
+        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and thickness
+        [V, L, H, W] in mm, the way round that the films were given.
         """
         encoded = self.encode(views)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
         maybe = maybe.to(views.films.device)
+        labels = torch.arange(len(self.names), device=maybe.device)
         for step in _STEPS:
             lattice = Lattice.coarse(views.shape, step)
             flat = maybe.reshape(-1).nonzero()[:, 0]
-            found = self._ask(encoded, lattice.index_at(flat), chunk)
+            found = self._ask(encoded, lattice.index_at(flat), labels, chunk)
             if step > 1:
+                likely = found.amax(0) > _UNLIKELY * doubt if len(found) else labels < 0
                 maybe = maybe.clone().reshape(-1)
                 maybe[flat] = found[:, 0] < 1 - doubt
                 finer = Lattice.coarse(views.shape, step // 2).counts
                 maybe = _finer(maybe.reshape(lattice.counts), finer)
+                likely[0] = True
+                labels = labels[likely]
+        whole = found.new_zeros(len(flat), len(self.names))
+        whole[:, labels] = found
         known = encoded.maps.thickness[None] * THICKNESS_MM
-        return flat, found, F.pad(views.turned(known)[0], (0, 0, 0, 0, 1, 0))
+        return flat, whole, F.pad(views.turned(known)[0], (0, 0, 0, 0, 1, 0))
 
-    def _ask(self, encoded: Encoded, index: Float[Tensor, "N 3"], chunk: int) -> Float[Tensor, "N L"]:
+    def _ask(
+        self, encoded: Encoded, index: Float[Tensor, "N 3"], labels: Int64[Tensor, " L"], chunk: int
+    ) -> Float[Tensor, "N L"]:
         if not len(index):
-            return index.new_zeros(0, len(self.names))
-        parts = [self.at(encoded, part[None])[0][0].float().softmax(0).T for part in index.split(chunk)]
-        return torch.cat(parts)
+            return index.new_zeros(0, len(labels))
+        logits = (self.at(encoded, part[None], labels)[0][0] for part in index.split(chunk))
+        return torch.cat([part.float().softmax(0).T for part in logits])
 
 
 def _finer(maybe: Bool[Tensor, "d h w"], counts: tuple[int, int, int]) -> Bool[Tensor, "D H W"]:
