@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xreg.errors import ImageError, ShapeError
 from xreg.geometry import Camera
+from xreg.io import VoxelGrid
 from xreg.shape.networks import PRESETS, Lattice, NetworkSettings, Views, count_parameters, make_network
 from xreg.shape.networks.backproject import fuse, hull, look_up
 from xreg.shape.networks.heads import centroids
@@ -78,6 +79,26 @@ def test_a_mirrored_case_is_the_case_of_the_mirrored_body(case) -> None:
         thick = found[0].gather(1, (own - 1)[None, None].expand(2, 1, -1))[:, 0]
         assert float((thick > 0.01).float().mean()) > 0.999
     assert torch.equal(Cases.of(case, mirror=True).labels[0].flip(2), Cases.of(case).labels[0])
+
+
+def test_a_scaled_case_is_that_of_a_larger_patient_and_machine(case) -> None:
+    def views(factor: float) -> Views:
+        mm = {"sdd": 1000.0 * factor, "sod": 700.0 * factor, "spacing": 4.0 * factor}
+        middle = [factor * x for x in (10.0, -5.0, 20.0)]
+        cameras = [
+            Camera.c_arm(primary=p, secondary=s, size=tuple(case.films.shape[1:]), isocenter=middle, **mm)
+            for p, s in ((5, 3), (80, -4))
+        ]
+        change = torch.diag(torch.tensor([factor, factor, factor, 1.0], dtype=torch.float64))
+        return Views.of(case.films, cameras, VoxelGrid(case.grid.shape, change @ case.grid.affine))
+
+    scaled, large = views(1.0).scaled(1.2), views(1.2)
+    torch.testing.assert_close(scaled.rays, large.rays)
+    torch.testing.assert_close(scaled.place, large.place)
+    index = Lattice(case.grid.shape, 5).index()[None]
+    torch.testing.assert_close(scaled.pixels(index)[0], large.pixels(index)[0], atol=1e-5, rtol=1e-5)
+    one, other = Cases.of(case), Cases.of(case).scaled(1.2)
+    torch.testing.assert_close(other.thickness, 1.2 * one.thickness)
 
 
 def test_fusion_forgets_the_order_and_ignores_who_does_not_see(case) -> None:

@@ -123,6 +123,26 @@ def test_the_folder_says_who_was_learned_from(tmp_path) -> None:
     assert (tmp_path / LOG).is_file()
 
 
+def test_a_training_begins_with_another_network(tmp_path) -> None:
+    train(source("a"), QUICK, tmp_path / "first")
+    barely = replace(QUICK, rate=1e-9, network=replace(SMALL, hidden=SMALL.hidden + 4))
+    done = train(source("b"), barely, tmp_path / "second", start=tmp_path / "first")
+    assert done.patients == ("a", "b")
+    before, after = (checkpoint.load(tmp_path / n / MODEL)[0] for n in ("first", "second"))
+    torch.testing.assert_close(after["encoder.out.weight"], before["encoder.out.weight"])
+    assert after["points.out.weight"].shape != before["points.out.weight"].shape  # has no place for it
+    again = train(source("b"), barely, tmp_path / "second", resume=True)
+    assert (again.patients, again.steps) == (("a", "b"), 6)
+    with pytest.raises(ShapeError, match="learned from a, which shall be held out"):
+        train(
+            source("b"), QUICK, tmp_path / "x", held_out=[shape_case.sample("a")], start=tmp_path / "second"
+        )
+    (tmp_path / "empty").mkdir()
+    checkpoint.save(tmp_path / "empty" / MODEL, {"w": torch.ones(1)}, {"patients": [], "scheme": "spine"})
+    with pytest.raises(FileError, match="no weights for a network of kind 'rays' and scheme 'spine'"):
+        train(source("b"), QUICK, tmp_path / "x", start=tmp_path / "empty")
+
+
 def test_a_training_of_minutes_ends(tmp_path) -> None:
     settings = replace(QUICK, steps=None, minutes=0.01)
     done = train(source("a"), settings, tmp_path)
@@ -223,6 +243,11 @@ def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
     again = CliRunner().invoke(main, [*arguments, "--steps", "2", "--as-they-are", "--resume"])
     assert again.exit_code == 0
     assert "2 patients: a, b" in again.output
+    other = [*arguments[:3], "-o", str(tmp_path / "other"), "--steps", "1", "--as-they-are"]
+    more = CliRunner().invoke(main, [*other, "--hold-out", "a", "--from", str(tmp_path / "net")])
+    assert "learned from a, which shall be held out" in more.output
+    both = CliRunner().invoke(main, [*other, "--resume", "--from", str(tmp_path / "net")])
+    assert both.exit_code == 2
     missing = CliRunner().invoke(main, [*arguments, "--steps", "1", "--hold-out", "nobody"])
     assert missing.exit_code == 1
     assert "nobody" in missing.output

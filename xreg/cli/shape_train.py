@@ -44,13 +44,14 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 )
 @click.option("--as-they-are", is_flag=True, help="Make no new patients: learn from the samples alone.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Cases a step.")
-@click.option("--rate", type=_POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate.")
+@click.option("--rate", type=_POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
 @click.option("--tilt", type=click.FloatRange(min=0), default=0.0, show_default=True,
               help="Standard deviation of the new patients' view angles, degrees.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Half precision inside the network; faster on a card.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads that make the cases of the next steps.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     """
     if options["minutes"] and options["steps"]:
         raise click.UsageError("--minutes and --steps exclude each other: give one.")
+    if options["resume"] and options["start"]:
+        raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
     check_folder(output)
     clock = Clock()
     from xreg.shape.sources import read_prepared, require_apart, scanned_members, split_patients
@@ -138,7 +141,7 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
         precision="bfloat16" if options["bfloat16"] else "float32",
         network=PRESETS[options["network"]],
     )
-    known = {name: options[name] for name in ("resume", "device", "workers")}
+    known = {name: options[name] for name in ("start", "resume", "device", "workers")}
     return train(source, settings, output, held_out=held_out, on_report=on_report, **known)
 
 

@@ -56,6 +56,10 @@ class Cases:
         parts = (torch.cat([getattr(c, n) for c in cases]) for n in ("labels", "known", "thickness"))
         return cls(views, *parts)
 
+    def scaled(self, factor: float) -> Cases:
+        """As if patient and machine were larger by a factor."""
+        return replace(self, views=self.views.scaled(factor), thickness=self.thickness * factor)
+
     def to(self, device: torch.device | str) -> Cases:
         """All of it on another device."""
         moved = {n: getattr(self, n).to(device) for n in ("views", "labels", "known", "thickness")}

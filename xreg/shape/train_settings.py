@@ -37,7 +37,8 @@ class ShapeTrainSettings:
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
     gradient.  average: decay of the running average of the weights, which is what is used.  points:
     voxels along the grid's longest edge that are compared in a step, another set each time.  mirror: whether
-    half of the cases have left and right exchanged.  gamma, noise: how far films' grey values are changed.
+    half of the cases have left and right exchanged.  zoom: greatest factor by which patient and machine are
+    made larger or smaller together.  gamma, noise: how far films' grey values are changed.
     balance: power of a label's rarity by which its voxels and pixels weigh more at the start, so that small
     bones are learned sooner; it falls to nothing over the training.  validations: how often held-out
     patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's
@@ -47,13 +48,14 @@ class ShapeTrainSettings:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 1
-    rate: float = 2e-3
+    rate: float = 8e-4
     warm_up: float = 0.05
     clip: float = 5.0
     decay: float = 1e-3
     average: float = 0.995
-    points: int = 20
+    points: int = 27
     mirror: bool = True
+    zoom: float = 1.13
     gamma: float = 1.3
     noise: float = 0.02
     balance: float = 0.5
@@ -77,10 +79,11 @@ class ShapeTrainSettings:
                 raise ShapeError(f"{name} must be a positive whole number, got {value!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ShapeError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        if not (self.rate > 0 and 0 <= self.average < 1 and self.gamma >= 1 and self.noise >= 0):
+        least = min(self.gamma, self.zoom)
+        if not (self.rate > 0 and 0 <= self.average < 1 and least >= 1 and self.noise >= 0):
             raise ShapeError(
-                "rate must be positive, average in [0, 1), gamma at least 1 and noise not negative, got "
-                f"{self.rate}, {self.average}, {self.gamma}, {self.noise}"
+                "rate must be positive, average in [0, 1), gamma and zoom at least 1 and noise not negative, "
+                f"got {self.rate}, {self.average}, {self.gamma}, {self.zoom}, {self.noise}"
             )
 
     def to_dict(self) -> dict[str, Any]:

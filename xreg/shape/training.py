@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xreg import __version__
-from xreg.errors import ShapeError
+from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
 from xreg.shape.checkpoint import FILES
 from xreg.shape.networks import Lattice, Output, make_network
@@ -28,7 +28,18 @@ from xreg.shape.scores import mean_dice
 from xreg.shape.sources import AsTheyAre, Member, Source
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings
-from xreg.training import Budget, descend, follow, looks_due, schedule, step_generator, step_seed
+from xreg.training import (
+    MODEL,
+    TRAINING,
+    Budget,
+    descend,
+    follow,
+    looks_due,
+    require,
+    schedule,
+    step_generator,
+    step_seed,
+)
 
 _VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
 
@@ -65,6 +76,7 @@ def train(
     folder: str | PathLike,
     *,
     held_out: Sequence[Sample] = (),
+    start: str | PathLike | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
     workers: int = 1,
@@ -73,7 +85,9 @@ def train(
     """Train a network that labels bones from films, and keep it in a folder.
 
     held_out: samples of patients that are not among the source's; they are scored over the training and never
-    learned from, nor is anything chosen by them: the last weights are kept.  resume: go on where a training
+    learned from, nor is anything chosen by them: the last weights are kept.  start: a network of the same
+    scheme whose weights are begun with, as far as they fit; its patients count as learned from, so none of
+    them may be held out.  resume: go on where a training
     in ``folder`` was stopped; with a budget of steps it ends with the same bits on the CPU, as all that is
     random about a step comes from (seed, step).  workers: threads that make the cases of the next steps.
     on_report is told of each step.  Raises ShapeError for samples that cannot be trained on together,
@@ -82,6 +96,8 @@ def train(
     trainer = Trainer(source, settings, Path(folder), held_out, torch.device(device))
     if resume:
         trainer.resume()
+    elif start is not None:
+        trainer.begin_from(Path(start))
     return trainer.run(on_report, workers)
 
 
@@ -111,6 +127,7 @@ class Trainer:
         )
         self.step, self.mark, self.budget = 0, 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
+        self.before: tuple[str, ...] = ()  # patients of the network that this one began with
 
     # ---- the loop ----
 
@@ -122,7 +139,9 @@ class Trainer:
             found = self.advance(self.budget.spent(self.step), cases)
             self._after(found, on_report)
         held_out = tuple(dict.fromkeys(sample.patient for sample in self.held_out))
-        return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), self.patients, held_out)
+        return Trained(
+            self.folder, self.step, self.budget.seconds, tuple(self.log), self._known_patients, held_out
+        )
 
     def _ahead(self, workers: int) -> Iterator[Cases]:
         """The cases of each step until the budget is spent, made beside the network."""
@@ -146,6 +165,8 @@ class Trainer:
         sample = self.source.sample(step_seed(self.settings.seed, step, 2 * number + 1))
         mirror = self.settings.mirror and bool(torch.rand(1, generator=generator) < 0.5)
         cases = Cases.of(sample, mirror=mirror)
+        zoom = self.settings.zoom ** (2 * float(torch.rand(1, generator=generator)) - 1)
+        cases = cases.scaled(zoom)
         films = changed(cases.views.films, self.settings.gamma, self.settings.noise, generator)
         return replace(cases, views=cases.views.with_films(films))
 
@@ -209,10 +230,15 @@ class Trainer:
             found[sample.patient] = mean_dice(logits[0].argmax(0), lattice.take(case.labels)[0].flatten())
         return found
 
+    @property
+    def _known_patients(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.before, *self.patients)))
+
     def facts(self) -> dict[str, Any]:
         """What is kept beside the weights."""
         return {
-            "patients": list(self.patients),
+            "patients": list(self._known_patients),
+            "before": list(self.before),
             "held_out": [sample.patient for sample in self.held_out],
             "scheme": self.scheme.name,
             "names": list(self.scheme.names),
@@ -232,9 +258,31 @@ class Trainer:
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
         same = ("patients", "held_out", "scheme", "settings")
+        self.before = tuple(FILES.load(self.folder / TRAINING)[1].get("before", ()))
         facts = FILES.resume(self.folder, self.facts(), same, self._state())
         self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
+
+    def begin_from(self, folder: Path) -> None:
+        """Take the weights of another network that have a place here.
+
+        ShapeError where it learned from a patient that is held out, FileError where nothing fits.
+        """
+        file = folder / MODEL
+        tensors, facts = FILES.load(file)
+        require(facts, ("patients", "scheme"), file)
+        if both := sorted(set(facts["patients"]) & {sample.patient for sample in self.held_out}):
+            raise ShapeError(f"{folder}: learned from {', '.join(both)}, which shall be held out")
+        own = self.net.state_dict()
+        fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+        if facts["scheme"] != self.scheme.name or not fitting:
+            raise FileError(
+                f"{file}: has no weights for a network of kind {self.settings.network.kind!r} and scheme "
+                f"{self.scheme.name!r}; begin with another, or anew"
+            )
+        for net in (self.net, self.average):
+            net.load_state_dict({**own, **fitting})
+        self.before = tuple(facts["patients"])
 
     def _state(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         return self.net, self.average, self.optimiser

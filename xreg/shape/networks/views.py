@@ -91,6 +91,11 @@ class Views:
         """The same geometry with other grey values."""
         return replace(self, films=films)
 
+    def scaled(self, factor: float) -> Views:
+        """As if patient and machine were larger by a factor: films, and voxels' places in them, stay."""
+        rays = torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(factor)], -1)
+        return replace(self, rays=rays, place=self.place * factor)
+
     def turned(self, maps: Float[Tensor, "B V K H W"]) -> Float[Tensor, "B V K H W"]:
         """Maps of the films as they were given, the way round that they are here; and back."""
         rows, columns = (self.flips[:, :, n, None, None, None] for n in (0, 1))
