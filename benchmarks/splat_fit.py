@@ -37,6 +37,7 @@ from xreg.tomography import Filter, Projector, Protocol, fdk, fista_tv, os_sart,
 PASSES = 25
 SETTINGS = FitSettings(voxels="linear")  # since the protocol marches through interpolated voxels
 HELD_OUT = 20
+OURS = "xreg splat fit"
 NOISE = (1.0, 2.0)  # degrees and mm of each axis, of every view's pose
 
 
@@ -112,20 +113,21 @@ def classical(scan: Any, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, 
 
 
 def run_scene(
-    scan: Any, settings: FitSettings, budgets: tuple[int, ...]
+    scan: Any, settings: FitSettings, budgets: tuple[int, ...] | None
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Rows of all methods on one scan, and their volumes."""
+    """Rows of all methods on one scan, or without budgets that of the fit, and their volumes."""
     judge = Judge(scan)
     begun = time.process_time()
     result = fit(scan, settings, clock=time.process_time)
     spent, volume = time.process_time() - begun, result.volume().mu
-    ours = judge.volume(
-        "xreg splat fit", volume, spent, f"{len(result.gaussians)} Gaussians, {result.steps} steps"
-    )
+    ours = judge.volume(OURS, volume, spent, f"{len(result.gaussians)} Gaussians, {result.steps} steps")
+    ours["gaussians_psnr_db"] = round(judge.quality(result.gaussian_volume().mu), 2)
     ours |= judge.views(lambda camera: result.gaussians.render(camera).detach())
     click.echo(f"  {ours}")
+    if budgets is None:
+        return [ours], {OURS: volume}
     rows, found = classical(scan, judge)
-    found["xreg splat fit"] = volume
+    found[OURS] = volume
     recipe, used = R2Recipe(scan), 0.0
     for times in budgets:
         look = recipe.run(times * spent - used)
@@ -169,6 +171,12 @@ def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], d
     return rows, found
 
 
+def _others(entries: list[dict[str, Any]], name: str, size: int) -> list[dict[str, Any]]:
+    """Rows of a scene that are not the fit's, as they were measured before."""
+    before = [e for e in entries if (e["scene"], e["size"]) == (name, size)]
+    return [row for entry in before for row in entry["rows"] if row["method"] != OURS]
+
+
 @click.command()
 @click.option("--scene", "scenes", type=click.Choice(list(SCENES)), multiple=True, help="[default: all]")
 @click.option("--size", type=int, default=128, show_default=True, help="Voxels along the cube.")
@@ -176,8 +184,11 @@ def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], d
 @click.option("--ct", help="Chest CT; default XREG_CHEST_CT, else that of `xreg demo`.")
 @click.option("--pelvis", envvar="XREG_PELVIS_CT", help="Pelvis CT.")
 @click.option("--pictures", "folder", type=click.Path(path_type=Path), help="Folder for middle slices.")
+@click.option(
+    "--ours", is_flag=True, help="The fit alone; rows of the others stay as the result file has them."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "splat_fit.json")
-def main(scenes, size, detector, ct, pelvis, folder, out) -> None:
+def main(scenes, size, detector, ct, pelvis, folder, ours, out) -> None:
     """Scenes that are asked for replace those of the same name and size in the result file."""
     torch.set_num_threads(1)
     chest, done = find_ct(ct), json.loads(out.read_text()) if out.is_file() else {"scenes": []}
@@ -196,7 +207,9 @@ def main(scenes, size, detector, ct, pelvis, folder, out) -> None:
             if scene.poses:
                 rows, found = run_poses(scan, SETTINGS)
             else:
-                rows, found = run_scene(scan, SETTINGS, scene.times)
+                rows, found = run_scene(scan, SETTINGS, None if ours else scene.times)
+        if ours and not scene.poses:
+            rows = [*_others(done["scenes"], name, size), *rows]
         entry = {
             "scene": name,
             "size": size,

@@ -50,7 +50,7 @@ def scan(truth) -> ProjectionSet:
 
 
 def quality(result, truth) -> float:
-    return psnr(result.volume().mu, truth, data_range=0.04)
+    return psnr(result.gaussian_volume().mu, truth, data_range=0.04)
 
 
 def test_a_fit_comes_near_the_truth_and_repeats_its_bits(scan, truth) -> None:
@@ -103,7 +103,26 @@ def test_voxels_for_linear_interpolation_are_freed_of_its_blur(scan, truth) -> N
     plain, linear = (fit(scan, replace(QUICK, voxels=kind)) for kind in ("samples", "linear"))
     assert quality(linear, truth) > quality(plain, truth)
     narrow = linear.gaussians.widened(-linear.hat)
-    torch.testing.assert_close(linear.volume().mu, narrow.to_volume(linear.volume()).mu)
+    torch.testing.assert_close(linear.gaussian_volume().mu, narrow.to_volume(linear.volume()).mu)
+
+
+def test_the_volume_is_the_mean_of_the_gaussians_and_the_first_volume(scan, truth, tmp_path) -> None:
+    from dataclasses import replace
+
+    noise = torch.randn(scan.images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = replace(scan, images=(scan.images + 0.05 * noise).clamp_min(0))
+    quick = replace(QUICK, init="tv")
+    file = tmp_path / "checkpoint.safetensors"
+    found = fit(noisy, replace(quick, voxels="linear"), checkpoint=file)
+    alone = found.gaussian_volume().mu
+    torch.testing.assert_close(found.volume().mu, (alone + found.first) / 2)
+    each = [psnr(mu, truth, data_range=0.04) for mu in (found.volume().mu, alone, found.first)]
+    assert each[0] > sum(each[1:]) / 2, each  # their errors partly cancel
+    again = fit(noisy, replace(quick, voxels="linear"), checkpoint=file, resume=True)
+    assert torch.equal(again.volume().mu, found.volume().mu)
+    only = fit(noisy, replace(quick, first_share=0.0, iterations=1))
+    assert torch.equal(only.volume().mu, only.gaussian_volume().mu)
+    assert fit(noisy, replace(quick, init="fdk", iterations=1)).first is None
 
 
 def test_a_matrix_and_its_transpose(scan) -> None:

@@ -15,7 +15,7 @@ from xreg.splat.adam import NAMES, Parameters
 from xreg.splat.gaussians import Gaussians
 from xreg.splat.settings import FitSettings
 
-SCHEMA = "xreg.gaussian_fit/2"
+SCHEMA = "xreg.gaussian_fit/3"
 GAIN = 0.003  # of the misfit of held-out rays, from one look to a later one
 FREE = ("seconds", "iterations", "patience")  # settings that may change when a fit goes on
 
@@ -61,6 +61,7 @@ class Checkpoint:
     moments: dict[str, tuple[Tensor, Tensor]]
     adam_steps: int
     state: dict[str, Any]
+    first: Tensor | None = None
 
     def restore(self, parameters: Parameters) -> None:
         """Give Adam its moments back."""
@@ -75,13 +76,17 @@ def write_checkpoint(
     parameters: Parameters,
     settings: FitSettings,
     state: dict[str, Any],
+    *,
+    first: Tensor | None = None,
 ) -> None:
-    """Write where a fit stands.  Raises FileError."""
+    """Write where a fit stands; first: the volume that it began from.  Raises FileError."""
     tensors = {f"now.{n}": v.detach() for n, v in parameters.values.items()}
     for n, (mean, square) in parameters.moments.items():
         tensors |= {f"mean.{n}": mean, f"square.{n}": square}
     if progress.best is not None:
         tensors |= {f"best.{n}": v for n, v in progress.best.items()}
+    if first is not None:
+        tensors["first"] = first
     tensors["generator"] = progress.generator.get_state()
     about = {
         "settings": settings.to_dict(), "state": state, "step": progress.step, "order": progress.order,
@@ -107,7 +112,7 @@ def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
             generator, about["step"], about["order"], [tuple(h) for h in about["history"]], best,
             about["least"], about["since"], about["state"]["seconds"],
         )  # fmt: skip
-        found = Checkpoint(progress, now, moments, about["adam_steps"], about["state"])
+        found = Checkpoint(progress, now, moments, about["adam_steps"], about["state"], tensors.get("first"))
     except (KeyError, TypeError, RuntimeError) as error:
         raise FileError(f"{path}: is damaged or no checkpoint ({error}); {remedy}") from error
     mine = settings.to_dict()

@@ -62,6 +62,7 @@ class FitResult:
     """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look,
     as (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
     by phase.  hat: variance (mm²) by which the Gaussians are wider than the volume's, see `volume`.
+    first: FISTA-TV's volume [D, H, W] that they began from, 1/mm, None of other starts, and what it counts.
     """
 
     gaussians: Gaussians
@@ -72,9 +73,18 @@ class FitResult:
     seconds: dict[str, float] = field(default_factory=dict)
     correction: Correction | None = None
     hat: float = 0.0
+    first: Float[Tensor, "D H W"] | None = None
+    first_share: float = 0.0
 
     def volume(self) -> Volume:
-        """Voxels on the fit's grid, 1/mm: the Gaussians at voxel centres.
+        """Voxels on the fit's grid, 1/mm: the weighted mean of `gaussian_volume` and the first volume."""
+        made = self.gaussian_volume()
+        if self.first is None or not self.first_share:
+            return made
+        return replace(made, mu=torch.lerp(made.mu, self.first.to(made.mu), self.first_share))
+
+    def gaussian_volume(self) -> Volume:
+        """Voxels on the fit's grid, 1/mm: the Gaussians alone, at voxel centres.
 
         With ``voxels='linear'`` they are first freed of what linear interpolation will add: sampled as they
         are, and then interpolated, they would be blurred once more.
@@ -143,6 +153,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.progress = Progress(generator=torch.Generator().manual_seed(settings.seed))
         self.peak, self.stopped = 0.0, False
+        self.first: Tensor | None = None
 
     # ---- time and talk ----
 
@@ -190,6 +201,7 @@ class _Run:
                         "the first volume has nothing above zero; check the images and the grid"
                     )
                 prior = self.grid.volume(mu)
+                self.first = mu if s.init == "tv" else None
             prior = prior if prior.mu.device == self.views.films.device else prior.to(self.views.films.device)
             self.peak = float(prior.mu.max())
             made = first_gaussians(prior, s, count, finished=lambda _: self.late(2 * START_SHARE))
@@ -300,7 +312,9 @@ class _Run:
             raise GaussianError(f"the fit diverged at step {step}; smaller rates may hold it")
         self.progress.note(body, (step, len(body), round(self.spent, 3), misfit))
         if self.file is not None:
-            write_checkpoint(self.file, self.progress, self.parameters, self.settings, self.state())
+            write_checkpoint(
+                self.file, self.progress, self.parameters, self.settings, self.state(), first=self.first
+            )
         self.tell("views", step, self.settings.steps, misfit)
 
     # ---- to and from the disk ----
@@ -319,7 +333,7 @@ class _Run:
             change, common = (torch.tensor(v, dtype=torch.float64) for v in found.state["correction"])
             self.correction = Correction(change, common)
             self.views = replace(self.views, cameras=self.correction.cameras(self.nominal, self.grid.center))
-        self.peak = found.state["peak"]
+        self.peak, self.first = found.state["peak"], found.first
         start = replace(found.now.to(self.views.films.device), energy_kev=self.energy)
         self.adopt(replace(start, provenance={"fit": self.settings.to_dict()}))
         found.restore(self.parameters)
@@ -334,7 +348,7 @@ class _Run:
         self.seconds["total"] = self.spent
         return FitResult(
             kept, self.grid, self.views.cameras, self.progress.step, tuple(self.progress.history),
-            dict(self.seconds), self.correction, self.hat,
+            dict(self.seconds), self.correction, self.hat, self.first, self.settings.first_share,
         )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ _GIF_MS = 90
 def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = None) -> dict[str, Any]:
     """Metrics on the absolute scale; 3D ones where the truth is on the fit's grid.
 
-    psnr_3d_db and ssim_3d: of densities, range 1 in the source's unit (`scan.scale`).  views_db: of the views
+    psnr_3d_db and ssim_3d: of the volume's densities, range 1 in the source's unit (`scan.scale`);
+    gaussians_psnr_3d_db: of the Gaussians' alone.  views_db: of the views
     that were fitted; held_out_views_db: of the set's held-out views; both with the largest pixel as range.
     held_out_views_min_max_db: each view stretched from 0 to 1 by its own extremes, as X-Gaussian's papers
     have it, which is blind to gain and offset.  volume: that of the result, where it is at hand.
@@ -56,9 +57,10 @@ def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = N
     if same and bool((truth.affine - result.grid.affine).abs().max() < 1e-6):
         unit = scan.scale or float(truth.mu.max())
         volume = result.volume() if volume is None else volume
-        density = (volume.mu / unit).clamp_min(0).cpu()
+        density, alone = ((v.mu / unit).clamp_min(0).cpu() for v in (volume, result.gaussian_volume()))
         found["psnr_3d_db"] = psnr(density, truth.mu.cpu() / unit)
         found["ssim_3d"] = ssim_volume(density, truth.mu.cpu() / unit)
+        found["gaussians_psnr_3d_db"] = psnr(alone, truth.mu.cpu() / unit)
         found["data_range"] = 1.0
     if result.correction is not None:
         change, common = result.correction.change, result.correction.common
@@ -119,7 +121,7 @@ def comparison(
         n = values.shape[axis] // 2
         mine = values.select(axis, n).flip(0)
         other = None if truth is None else truth.select(axis, n).flip(0)
-        rows.append(_row(f"truth, {name}", f"Gaussians, {name}", other, mine, share=0.25))
+        rows.append(_row(f"truth, {name}", f"volume, {name}", other, mine, share=0.25))
     return pictures.panels(rows, title=f"{len(result.gaussians)} Gaussians from {len(scan)} views")
 
 

@@ -27,6 +27,8 @@ class FitSettings:
     voxels: what the result's voxels are: 'samples' of the Gaussians at voxel centres; or 'linear', the
     numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
     that were marched through interpolated voxels of this very grid, as R²-Gaussian's protocol does.
+    first_share: what FISTA-TV's first volume counts in those voxels beside the Gaussians, 0 for these alone:
+    the two err differently, so their mean is nearer to the truth than either.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
     units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
@@ -51,6 +53,7 @@ class FitSettings:
     iterations: int | None = None
     voxel_steps: int = 60
     voxels: str = "samples"
+    first_share: float = 0.5
     views: int = 4
     loss: str = "l2"
     ssim: float = 0.0
@@ -101,6 +104,8 @@ class FitSettings:
             raise GaussianError(f"seconds, the time budget, must be positive or None, got {self.seconds!r}")
         if not 0 <= self.held_out < 0.5:
             raise GaussianError(f"held_out, a part of the rays, must lie in [0, 0.5), got {self.held_out}")
+        if not 0 <= self.first_share < 1:
+            raise GaussianError(f"first_share must lie in [0, 1), got {self.first_share}")
         if min(self.ssim, self.tv, self.prune) < 0 or not 0 < self.decay <= 1 or not 0 < self.grow_share <= 1:
             raise GaussianError("ssim, tv and prune must be zero or more, decay and grow_share in (0, 1]")
 
