@@ -163,7 +163,7 @@ def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], d
     ):
         begun = time.process_time()
         result = fit(data, kind, clock=time.process_time)
-        found[name] = result.volume().mu
+        found[name] = result.gaussian_volume().mu
         rows.append(judge.volume(name, found[name], time.process_time() - begun))
         click.echo(f"  {rows[-1]}")
     true, lost, back = (row["psnr_db"] for row in rows)

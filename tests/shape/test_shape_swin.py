@@ -12,7 +12,6 @@ pytest.importorskip("einops")
 from xreg.errors import ShapeError
 from xreg.shape.networks import (
     PRESETS,
-    Lattice,
     NetworkSettings,
     SwinX2S,
     Views,
@@ -20,6 +19,7 @@ from xreg.shape.networks import (
     make_network,
 )
 from xreg.shape.networks.swin_x2s import CrossAttention, Expand
+from xreg.shape.points import Points
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shipped import grid_camera
 from xreg.shape.targets import Cases
@@ -69,11 +69,12 @@ def test_films_are_found_by_their_axes_in_any_order(case) -> None:
 @pytest.mark.slow
 def test_it_learns(case) -> None:
     net = make_network(TINY, shape_case.SPINE, 1)
-    cases, lattice = Cases.of(case), Lattice(SHAPE, 2)
+    cases = Cases.of(case)
+    points = Points.draw(cases.labels, 64, torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
     found = []
     for _ in range(12):
-        parts = loss_parts(net(cases.views, lattice), cases, lattice, shape_case.SPINE)
+        parts = loss_parts(net(cases.views, points), cases, points, shape_case.SPINE)
         total = sum(parts.values())
         optimiser.zero_grad()
         total.backward()

@@ -115,7 +115,7 @@ def test_the_volume_is_the_mean_of_the_gaussians_and_the_first_volume(scan, trut
     file = tmp_path / "checkpoint.safetensors"
     found = fit(noisy, replace(quick, voxels="linear"), checkpoint=file)
     alone = found.gaussian_volume().mu
-    torch.testing.assert_close(found.volume().mu, (alone + found.first) / 2)
+    torch.testing.assert_close(found.volume().mu, 0.6 * alone + 0.4 * found.first)
     each = [psnr(mu, truth, data_range=0.04) for mu in (found.volume().mu, alone, found.first)]
     assert each[0] > sum(each[1:]) / 2, each  # their errors partly cancel
     again = fit(noisy, replace(quick, voxels="linear"), checkpoint=file, resume=True)

@@ -36,35 +36,41 @@ def segmentation_loss(
     labels: Int64[Tensor, "B N"],
     known: Bool[Tensor, "B L"],
     balance: float = 0.0,
+    weight: Float[Tensor, "B N"] | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropy of all voxels, and 1 - soft Dice averaged over the labels present.
 
-    balance: power of a label's rarity by which its voxels weigh more in the entropy, 0 to 1.
+    balance: power of a label's rarity by which its voxels weigh more in the entropy, 0 to 1.  weight: how
+    many voxels each stands for; by default one.
     """
+    weight = torch.ones_like(labels, dtype=torch.float32) if weight is None else weight
     found = marginal_log_probability(logits.float(), known)
     entropy = F.nll_loss(found, labels, reduction="none")
-    if balance:
-        counts = F.one_hot(labels, logits.shape[1]).sum(1).clamp_min(1)
-        weight = counts.float().pow(-balance).gather(1, labels)
-        entropy = entropy * weight / weight.mean(1, keepdim=True)
-    entropy = entropy.mean()
-    return {"entropy": entropy, "dice": dice_loss(found.exp(), labels, known)}
+    counts = weight.new_zeros(logits.shape[:2]).scatter_add(1, labels, weight).clamp_min(1)
+    share = weight * counts.pow(-balance).gather(1, labels)
+    entropy = (entropy * share / share.sum(1, keepdim=True)).sum(1).mean()
+    return {"entropy": entropy, "dice": dice_loss(found.exp(), labels, known, weight)}
 
 
 def dice_loss(
-    probability: Float[Tensor, "B L N"], labels: Int64[Tensor, "B N"], known: Bool[Tensor, "B L"]
+    probability: Float[Tensor, "B L N"],
+    labels: Int64[Tensor, "B N"],
+    known: Bool[Tensor, "B L"],
+    weight: Float[Tensor, "B N"] | None = None,
 ) -> Tensor:
     """1 - Dice (V-Net's, with squares; Milletari et al. 2016), mean over the labels that a case shows.
 
     A label that is known to be absent counts through the cross entropy alone: its Dice has no slope.
+    weight: how many voxels each stands for; by default one.
     """
-    batch, count, voxels = probability.shape
+    weight = torch.ones_like(probability[:, 0]) if weight is None else weight
+    batch, count, _ = probability.shape
     own = probability.gather(1, labels[:, None])[:, 0]
     zeros = probability.new_zeros(batch, count)
-    overlap = zeros.scatter_add(1, labels, own)
-    there = zeros.scatter_add(1, labels, torch.ones_like(own))
-    size = probability.square().sum(2) + there
-    smooth = _SMOOTH * voxels / count
+    overlap = zeros.scatter_add(1, labels, own * weight)
+    there = zeros.scatter_add(1, labels, weight)
+    size = (probability.square() * weight[:, None]).sum(2) + there
+    smooth = _SMOOTH * weight.sum(1, keepdim=True) / count
     dice = (2 * overlap + smooth) / (size + smooth)
     counted = (there > 0) & known
     counted[:, 0] = False

@@ -36,7 +36,7 @@ class ShapeTrainSettings:
     steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
     gradient.  average: decay of the running average of the weights, which is what is used.  points:
-    voxels along the grid's longest edge that are compared in a step, another set each time.  mirror: whether
+    voxels of each label that are compared in a step, at most (`xreg.shape.points`).  mirror: whether
     half of the cases have left and right exchanged.  zoom: greatest factor by which patient and machine are
     made larger or smaller together.  gamma, noise: how far films' grey values are changed.
     balance: power of a label's rarity by which its voxels and pixels weigh more at the start, so that small
@@ -53,7 +53,7 @@ class ShapeTrainSettings:
     clip: float = 5.0
     decay: float = 1e-3
     average: float = 0.995
-    points: int = 27
+    points: int = 128
     mirror: bool = True
     zoom: float = 1.13
     gamma: float = 1.3

@@ -20,8 +20,8 @@ from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
 from xreg.shape.checkpoint import FILES
 from xreg.shape.networks import Lattice, Output, make_network
-from xreg.shape.networks.backproject import stride
 from xreg.shape.networks.orders import rows_of
+from xreg.shape.points import Points
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import Scheme, scheme
 from xreg.shape.scores import mean_dice
@@ -174,7 +174,7 @@ class Trainer:
         """One step on these cases; its losses."""
         self.net.train()
         balance = self.settings.balance * (1 - progress)
-        parts = self.losses(cases.to(self.device), self._lattice(cases.views.shape), balance)
+        parts = self.losses(cases.to(self.device), self._points(cases), balance)
         weights = self.settings.weights
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         rate = self.settings.rate * schedule(progress, self.settings.warm_up)
@@ -183,17 +183,16 @@ class Trainer:
         follow(self.average, self.net, self.step, self.settings.average)
         return {"loss": float(total.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
 
-    def _lattice(self, shape: tuple[int, int, int]) -> Lattice:
-        """Another set of voxels each step, each as often as any other."""
-        n = stride(shape, self.settings.points)
-        start = torch.randint(n, (3,), generator=step_generator(self.settings.seed, self.step, -1))
-        return Lattice(shape, n, tuple(start.tolist()))
+    def _points(self, cases: Cases) -> Points:
+        """Another set of voxels each step."""
+        generator = step_generator(self.settings.seed, self.step, -1)
+        return Points.draw(cases.labels, self.settings.points, generator).to(self.device)
 
-    def losses(self, cases: Cases, lattice: Lattice, balance: float = 0.0) -> dict[str, Tensor]:
-        """Each part of the loss on a lattice of voxels, and in the films; balance: see `loss_parts`."""
+    def losses(self, cases: Cases, points: Points, balance: float = 0.0) -> dict[str, Tensor]:
+        """Each part of the loss at points of the grid, and in the films; balance: see `loss_parts`."""
         with self._precision():
-            output = self.net(cases.views, lattice)
-        return loss_parts(output, cases, lattice, self.scheme, balance)
+            output = self.net(cases.views, points)
+        return loss_parts(output, cases, points, self.scheme, balance)
 
     def _precision(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
@@ -289,22 +288,22 @@ class Trainer:
 
 
 def loss_parts(
-    output: Output, cases: Cases, lattice: Lattice, names: Scheme, balance: float = 0.0
+    output: Output, cases: Cases, points: Points, names: Scheme, balance: float = 0.0
 ) -> dict[str, Tensor]:
     """The parts of the loss of a network's output; several branches count by their mean.
 
     balance: power of a label's rarity by which its voxels and pixels weigh more.
     """
-    labels = lattice.take(cases.labels).flatten(1)
-    each = [losses.segmentation_loss(x.flatten(2), labels, cases.known, balance) for x in output.logits]
+    labels = points.take(cases.labels)
+    each = [losses.segmentation_loss(x, labels, cases.known, balance, points.weight) for x in output.logits]
     parts = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     if len(each) > 1:
-        parts["mutual"] = losses.mutual_loss(tuple(x.flatten(2) for x in output.logits))
+        parts["mutual"] = losses.mutual_loss(output.logits)
     if output.maps is not None:
         vertebrae = list(names.groups.get("spine", ()))
         parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae, balance)
     if output.levels is not None:
-        parts["order"] = losses.order_loss(output.levels.flatten(2), labels, rows_of(names))
+        parts["order"] = losses.order_loss(output.levels, labels, rows_of(names))
     return parts
 
 

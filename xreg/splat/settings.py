@@ -28,7 +28,7 @@ class FitSettings:
     numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
     that were marched through interpolated voxels of this very grid, as R²-Gaussian's protocol does.
     first_share: what FISTA-TV's first volume counts in those voxels beside the Gaussians, 0 for these alone:
-    the two err differently, so their mean is nearer to the truth than either.
+    the two err differently, so that their mean is often nearer to the truth than either.
 
     views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
     units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
@@ -53,7 +53,7 @@ class FitSettings:
     iterations: int | None = None
     voxel_steps: int = 60
     voxels: str = "samples"
-    first_share: float = 0.5
+    first_share: float = 0.4
     views: int = 4
     loss: str = "l2"
     ssim: float = 0.0

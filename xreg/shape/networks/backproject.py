@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,20 @@ class Lattice:
         start = index.new_tensor(self.start[::-1])
         count = index.new_tensor(self.counts[::-1])
         return (2 * (index - start) / self.step + 1) / count - 1
+
+
+class Places(Protocol):
+    """Voxels that a network is asked about: a `Lattice`, or `xreg.shape.points.Points`."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Points of a case, as its axes tell them."""
+
+    def index(self, device: torch.device | str = "cpu") -> Float[Tensor, "*b N 3"]:
+        """Indices (i, j, k) of the points."""
+
+    def take(self, values: Tensor) -> Tensor:
+        """Values [B, …, D, H, W] of the grids at the points."""
 
 
 def stride(shape: tuple[int, int, int], count: int) -> int:

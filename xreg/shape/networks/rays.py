@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from xreg.shape.networks.backproject import Lattice, fuse, hull, look_up, stride
+from xreg.shape.networks.backproject import Lattice, Places, fuse, hull, look_up, stride
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
 from xreg.shape.networks.heads import THICKNESS_MM, FilmHeads, FilmMaps
@@ -75,12 +75,12 @@ class RayNet(nn.Module):
         space = sample_space(encoded.space, encoded.lattice, index)
         return self.points(space, fuse(values, seen), hull(masks, seen), labels)
 
-    def forward(self, views: Views, lattice: Lattice | None = None) -> Output:
-        """Logits [B, L, …] on a lattice of the grid's voxels, by default on all of them."""
-        lattice = Lattice(views.shape) if lattice is None else lattice
+    def forward(self, views: Views, places: Places | None = None) -> Output:
+        """Logits [B, L, …] at voxels of the grid, by default at all of them."""
+        places = Lattice(views.shape) if places is None else places
         encoded = self.encode(views)
-        index = lattice.index(views.films.device).expand(len(views.films), -1, -1)
-        logits, levels = (x.unflatten(-1, lattice.counts) for x in self.at(encoded, index))
+        index = places.index(views.films.device).expand(len(views.films), -1, -1)
+        logits, levels = (x.unflatten(-1, places.counts) for x in self.at(encoded, index))
         return Output((logits,), encoded.maps, levels)
 
     @torch.no_grad()

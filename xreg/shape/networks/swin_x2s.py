@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xreg.errors import ShapeError
 from xreg.optional import optional
-from xreg.shape.networks.backproject import Lattice
+from xreg.shape.networks.backproject import Places
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
@@ -101,13 +101,13 @@ class SwinX2S(nn.Module):
     def start(self) -> None:
         """Nothing: all first values are drawn or are those of the parts."""
 
-    def forward(self, views: Views, lattice: Lattice | None = None) -> Output:
-        """Logits [B, L, …] of both branches on a lattice of the grid's voxels, by default on all of them."""
+    def forward(self, views: Views, places: Places | None = None) -> Output:
+        """Logits [B, L, …] of both branches at voxels of the grid, by default at all of them."""
         along_j, along_i = self.films(views)
         a, b = self._read(along_j, 3), self._read(along_i, 4)
         a[-1], b[-1] = self.cross(a[-1], b[-1])
         logits = [self._decide(levels) for levels in (a, b)]
-        return Output(tuple(x if lattice is None else lattice.take(x) for x in logits), None)
+        return Output(tuple(x if places is None else places.take(x) for x in logits), None)
 
     @torch.no_grad()
     def probabilities(
