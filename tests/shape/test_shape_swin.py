@@ -73,7 +73,7 @@ def test_it_learns(case) -> None:
     points = Points.draw(cases.labels, 64, torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
     found = []
-    for _ in range(12):
+    for _ in range(24):
         parts = loss_parts(net(cases.views, points), cases, points, shape_case.SPINE)
         total = sum(parts.values())
         optimiser.zero_grad()
