@@ -17,6 +17,8 @@ def splat_fit(result: dict[str, Any]) -> str:
             remark = row["remark"]
             if "recovered" in row:
                 remark = f"{100 * row['recovered']:.0f} % of the loss recovered"
+            if "gaussians_psnr_db" in row:
+                remark += f"; Gaussians alone {row['gaussians_psnr_db']:.2f} dB"
             body.append(
                 [
                     f"{scene['scene']}, {scene['size']}³", row["method"], f"{row['psnr_db']:.2f}",
