@@ -288,6 +288,12 @@ def check_file(path: Path) -> None:
     check_folder(path.parent)
 
 
+def check_beginning(options: Mapping[str, Any]) -> None:
+    """Refuse --resume together with --from."""
+    if options["resume"] and options["start"]:
+        raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
+
+
 def check_folder(path: Path) -> None:
     """Raise FileError, before any work, where a result cannot be put into the folder ``path``."""
     from xreg.errors import FileError

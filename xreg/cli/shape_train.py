@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import PATH, check_beginning, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -66,8 +66,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     """
     if options["minutes"] and options["steps"]:
         raise click.UsageError("--minutes and --steps exclude each other: give one.")
-    if options["resume"] and options["start"]:
-        raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
+    check_beginning(options)
     check_folder(output)
     clock = Clock()
     from xreg.shape.sources import read_prepared, require_apart, scanned_members, split_patients

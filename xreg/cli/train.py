@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import CT_NAMES, PATH, check_folder, ct_options, ct_text, load_ct, shared, split
+from xreg.cli.options import (
+    CT_NAMES,
+    PATH,
+    check_beginning,
+    check_folder,
+    ct_options,
+    ct_text,
+    load_ct,
+    shared,
+    split,
+)
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -110,8 +120,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     """
     known, options = split(options, CT_NAMES)
     settings = make_settings(options)
-    if options["resume"] and options["start"]:
-        raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
+    check_beginning(options)
     if known.get("mask") and len(ct) > 1:
         raise click.UsageError("--mask is for one CT; train on several without it.")
     check_folder(output)

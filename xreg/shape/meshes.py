@@ -71,7 +71,8 @@ def surface_mesh(
     smooth_mm: as in `bone_meshes`; the level is then moved so that the voxels' volume lies within.
     Raises ShapeError where nothing exceeds the level or the surface is not closed, BackendError.
     """
-    trimesh, measure = _packages()
+    trimesh = surface_package("trimesh", "trimesh")
+    measure = surface_package("skimage.measure", "scikit-image")
     values = np.asarray(torch.as_tensor(field).detach().cpu(), dtype=np.float32)
     if values.shape != grid.shape or not np.isfinite(values).all():
         raise ShapeError(
@@ -139,7 +140,6 @@ def _smoothed(values: np.ndarray, count: int, sigma: np.ndarray, measure: Any) -
     return smooth, 0.5 * (low + high)
 
 
-def _packages() -> tuple[Any, Any]:
-    needs = "surfaces of bones need the package {}: pip install 'xreg[shape]'"
-    parts = {"trimesh": "trimesh", "skimage.measure": "scikit-image"}
-    return tuple(optional(module, needs.format(package)) for module, package in parts.items())
+def surface_package(module: str, package: str) -> Any:
+    """A package that surfaces need; BackendError, with how to install it, where it is missing."""
+    return optional(module, f"surfaces of bones need the package {package}: pip install 'xreg[shape]'")

@@ -16,7 +16,7 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError
 from xreg.geometry import se3
 from xreg.optional import optional
-from xreg.shape.meshes import SUFFIXES
+from xreg.shape.meshes import SUFFIXES, surface_package
 from xreg.shape.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def read_references(folder: str | PathLike, names: Scheme) -> dict[str, Trimesh]
     has a bone's name, or one cannot be read.
     """
     _open3d()
-    trimesh = optional("trimesh", "surfaces of bones need the package trimesh: pip install 'xreg[shape]'")
+    trimesh = surface_package("trimesh", "trimesh")
     files = {f.stem: f for f in sorted(Path(folder).glob("*")) if f.suffix.lower() in SUFFIXES}
     wanted = [name for name in names.names[1:] if name in files]
     if not wanted:

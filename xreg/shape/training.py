@@ -36,6 +36,7 @@ from xreg.training import (
     follow,
     looks_due,
     require,
+    require_same,
     schedule,
     step_generator,
     step_seed,
@@ -256,9 +257,11 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
-        same = ("patients", "held_out", "scheme", "settings")
-        self.before = tuple(FILES.load(self.folder / TRAINING)[1].get("before", ()))
+        same, file = ("held_out", "scheme", "settings"), self.folder / TRAINING
         facts = FILES.resume(self.folder, self.facts(), same, self._state())
+        require(facts, ("patients",), file)
+        self.before = tuple(facts.get("before", ()))
+        require_same(facts, self.facts(), ("patients",), file)
         self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
 

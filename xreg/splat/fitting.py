@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -89,6 +90,10 @@ class FitResult:
         With ``voxels='linear'`` they are first freed of what linear interpolation will add: sampled as they
         are, and then interpolated, they would be blurred once more.
         """
+        return self._voxelised
+
+    @cached_property
+    def _voxelised(self) -> Volume:
         return self.gaussians.widened(-self.hat).to_volume((self.grid.affine, self.grid.shape))
 
 
