@@ -63,15 +63,14 @@ def _drawn(
     bone = labels.reshape(-1) > 0
     parts = [_of_labels(labels.reshape(-1), bone, most, generator)]
     cells, near = _cells_near(bone.reshape(labels.shape))
-    known = bone, cells, labels.shape
     if near:
         inside = cells.reshape(-1).nonzero()[:, 0]
         chosen = inside[torch.randint(len(inside), (3 * _NEAR * most,), generator=generator)]
-        parts.append(_weighed(_within(chosen, *known[1:], generator), bone, _NEAR * most, near))
+        parts.append(_weighed(_within(chosen, cells, labels.shape, generator), bone, _NEAR * most, near))
     far = int((~bone).sum()) - near
     if far:
         flat = torch.randint(bone.numel(), (4 * _FAR * most,), generator=generator)
-        flat = flat[~cells[tuple(x // _CELL for x in _place(flat, labels.shape))]]
+        flat = flat[~cells[tuple(x // _CELL for x in torch.unravel_index(flat, labels.shape))]]
         parts.append(_weighed(flat, bone, _FAR * most, far))
     flat, weight = (torch.cat(x) for x in zip(*parts, strict=True))
     return flat, weight
@@ -105,7 +104,7 @@ def _cells_near(bone: Tensor) -> tuple[Tensor, int]:
 def _within(chosen: Tensor, cells: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A voxel in each of some cells; those beyond the grid are left out."""
     inner = torch.randint(_CELL, (3, len(chosen)), generator=generator)
-    place = [c * _CELL + n for c, n in zip(_place(chosen, cells.shape), inner, strict=True)]
+    place = [c * _CELL + n for c, n in zip(torch.unravel_index(chosen, cells.shape), inner, strict=True)]
     inside = torch.stack([p < n for p, n in zip(place, shape, strict=True)]).all(0)
     k, j, i = (p[inside] for p in place)
     return (k * shape[1] + j) * shape[2] + i
@@ -115,8 +114,3 @@ def _weighed(flat: Tensor, bone: Tensor, most: int, count: int) -> tuple[Tensor,
     """Those of background, at most so many, which stand for ``count``."""
     flat = flat[~bone[flat]][:most]
     return flat, torch.full((len(flat),), count / max(1, len(flat)))
-
-
-def _place(flat: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    _, height, width = shape
-    return flat // (height * width), flat // width % height, flat % width
