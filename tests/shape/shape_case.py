@@ -8,6 +8,7 @@ import torch
 
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid
+from xreg.shape.film_cases import FilmVariation
 from xreg.shape.films import normalise
 from xreg.shape.patients import Patient
 from xreg.shape.samples import Sample
@@ -15,6 +16,19 @@ from xreg.shape.schemes import SCHEMES
 from xreg.shape.shipped import grid_camera
 
 SPINE = SCHEMES["spine"]
+STILL = FilmVariation(
+    (4.0, 4.0),
+    (1.0, 1.0),
+    aspect=0,
+    degrees=0,
+    bend=0,
+    body=0,
+    gamma=1,
+    shade=0,
+    veil=0,
+    sharpness=0,
+    noise=0,
+)
 SHAPE = (32, 24, 24)
 SPACING = 4.0
 

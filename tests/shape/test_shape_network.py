@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from xreg.errors import ImageError, ShapeError
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid
+from xreg.shape.film_cases import BoneFilm, FilmBatch
 from xreg.shape.networks import PRESETS, Lattice, NetworkSettings, Views, count_parameters, make_network
 from xreg.shape.networks.backproject import fuse, hull, look_up
 from xreg.shape.networks.heads import centroids
@@ -70,11 +71,13 @@ def test_films_come_the_same_way_round(case) -> None:
 
 def test_a_mirrored_case_is_the_case_of_the_mirrored_body(case) -> None:
     """Films of a mirrored body by mirrored cameras are the films: each label lies on its own shadow."""
+    films = BoneFilm.of(case)
     for mirror in (False, True):
         cases = Cases.of(case, mirror=mirror)
+        maps = FilmBatch.of([film.mirrored() for film in films] if mirror else films).thickness
         where = (cases.labels[0] > 0).nonzero()
         index = where.flip(1).float()[None]
-        found, _ = look_up(cases.thickness, cases.views, index)
+        found, _ = look_up(maps, cases.views, index)
         own = cases.labels[0][tuple(where.T)]
         thick = found[0].gather(1, (own - 1)[None, None].expand(2, 1, -1))[:, 0]
         assert float((thick > 0.01).float().mean()) > 0.999
@@ -97,8 +100,6 @@ def test_a_scaled_case_is_that_of_a_larger_patient_and_machine(case) -> None:
     torch.testing.assert_close(scaled.place, large.place)
     index = Lattice(case.grid.shape, 5).index()[None]
     torch.testing.assert_close(scaled.pixels(index)[0], large.pixels(index)[0], atol=1e-5, rtol=1e-5)
-    one, other = Cases.of(case), Cases.of(case).scaled(1.2)
-    torch.testing.assert_close(other.thickness, 1.2 * one.thickness)
 
 
 def test_fusion_forgets_the_order_and_ignores_who_does_not_see(case) -> None:
@@ -137,15 +138,16 @@ def test_any_number_of_films(case, net, count: int) -> None:
 def test_gradients_reach_every_weight(case) -> None:
     net = make_network(SMALL, shape_case.SPINE, 0)
     out = net(views_of(case), Lattice(case.grid.shape, 4))
-    parts = [out.combined, out.levels, out.maps.masks, out.maps.thickness, out.maps.level, out.maps.presence]
+    maps = out.maps
+    parts = [out.combined, out.levels, maps.masks, maps.thickness, maps.level, maps.presence]
     sum(x.square().mean() for x in parts).backward()
     dead = [n for n, p in net.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
     assert not dead
 
 
 def test_gradients_of_points_in_the_films_by_differences(case) -> None:
-    """d logits / d films through look-up, fusion, 3D network and head, in float64."""
-    net = make_network(SMALL, shape_case.SPINE, 0)
+    """d logits / d films through look-up, fusion, 3D network and head."""
+    net = make_network(SMALL, shape_case.SPINE, 1)
     views = views_of(case)
     films = views.films.clone().requires_grad_()
     lattice = Lattice(case.grid.shape, 8)

@@ -12,12 +12,12 @@ from xreg.cli import main
 from xreg.errors import FileError, ShapeError
 from xreg.shape import checkpoint, losses
 from xreg.shape.atlas import Atlas
+from xreg.shape.film_cases import BoneFilm, FilmBatch
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
-from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
-from xreg.shape.training import Trainer, changed, mean_dice, train
+from xreg.shape.training import Trainer, mean_dice, train
 from xreg.training import LOG, MODEL, TRAINING, read_log
 
 SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
@@ -62,7 +62,7 @@ def test_dice_of_hard_answers_is_one_minus_dice() -> None:
 
 
 def test_film_losses_vanish_for_the_truth_and_only_there() -> None:
-    cases = Cases.of(shape_case.sample())
+    cases = FilmBatch.of(BoneFilm.of(shape_case.sample()))
     spine = list(shape_case.SPINE.groups["spine"])
     thick = cases.thickness
     steps = torch.linspace(0, 1, len(spine))
@@ -70,13 +70,13 @@ def test_film_losses_vanish_for_the_truth_and_only_there() -> None:
     level = torch.einsum("nkhw,k->nhw", thick, steps) / thick.sum(1).clamp_min(1e-6)
     masks = torch.where(covered, 20.0, -20.0)
     presence = torch.where(covered.any(-1).any(-1), 20.0, -20.0)
-    right = losses.film_losses(FilmMaps(masks, thick, level, presence), thick, cases.known, spine)
+    right = losses.film_losses(FilmMaps(masks, thick, level, presence), cases, spine)
     assert all(float(v) < 2e-2 for v in right.values())
     away = FilmMaps(masks.roll(9, -1), thick.roll(9, -1), level + 0.2, presence.roll(9, -1))
-    wrong = losses.film_losses(away, thick, cases.known, spine)
+    wrong = losses.film_losses(away, cases, spine)
     assert all(float(wrong[n]) > 10 * float(right[n]) + 1e-3 for n in right)
-    nothing = torch.zeros_like(cases.known)
-    free = losses.film_losses(away, thick, nothing, spine)
+    nothing = replace(cases, known=torch.zeros_like(cases.known))
+    free = losses.film_losses(away, nothing, spine)
     assert all(float(free[n]) == 0 for n in free if n != "level")
 
 
@@ -125,11 +125,12 @@ def test_the_folder_says_who_was_learned_from(tmp_path) -> None:
 
 def test_a_training_begins_with_another_network(tmp_path) -> None:
     train(source("a"), QUICK, tmp_path / "first")
-    barely = replace(QUICK, rate=1e-9, network=replace(SMALL, hidden=SMALL.hidden + 4))
+    barely = replace(QUICK, rate=1e-9, film_share=0, network=replace(SMALL, hidden=SMALL.hidden + 4))
     done = train(source("b"), barely, tmp_path / "second", start=tmp_path / "first")
     assert done.patients == ("a", "b")
     before, after = (checkpoint.load(tmp_path / n / MODEL)[0] for n in ("first", "second"))
-    torch.testing.assert_close(after["encoder.out.weight"], before["encoder.out.weight"])
+    assert torch.equal(after["encoder.out.weight"], before["encoder.out.weight"])
+    torch.testing.assert_close(after["decoder.narrow.bias"], before["decoder.narrow.bias"])
     assert after["points.out.weight"].shape != before["points.out.weight"].shape  # has no place for it
     again = train(source("b"), barely, tmp_path / "second", resume=True)
     assert (again.patients, again.steps) == (("a", "b"), 6)
@@ -137,6 +138,10 @@ def test_a_training_begins_with_another_network(tmp_path) -> None:
         train(
             source("b"), QUICK, tmp_path / "x", held_out=[shape_case.sample("a")], start=tmp_path / "second"
         )
+    with pytest.raises(ShapeError, match="give one to start from"):
+        train(source("b"), barely, tmp_path / "x")
+    with pytest.raises(ShapeError, match="not both"):
+        train(source("b"), barely, tmp_path / "second", start=tmp_path / "first", resume=True)
     (tmp_path / "empty").mkdir()
     checkpoint.save(tmp_path / "empty" / MODEL, {"w": torch.ones(1)}, {"patients": [], "scheme": "spine"})
     with pytest.raises(FileError, match="no weights for a network of kind 'rays' and scheme 'spine'"):
@@ -160,14 +165,11 @@ def test_cases_come_from_seed_and_step_alone(tmp_path) -> None:
     one, same = (t.cases_at(4) for t in trainers)
     assert torch.equal(one.views.films, same.views.films)
     assert not torch.equal(one.views.films, trainers[0].cases_at(5).views.films)
-
-
-def test_changed_films_stay_films() -> None:
-    films = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(0))
-    other = changed(films, 1.5, 0.05, torch.Generator().manual_seed(1))
-    assert 0 <= float(other.min()) < float(other.max()) <= 1
-    assert not torch.allclose(other, films)
-    torch.testing.assert_close(changed(films, 1.0, 0.0, torch.Generator()), films)
+    one, same = (t.cases_at(1) for t in trainers)
+    assert isinstance(one, FilmBatch)
+    assert torch.equal(one.inputs, same.inputs)
+    assert torch.equal(one.thickness, same.thickness)
+    assert not torch.equal(one.inputs, trainers[0].cases_at(2).inputs)
 
 
 def test_new_patients_are_learned_from_and_come_from_their_seed(tmp_path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xreg.shape.training import Report, Trained
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
+_SHARE = click.FloatRange(0, 1, max_open=True)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
@@ -45,6 +46,8 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.option("--as-they-are", is_flag=True, help="Make no new patients: learn from the samples alone.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Cases a step.")
 @click.option("--rate", type=_POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
+@click.option("--film-share", type=_SHARE, default=0.6, show_default=True,
+              help="Part of the training for films alone; 0 keeps what --from reads.")  # fmt: skip
 @click.option("--tilt", type=click.FloatRange(min=0), default=0.0, show_default=True,
               help="Standard deviation of the new patients' view angles, degrees.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Half precision inside the network; faster on a card.")
@@ -136,6 +139,7 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
         minutes=None if options["steps"] else options["minutes"] or 60.0,
         batch=options["batch"],
         rate=options["rate"],
+        film_share=options["film_share"],
         seed=options["seed"],
         precision="bfloat16" if options["bfloat16"] else "float32",
         network=PRESETS[options["network"]],

@@ -1,10 +1,13 @@
-"""Where the labels of a map have their middles."""
+"""Where voxels lie, and where the labels of a map have their middles."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float64, Integer
+from jaxtyping import Float, Float64, Int64, Integer
 from torch import Tensor
+
+from xreg.geometry import se3
+from xreg.io.voxel_grid import VoxelGrid
 
 
 def centroids(labels: Integer[Tensor, "D H W"], count: int) -> Float64[Tensor, "L 3"]:
@@ -18,3 +21,9 @@ def centroids(labels: Integer[Tensor, "D H W"], count: int) -> Float64[Tensor, "
     size = torch.bincount(numbers, minlength=count)
     sums = [torch.bincount(numbers, weights=axis.double(), minlength=count) for axis in (i, j, k)]
     return (torch.stack(sums, 1).double() / size[:, None]).cpu()  # without a voxel, torch sums in float32
+
+
+def points_of(grid: VoxelGrid, flat: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+    """World points (mm) of voxels."""
+    k, j, i = torch.unravel_index(flat, grid.shape)
+    return se3.apply(grid.affine, torch.stack([i, j, k], -1).double()).float()

@@ -79,14 +79,14 @@ def decide_level(
     grid: VoxelGrid,
     scheme: Scheme,
 ) -> LevelDecision:
-    """The decision from a label map and the probabilities [n, L] at flat voxel indices [n]."""
+    """The decision from a label map and the network's probabilities [n, L] at flat voxel indices [n]."""
     at = labels.flatten()[voxels].long()
     order = [name for name in VERTEBRAE if name in scheme.names]
     counts = torch.bincount(labels.flatten().long(), minlength=len(scheme))
     found = [name for name in order if counts[scheme.index(name)] >= _LEAST]
     if not found:
         return LevelDecision((), {})
-    means = {name: probabilities[at == scheme.index(name)].double().mean(0) for name in found}
+    means = {name: _mean(probabilities[at == scheme.index(name)]) for name in found}
     score = torch.zeros(len(SHIFTS), dtype=torch.float64)
     for column, shift in enumerate(SHIFTS):
         wanted = [(_shifted(name, shift), means[name]) for name in found]
@@ -94,6 +94,11 @@ def decide_level(
         score[column] = torch.tensor(kept, dtype=torch.float64).clamp_min(_FLOOR).log().mean()
     shares = dict(zip(SHIFTS, score.softmax(0).tolist(), strict=True))
     return LevelDecision(tuple(found), shares, _order_notes(found, labels, grid, scheme))
+
+
+def _mean(probabilities: Float[Tensor, "n L"]) -> Float[Tensor, " L"]:
+    """Zero of nothing: the network says nothing of voxels that an atlas alone filled."""
+    return probabilities.double().sum(0) / max(1, len(probabilities))
 
 
 def _shifted(name: str, shift: int) -> str:

@@ -8,16 +8,21 @@ background or something that it does not know, and counts as either (the margina
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from xreg.shape.networks.heads import FilmMaps, centroids
+from xreg.shape.networks.heads import LEAST, FilmMaps, centroids
 from xreg.shape.networks.orders import Rows
 
-_THICK = 0.02  # of 50 mm: a ray that runs further than this in a structure is covered by it
+if TYPE_CHECKING:
+    from xreg.shape.film_cases import FilmBatch
+
 _SMOOTH = 1e-3  # part of the voxels
+_EVERYWHERE = 8.0  # what thickness counts at all pixels, against 1 for its overlap where a bone is
 
 
 def marginal_log_probability(
@@ -88,8 +93,7 @@ def mutual_loss(logits: tuple[Float[Tensor, "B L N"], ...]) -> Tensor:
 
 def film_losses(
     maps: FilmMaps,
-    thickness: Float[Tensor, "N K H W"],
-    known: Bool[Tensor, "B L"],
+    films: FilmBatch,
     vertebrae: list[int],
     balance: float = 0.0,
 ) -> dict[str, Tensor]:
@@ -98,23 +102,24 @@ def film_losses(
     vertebrae: numbers of the spine's labels, from the first to the last; their place in this list is what
     ``level`` tells.  balance: power of a structure's rarity in its film by which its pixels weigh more.
     """
-    repeat = len(thickness) // len(known)
-    known = known[:, 1:].repeat_interleave(repeat, 0)
-    covered = (thickness > _THICK).to(thickness.dtype)
+    thickness, known = films.thickness, films.known[:, 1:]
+    covered = (thickness > LEAST).to(thickness.dtype)
     present = covered.amax((-1, -2)) > 0
     weight = _pixel_weights(covered, balance)
+    there = present & known
+    both = (maps.thickness.float() + thickness).sum((-1, -2))
+    apart = (maps.thickness.float() - thickness).abs().sum((-1, -2)) / (both + 1)
     off = F.smooth_l1_loss(maps.thickness.float(), thickness, reduction="none", beta=0.1)
     found = {
         "mask": _mask_loss(maps.masks.float(), covered, present, known, weight),
-        "thickness": _mean(off * weight, known),
+        "thickness": _EVERYWHERE * _mean(off * weight, known) + _mean(apart, there),
         "presence": _mean(
             F.binary_cross_entropy_with_logits(maps.presence.float(), present.float(), reduction="none"),
             known,
         ),
     }
-    there = present & known
-    apart = (centroids(maps.thickness.float()) - centroids(thickness)).abs().sum(-1)
-    found["centroid"] = _mean(apart, there)
+    middles = (centroids(maps.thickness.float()) - centroids(thickness)).abs().sum(-1)
+    found["centroid"] = _mean(middles, there)
     found["level"] = _level_loss(maps.level.float(), thickness, vertebrae)
     return found
 
@@ -165,7 +170,7 @@ def _level_loss(level: Tensor, thickness: Tensor, vertebrae: list[int]) -> Tenso
     total = spine.sum(1)
     steps = torch.linspace(0, 1, len(vertebrae), device=level.device)
     wanted = torch.einsum("nkhw,k->nhw", spine, steps.to(spine)) / total.clamp_min(1e-6)
-    return _mean((level - wanted).abs(), total > _THICK)
+    return _mean((level - wanted).abs(), total > LEAST)
 
 
 def _mean(values: Float[Tensor, "*some_rest"], counted: Bool[Tensor, "*some"]) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape import checkpoint
 from xreg.shape.films import normalise
 from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views, make_network
+from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
 from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES, Scheme, scheme
+from xreg.shape.spine import count_vertebrae, renumbered
 from xreg.training import MODEL, load_weights, require
 
 DOUBT = 0.02  # of not being background, from which a voxel is looked at and kept
@@ -39,6 +42,7 @@ class ShapePrediction:
     indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
     thickness [V, L, H, W]: of each structure along the rays of the films as the network read them
     (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what was also warned of.
+    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew.
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -50,6 +54,7 @@ class ShapePrediction:
     scheme: Scheme
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
+    uncounted: tuple[Int64[Tensor, " n"], Float[Tensor, "n L"]] | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
@@ -138,11 +143,13 @@ class ShapeModel:
         *,
         variants: int = 1,
         normalised: bool = False,
+        count: bool = True,
     ) -> ShapePrediction:
         """Labels on a grid from films and their cameras.
 
         films: bright where attenuation is high, of any range unless ``normalised``.  variants: how many
-        looks of the films are averaged, 1 to 5, each a network run.  One film works, with an InputWarning.
+        looks of the films are averaged, 1 to 5, each a network run.  count: whether vertebrae are counted
+        along the spine (`xreg.shape.spine`).  One film works, with an InputWarning.
         Raises ImageError and ShapeError for films, cameras and grids that do not fit.
         """
         if not 1 <= variants <= len(_POWERS):
@@ -156,11 +163,26 @@ class ShapeModel:
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
             flat, found, seen = self.net.probabilities(one, DOUBT)
-            maps += [] if seen is None else [seen.cpu()]
+            maps += [] if seen is None else [seen]
             runs.append((flat, self._known_only(found)))
         voxels, stack = _aligned(runs)
-        thickness = sum(maps) / len(maps) if maps else None
-        return replace(prediction_of(voxels, stack, grid, self.scheme, said), thickness=thickness)
+        if not maps:
+            return prediction_of(voxels, stack, grid, self.scheme, said)
+        seen = FilmMaps.mean(maps)
+        made = self._counted(voxels, stack, grid, seen, views) if count else stack
+        found = prediction_of(voxels, made, grid, self.scheme, said)
+        thickness = views.turned(seen.thickness[None] * THICKNESS_MM)[0].cpu()
+        before = None if made is stack else (voxels.cpu(), stack.mean(0).cpu())
+        return replace(found, thickness=F.pad(thickness, (0, 0, 0, 0, 1, 0)), uncounted=before)
+
+    def _counted(
+        self, voxels: Tensor, stack: Float[Tensor, "R n L"], grid: VoxelGrid, maps: FilmMaps, views: Views
+    ) -> Float[Tensor, "R n L"]:
+        """Each run's vertebrae by their number along the spine; the same stack where there is none."""
+        line = count_vertebrae(voxels, stack.mean(0), grid, self.scheme, maps, views)
+        if line is None:
+            return stack
+        return torch.stack([renumbered(voxels, run, grid, self.scheme, line) for run in stack])
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""

@@ -266,4 +266,4 @@ def _fused(
     both = settings.trust * mine + (1 - settings.trust) * logits.log_softmax(1)
     network[:, numbers] = share * both.softmax(1)
     made = prediction_of(voxels, network[None], found.grid, found.scheme, found.warnings)
-    return replace(made, thickness=found.thickness)
+    return replace(made, thickness=found.thickness, uncounted=found.uncounted)

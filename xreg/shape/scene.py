@@ -13,6 +13,7 @@ from torch import Tensor
 from xreg.geometry import se3
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
+from xreg.shape.centroids import points_of
 from xreg.shape.networks import Lattice
 from xreg.shape.predict import ShapePrediction
 
@@ -178,8 +179,3 @@ def box_of(grid: VoxelGrid, points: Float[Tensor, "n 3"]) -> tuple[Int64[Tensor,
     k, j, i = (x.reshape(-1) for x in torch.meshgrid(*reversed(axes), indexing="ij"))
     flat = (k * grid.shape[1] + j) * grid.shape[2] + i
     return flat, points_of(grid, flat)
-
-
-def points_of(grid: VoxelGrid, flat: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
-    """World points (mm) of voxels."""
-    return se3.apply(grid.affine, Lattice(grid.shape).index_at(flat).double()).float()

@@ -1,4 +1,4 @@
-"""What a training compares with: labels of a case, and what their bones look like in each film."""
+"""What a training of labels in space compares with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from xreg.errors import ShapeError
-from xreg.shape.films import label_thickness
-from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import Views, fitted
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
@@ -22,14 +20,11 @@ class Cases:
     """A batch to learn from.
 
     labels [B, D, H, W]: numbers of the scheme.  known [B, L]: labels that the annotations could hold.
-    thickness [B·V, L-1, H, W]: of each structure along each pixel's ray, in units of 50 mm, in films the way
-    round that ``views`` has them.
     """
 
     views: Views
     labels: Int64[Tensor, "B D H W"]
     known: Bool[Tensor, "B L"]
-    thickness: Float[Tensor, "N K H W"]
 
     @classmethod
     def of(cls, sample: Sample, *, mirror: bool = False) -> Cases:
@@ -41,26 +36,41 @@ class Cases:
         views = Views.of(films, cameras, sample.grid, mirror=mirror)
         labels, known = sample.labels, sample.known
         known = torch.ones(len(names), dtype=torch.bool) if known is None else known
-        maps = [label_thickness(labels, sample.grid, camera, len(names)) for camera in cameras]
-        thick = torch.stack(maps)
         if mirror:
-            swap = names.mirror
-            labels, known, thick = swap.to(labels.dtype)[labels.flip(2).long()], known[swap], thick[:, swap]
-        thick = views.turned(thick[None])[0, :, 1:] / THICKNESS_MM
-        return cls(views, labels.long()[None], known[None], thick)
+            labels, known = names.mirror.to(labels.dtype)[labels.flip(2).long()], known[names.mirror]
+        return cls(views, labels.long()[None], known[None])
 
     @classmethod
     def batch(cls, cases: Sequence[Cases]) -> Cases:
         """Several as one; ShapeError where sizes differ."""
         views = Views.batch([case.views for case in cases])
-        parts = (torch.cat([getattr(c, n) for c in cases]) for n in ("labels", "known", "thickness"))
+        parts = (torch.cat([getattr(c, n) for c in cases]) for n in ("labels", "known"))
         return cls(views, *parts)
 
     def scaled(self, factor: float) -> Cases:
         """As if patient and machine were larger by a factor."""
-        return replace(self, views=self.views.scaled(factor), thickness=self.thickness * factor)
+        return replace(self, views=self.views.scaled(factor))
+
+    def reframed(self, zoom: float, shift: Float[Tensor, 3]) -> Cases:
+        """One case on a grid of as many voxels, ``zoom`` times as large; films follow it.
+
+        shift (i, j, k): of the grid's middle, in parts of its old edges.  What lies beyond the old grid is
+        background.
+        """
+        size = torch.tensor(self.views.shape[::-1], dtype=torch.float32)
+        start = (size - 1) / 2 * (1 - zoom) + shift * size
+        lines = [
+            (s + zoom * torch.arange(n)).round().long()
+            for s, n in zip(start.tolist(), size.int(), strict=True)
+        ]
+        labels = self.labels
+        for axis, line in zip((3, 2, 1), lines, strict=True):
+            there = ((line >= 0) & (line < labels.shape[axis])).to(labels.dtype)
+            labels = labels.index_select(axis, line.clamp(0, labels.shape[axis] - 1))
+            labels = labels * there.reshape([-1 if a == axis else 1 for a in range(4)])
+        return replace(self, views=self.views.reframed(zoom, start), labels=labels)
 
     def to(self, device: torch.device | str) -> Cases:
         """All of it on another device."""
-        moved = {n: getattr(self, n).to(device) for n in ("views", "labels", "known", "thickness")}
+        moved = {n: getattr(self, n).to(device) for n in ("views", "labels", "known")}
         return replace(self, **moved)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from xreg.errors import ShapeError
+from xreg.shape.film_cases import FilmVariation
 from xreg.shape.networks.settings import PRESETS, NetworkSettings
 
 
@@ -33,14 +34,17 @@ class Weights:
 class ShapeTrainSettings:
     """Everything that a training can be told beyond its patients.
 
+    A network of kind 'rays' first learns to read films, for the part ``film_share`` of the training:
+    ``film_batch`` films a step, at most at ``film_rate``.  Then that half of it is kept as it is, and the
+    half in space learns.  Others have the second part alone.
+
     steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
     gradient.  average: decay of the running average of the weights, which is what is used.  points:
     voxels of each label that are compared in a step, at most (`xreg.shape.points`).  mirror: whether
-    half of the cases have left and right exchanged.  zoom: greatest factor by which patient and machine are
-    made larger or smaller together.  gamma, noise: how far films' grey values are changed.
+    half of the cases have left and right exchanged.  variation: how films are changed.
     balance: power of a label's rarity by which its voxels and pixels weigh more at the start, so that small
-    bones are learned sooner; it falls to nothing over the training.  validations: how often held-out
+    bones are learned sooner; it falls to nothing by the middle of each part.  validations: how often held-out
     patients are looked at, evenly over the training.  precision: 'float32', or 'bfloat16' for the network's
     inner work.
     """
@@ -55,9 +59,10 @@ class ShapeTrainSettings:
     average: float = 0.995
     points: int = 128
     mirror: bool = True
-    zoom: float = 1.13
-    gamma: float = 1.3
-    noise: float = 0.02
+    film_share: float = 0.6
+    film_batch: int = 4
+    film_rate: float = 1.5e-3
+    variation: FilmVariation = field(default_factory=FilmVariation)
     balance: float = 0.5
     validations: int = 10
     precision: str = "float32"
@@ -73,17 +78,17 @@ class ShapeTrainSettings:
             )
         if not (self.minutes if self.steps is None else self.steps) > 0:
             raise ShapeError(f"steps and minutes must be positive, got {self.steps}, {self.minutes}")
-        whole = {"batch": self.batch, "points": self.points, "validations": self.validations}
+        names = ("batch", "points", "validations", "film_batch")
+        whole = {name: getattr(self, name) for name in names}
         for name, value in whole.items():
             if int(value) != value or value < 1:
                 raise ShapeError(f"{name} must be a positive whole number, got {value!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ShapeError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        least = min(self.gamma, self.zoom)
-        if not (self.rate > 0 and 0 <= self.average < 1 and least >= 1 and self.noise >= 0):
+        if not (min(self.rate, self.film_rate) > 0 and 0 <= self.average < 1 and 0 <= self.film_share < 1):
             raise ShapeError(
-                "rate must be positive, average in [0, 1), gamma and zoom at least 1 and noise not negative, "
-                f"got {self.rate}, {self.average}, {self.gamma}, {self.zoom}, {self.noise}"
+                "rate and film_rate must be positive, average and film_share in [0, 1), got "
+                f"{self.rate}, {self.film_rate}, {self.average}, {self.film_share}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +103,7 @@ class ShapeTrainSettings:
             raise ShapeError(f"settings of a training need the entries {sorted(known)}, got {data!r}")
         parts = {
             "weights": Weights(**data["weights"]),
+            "variation": FilmVariation(**data["variation"]),
             "network": NetworkSettings.from_dict(data["network"]),
         }
         return cls(**{**data, **parts})

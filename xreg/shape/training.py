@@ -19,7 +19,8 @@ from xreg import __version__
 from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
 from xreg.shape.checkpoint import FILES
-from xreg.shape.networks import Lattice, Output, make_network
+from xreg.shape.film_cases import FilmBatch, FilmDraws, exposed_anew, uniform
+from xreg.shape.networks import Lattice, Output, RayNet, make_network
 from xreg.shape.networks.orders import rows_of
 from xreg.shape.points import Points
 from xreg.shape.samples import Sample
@@ -95,6 +96,10 @@ def train(
     FileError for a checkpoint that does not fit.
     """
     trainer = Trainer(source, settings, Path(folder), held_out, torch.device(device))
+    if resume and start is not None:
+        raise ShapeError("a resumed training has its own weights: give start or resume, not both")
+    if isinstance(trainer.net, RayNet) and not settings.film_share and not (resume or start):
+        raise ShapeError("film_share 0 keeps the film half of another network: give one to start from")
     if resume:
         trainer.resume()
     elif start is not None:
@@ -126,6 +131,8 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
         )
+        self.films = FilmDraws(source, settings)
+        self.film_share = settings.film_share if isinstance(self.net, RayNet) else 0.0
         self.step, self.mark, self.budget = 0, 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
         self.before: tuple[str, ...] = ()  # patients of the network that this one began with
@@ -157,32 +164,45 @@ class Trainer:
             for future in pending:
                 future.cancel()
 
-    def cases_at(self, step: int) -> Cases:
+    def cases_at(self, step: int) -> Cases | FilmBatch:
         """The cases of a step: all that is random about them comes from (seed, step, place in the batch)."""
+        if self.budget.spent(step) < self.film_share:
+            return self.films.batch(step)
         return Cases.batch([self._case(step, n) for n in range(self.settings.batch)])
 
     def _case(self, step: int, number: int) -> Cases:
         generator = step_generator(self.settings.seed, step, 2 * number)
         sample = self.source.sample(step_seed(self.settings.seed, step, 2 * number + 1))
-        mirror = self.settings.mirror and bool(torch.rand(1, generator=generator) < 0.5)
+        variation = self.settings.variation
+        mirror = self.settings.mirror and uniform(generator, 0, 1) < 0.5
         cases = Cases.of(sample, mirror=mirror)
-        zoom = self.settings.zoom ** (2 * float(torch.rand(1, generator=generator)) - 1)
-        cases = cases.scaled(zoom)
-        films = changed(cases.views.films, self.settings.gamma, self.settings.noise, generator)
-        return replace(cases, views=cases.views.with_films(films))
+        voxel = sum(sample.grid.spacing) / 3
+        cases = _shown(cases, 1 / variation.zoom_of(voxel, generator), generator)
+        cases = cases.scaled(math.exp(variation.body * float(torch.randn((), generator=generator))))
+        films = exposed_anew(cases.views.films[0], variation, generator)
+        return replace(cases, views=cases.views.with_films(films[None]))
 
-    def advance(self, progress: float, cases: Cases) -> dict[str, float]:
+    def advance(self, progress: float, cases: Cases | FilmBatch) -> dict[str, float]:
         """One step on these cases; its losses."""
         self.net.train()
-        balance = self.settings.balance * (1 - progress)
-        parts = self.losses(cases.to(self.device), self._points(cases), balance)
+        reading = isinstance(cases, FilmBatch)
+        if isinstance(self.net, RayNet):
+            self.net.learn(films=reading)
+        begun, ends = (0.0, self.film_share) if reading else (self.film_share, 1.0)
+        part = min(1.0, max(0.0, (progress - begun) / max(ends - begun, 1e-9)))
+        balance = self.settings.balance * max(0.0, 1 - 2 * part)
+        if reading:
+            parts = self.film_losses(cases.to(self.device), balance)
+        else:
+            parts = self.losses(cases.to(self.device), self._points(cases), balance)
         weights = self.settings.weights
-        total = sum(getattr(weights, name) * part for name, part in parts.items())
-        rate = self.settings.rate * schedule(progress, self.settings.warm_up)
+        total = sum(getattr(weights, name) * loss for name, loss in parts.items())
+        rate = self.settings.film_rate if reading else self.settings.rate
+        rate *= schedule(part, self.settings.warm_up)
         descend(self.net, self.optimiser, total, rate=rate, clip=self.settings.clip)
         self.step += 1
         follow(self.average, self.net, self.step, self.settings.average)
-        return {"loss": float(total.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
+        return {"loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in parts.items()}}
 
     def _points(self, cases: Cases) -> Points:
         """Another set of voxels each step."""
@@ -190,10 +210,17 @@ class Trainer:
         return Points.draw(cases.labels, self.settings.points, generator).to(self.device)
 
     def losses(self, cases: Cases, points: Points, balance: float = 0.0) -> dict[str, Tensor]:
-        """Each part of the loss at points of the grid, and in the films; balance: see `loss_parts`."""
+        """Each part of the loss at points of the grid; balance: see `loss_parts`."""
         with self._precision():
             output = self.net(cases.views, points)
         return loss_parts(output, cases, points, self.scheme, balance)
+
+    def film_losses(self, films: FilmBatch, balance: float = 0.0) -> dict[str, Tensor]:
+        """Each part of the loss in films."""
+        with self._precision():
+            _, maps = self.net.read(films.inputs)
+        spine = list(self.scheme.groups.get("spine", ()))
+        return losses.film_losses(maps, films, spine, balance)
 
     def _precision(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
@@ -295,28 +322,24 @@ def loss_parts(
 ) -> dict[str, Tensor]:
     """The parts of the loss of a network's output; several branches count by their mean.
 
-    balance: power of a label's rarity by which its voxels and pixels weigh more.
+    balance: power of a label's rarity by which its voxels weigh more.
     """
     labels = points.take(cases.labels)
     each = [losses.segmentation_loss(x, labels, cases.known, balance, points.weight) for x in output.logits]
     parts = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     if len(each) > 1:
         parts["mutual"] = losses.mutual_loss(output.logits)
-    if output.maps is not None:
-        vertebrae = list(names.groups.get("spine", ()))
-        parts |= losses.film_losses(output.maps, cases.thickness, cases.known, vertebrae, balance)
     if output.levels is not None:
         parts["order"] = losses.order_loss(output.levels, labels, rows_of(names))
     return parts
 
 
-def changed(films: Tensor, gamma: float, noise: float, generator: torch.Generator) -> Tensor:
-    """Films [B, V, H, W] of other contrast (a power of the grey value, one a film) and with noise, 0 to 1."""
-    shape = (*films.shape[:2], 1, 1)
-    power = torch.exp(math.log(gamma) * (2 * torch.rand(shape, generator=generator) - 1))
-    spread = noise * torch.rand(shape, generator=generator)
-    grain = torch.randn(films.shape, generator=generator)
-    return (films.clamp_min(0) ** power + spread * grain).clamp(0, 1)
+def _shown(cases: Cases, zoom: float, generator: torch.Generator) -> Cases:
+    """A case on larger or smaller voxels; none where that would lose all of its bones."""
+    free = 0.5 * abs(1 - zoom)
+    shift = free * (2 * torch.rand(3, generator=generator) - 1)
+    made = cases.reframed(zoom, shift)
+    return made if bool((made.labels > 0).any()) else cases
 
 
 def _checked(

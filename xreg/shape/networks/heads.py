@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from xreg.shape.networks.orders import Orders
 from xreg.shape.schemes import Scheme
 
 THICKNESS_MM = 50.0  # in which thickness counts as one
+LEAST = 0.02  # of that: a ray that runs further than this in a structure is covered by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,12 @@ class FilmMaps:
     thickness: Float[Tensor, "N K H W"]
     level: Float[Tensor, "N H W"]
     presence: Float[Tensor, "N K"]
+
+    @classmethod
+    def mean(cls, several: Sequence[FilmMaps]) -> FilmMaps:
+        """The mean of what was said of the same films."""
+        parts = zip(*((m.masks, m.thickness, m.level, m.presence) for m in several), strict=True)
+        return cls(*(torch.stack(part).mean(0) for part in parts))
 
     @property
     def centroids(self) -> Float[Tensor, "N K 2"]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice, Places, fuse, hull, look_up, stride
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
-from xreg.shape.networks.heads import THICKNESS_MM, FilmHeads, FilmMaps
+from xreg.shape.networks.heads import FilmHeads, FilmMaps
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
 
 _STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
+_READERS = ("encoder", "heads")
 _UNLIKELY = 0.1  # of the doubt: a label that has less everywhere is not asked about again
 
 
@@ -51,10 +51,19 @@ class RayNet(nn.Module):
         self.heads.start()
         self.points.start()
 
+    def learn(self, *, films: bool) -> None:
+        """Let gradients flow to what reads films, or to what decides in space; the rest stays as it is."""
+        for name, part in self.named_children():
+            part.requires_grad_((name in _READERS) == films)
+
+    def read(self, inputs: Float[Tensor, "N 13 H W"]) -> tuple[Float[Tensor, "N C H W"], FilmMaps]:
+        """Features of films, and what is on them."""
+        features, summary = self.encoder(inputs)
+        return features, self.heads(features, summary)
+
     def encode(self, views: Views) -> Encoded:
         """Read the films, and work out the features of space."""
-        features, summary = self.encoder(views.inputs())
-        maps = self.heads(features, summary)
+        features, maps = self.read(views.inputs())
         lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
         index = lattice.index(features.device).expand(len(views.films), -1, -1)
         fused = fuse(*look_up(features, views, index))
@@ -86,13 +95,12 @@ class RayNet(nn.Module):
     @torch.no_grad()
     def probabilities(
         self, views: Views, doubt: float, chunk: int = 1 << 16
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, FilmMaps | None]:
         """Voxels of one case that may hold bone, their probabilities, and thickness in the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
         about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
-        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and thickness
-        [V, L, H, W] in mm, the way round that the films were given.
+        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and what is on films.
         """
         encoded = self.encode(views)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
@@ -112,8 +120,7 @@ class RayNet(nn.Module):
                 labels = labels[likely]
         whole = found.new_zeros(len(flat), len(self.names))
         whole[:, labels] = found
-        known = encoded.maps.thickness[None] * THICKNESS_MM
-        return flat, whole, F.pad(views.turned(known)[0], (0, 0, 0, 0, 1, 0))
+        return flat, whole, encoded.maps
 
     def _ask(
         self, encoded: Encoded, index: Float[Tensor, "N 3"], labels: Int64[Tensor, " L"], chunk: int

@@ -21,8 +21,8 @@ from xreg.io.voxel_grid import VoxelGrid
 
 RAY_CHANNELS = 10  # beam, columns, rows (three numbers each), and the logarithm of a pixel's size
 FILM_CHANNELS = 1 + RAY_CHANNELS + 2  # the film, its geometry, and where in the film a pixel lies
-_TOWARDS = (0.5**0.5, 0.5**0.5, 0.0)  # columns run to the right or to the front: half-way between both views
-_USUAL_MM = 2.5  # a pixel, of which the logarithm is zero
+TOWARDS = (0.5**0.5, 0.5**0.5, 0.0)  # columns run to the right or to the front: half-way between both views
+USUAL_MM = 2.5  # a pixel, of which the logarithm is zero
 _TENSORS = ("films", "matrices", "rays", "place", "flips")
 
 
@@ -96,6 +96,36 @@ class Views:
         rays = torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(factor)], -1)
         return replace(self, rays=rays, place=self.place * factor)
 
+    def reframed(self, zoom: float, start: Float[Tensor, 3]) -> Views:
+        """One case on a grid of as many voxels, ``zoom`` times as large, from voxel ``start`` (i, j, k) on.
+
+        Each film is zoomed as much about the pixel of the new grid's middle, which comes to its own middle;
+        what lies beyond it is black.
+        """
+        known = {"device": self.place.device}
+        change = torch.eye(4, **known)
+        change[:3, :3] *= zoom
+        change[:3, 3] = start
+        middle = torch.tensor([*((n - 1) / 2 for n in self.shape[::-1]), 1.0], **known)
+        place = self.place @ change
+        place[..., 3] -= place @ middle
+        matrices = self.matrices @ change
+        height, width = self.films.shape[-2:]
+        half = torch.tensor([(width - 1) / 2, (height - 1) / 2], **known)
+        seen = matrices @ middle
+        at = seen[..., :2] / seen[..., 2:]
+        depth = matrices[..., 2:, :]
+        about = matrices[..., :2, :] - at[..., None] * depth
+        matrices = torch.cat([about / zoom + half[:, None] * depth, depth], -2)
+        move = torch.zeros(*at.shape[:2], 2, 3, **known)
+        move[..., 0, 0] = move[..., 1, 1] = zoom
+        move[..., 2] = 2 * (at - half) / torch.tensor([width, height], **known)
+        flat = self.films.flatten(0, 1)[:, None]
+        moved = F.affine_grid(move.flatten(0, 1), flat.shape, align_corners=False)
+        films = F.grid_sample(flat, moved, align_corners=False)[:, 0].reshape(self.films.shape)
+        rays = torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(zoom)], -1)
+        return replace(self, films=films, matrices=matrices, rays=rays, place=place)
+
     def turned(self, maps: Float[Tensor, "B V K H W"]) -> Float[Tensor, "B V K H W"]:
         """Maps of the films as they were given, the way round that they are here; and back."""
         rows, columns = (self.flips[:, :, n, None, None, None] for n in (0, 1))
@@ -103,15 +133,8 @@ class Views:
         return torch.where(columns, maps.flip(-1), maps)
 
     def inputs(self) -> Float[Tensor, "N 13 H W"]:
-        """What the film encoder reads, of all films of all cases: film, geometry, and each pixel's place.
-
-        Places run from -1 to 1 over the film: convolutions can then tell high from low, and left from right.
-        """
-        b, v, h, w = self.films.shape
-        rays = self.rays[..., None, None].expand(b, v, RAY_CHANNELS, h, w)
-        lines = [torch.linspace(-1, 1, n, device=self.films.device) for n in (h, w)]
-        place = torch.stack(torch.meshgrid(*lines, indexing="ij")).expand(b, v, 2, h, w)
-        return torch.cat([self.films[:, :, None], rays, place], 2).flatten(0, 1)
+        """What the film encoder reads, of all films of all cases."""
+        return film_inputs(self.films.flatten(0, 1), self.rays.flatten(0, 1))
 
     def pixels(self, index: Float[Tensor, "B N 3"]) -> tuple[Float[Tensor, "B V N 2"], Bool[Tensor, "B V N"]]:
         """Where voxels lie in the films, from -1 to 1 between the films' outer edges, and whether inside."""
@@ -123,6 +146,17 @@ class Views:
         size = found.new_tensor([width, height])
         at = (2 * found[..., :2] / depth[..., None] + 1) / size - 1
         return at, ahead & (at.abs() <= 1).all(-1)
+
+
+def film_inputs(films: Float[Tensor, "N H W"], rays: Float[Tensor, "N 10"]) -> Float[Tensor, "N 13 H W"]:
+    """What the film encoder reads: film, geometry, and each pixel's place.
+
+    Places run from -1 to 1 over the film: convolutions can then tell high from low, and left from right.
+    """
+    n, h, w = films.shape
+    lines = [torch.linspace(-1, 1, m, device=films.device) for m in (h, w)]
+    place = torch.stack(torch.meshgrid(*lines, indexing="ij")).expand(n, 2, h, w)
+    return torch.cat([films[:, None], rays[..., None, None].expand(n, RAY_CHANNELS, h, w), place], 1)
 
 
 def fitted(
@@ -163,7 +197,7 @@ def _view(
         turn = torch.eye(3, dtype=torch.float64) - 2 * normal[:, None] * normal
         slopes, beam = slopes @ turn, turn @ beam
     height, width = film.shape
-    columns = float(slopes[0] @ torch.tensor(_TOWARDS, dtype=torch.float64)) < 0
+    columns = float(slopes[0] @ torch.tensor(TOWARDS, dtype=torch.float64)) < 0
     rows = float(slopes[1, 2]) > 0  # they shall run to the feet
     flips = torch.tensor([rows, columns])
     u = (width - 1) * matrix[2] - matrix[0] if columns else matrix[0]
@@ -171,7 +205,7 @@ def _view(
     film = film.flip([axis for axis in (0, 1) if flips[axis]])
     slopes = torch.where(flips.flip(0)[:, None], -slopes, slopes)
     length = slopes.norm(dim=1)
-    size = -length.log().mean() - math.log(_USUAL_MM)
+    size = -length.log().mean() - math.log(USUAL_MM)
     rays = torch.cat([beam, *(slopes / length[:, None]), size[None]])
     return film, torch.stack([u, v, matrix[2]]), rays, flips
 

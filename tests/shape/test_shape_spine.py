@@ -1,0 +1,119 @@
+"""Vertebrae counted along a made-up spine whose network is in doubt about every name."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from xreg.geometry import se3
+from xreg.io import VoxelGrid
+from xreg.shape.centroids import points_of
+from xreg.shape.films import facing_camera, label_thickness
+from xreg.shape.networks import Views
+from xreg.shape.networks.heads import FilmMaps
+from xreg.shape.schemes import SCHEMES
+from xreg.shape.spine import GAPS_MM, SpineLine, count_vertebrae, renumbered
+
+ALL = SCHEMES["all"]
+SPINE = list(ALL.groups["spine"])
+SACRUM = ALL.index("sacrum")
+GRID = VoxelGrid.box((100, 40, 40), (160.0, 160.0, 400.0), (5.0, -10.0, 60.0))
+FIRST, LAST = ALL.index("T9"), ALL.index("L5")
+
+
+def spine(size: float = 1.0) -> torch.Tensor:
+    """Labels of T9 to L5 and a sacrum, stacked along a line that leans and bends."""
+    points = points_of(GRID, torch.arange(100 * 40 * 40)).reshape(100, 40, 40, 3)
+    top = float(GRID.center[2]) + 175.0
+    down = top - points[..., 2]
+    off = points[..., :2] - GRID.center[:2].float()
+    off[..., 0] -= 0.1 * (down - 150)
+    off[..., 1] -= 18 * torch.sin(down / 60)
+    inside = off.norm(dim=-1) < 18
+    labels = torch.zeros(GRID.shape, dtype=torch.int16)
+    edge = 0.0
+    for number in range(FIRST, LAST + 1):
+        height = size * GAPS_MM[SPINE.index(number)]
+        labels[inside & (down >= edge) & (down < edge + height)] = number
+        edge += height
+    labels[inside & (down >= edge) & (down < edge + 70)] = SACRUM
+    return labels
+
+
+def doubted(labels: torch.Tensor, shift: float, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities that give a voxel's share to vertebrae about the true one, moved by ``shift`` levels."""
+    voxels = (labels.reshape(-1) > 0).nonzero()[:, 0]
+    own = labels.reshape(-1)[voxels].long()
+    found = torch.zeros(len(voxels), len(ALL))
+    found[:, 0] = 0.1
+    number = torch.tensor(SPINE)
+    away = (number[None] - own[:, None] - shift) / spread
+    split = (-0.5 * away.square()).softmax(1)
+    bone = own != SACRUM
+    found[bone[:, None] & torch.isin(torch.arange(len(ALL)), number)[None]] = 0.9 * split[bone].reshape(-1)
+    found[~bone, SACRUM] = 0.9
+    return voxels, found
+
+
+def maps_of(labels: torch.Tensor, probabilities: torch.Tensor, voxels: torch.Tensor):
+    """Masks as a network as doubtful would draw them, in two films."""
+    cameras = [facing_camera(GRID, d, size=(100, 40)) for d in ((0.0, -1.0, 0.0), (-1.0, 0.0, 0.0))]
+    views = Views.of(torch.zeros(2, 100, 40), cameras, GRID)
+    thick = torch.stack([label_thickness(labels, GRID, c, len(ALL)) for c in cameras])
+    means = torch.stack([probabilities[labels.reshape(-1)[voxels] == n].mean(0) for n in range(len(ALL))])
+    means = means.nan_to_num()
+    share = thick[:, 1:] / thick[:, 1:].sum(1, keepdim=True).clamp_min(1e-6)
+    masks = torch.einsum("vkhw,kl->vlhw", share, means[1:])[:, 1:]
+    masks = views.turned(masks[None])[0].clamp(1e-4, 1 - 1e-4)
+    nothing = torch.zeros(2, len(ALL) - 1, 100, 40)
+    return FilmMaps(masks.logit(), nothing, nothing[:, 0], nothing[:, :, 0, 0]), views
+
+
+@pytest.mark.parametrize("size", [0.85, 1.0, 1.15])
+def test_doubtful_vertebrae_are_counted(size: float) -> None:
+    labels = spine(size)
+    voxels, found = doubted(labels, 0.0, 1.5)
+    assert float(found[:, SPINE].amax(1).max()) < 0.5  # no voxel knows its name
+    line = count_vertebrae(voxels, found, GRID, ALL, *maps_of(labels, found, voxels))
+    assert abs(line.size - size) < 0.11
+    for number in range(FIRST + 1, LAST):
+        middle = (labels == number).nonzero().double().mean(0).flip(0)
+        at = line.at(se3.apply(GRID.affine, middle).reshape(1, 3).float())
+        assert float(at[0]) == pytest.approx(SPINE.index(number), abs=0.4)
+    made = renumbered(voxels, found, GRID, ALL, line)
+    own = labels.reshape(-1)[voxels]
+    right = (made.argmax(1) == own).float().mean()
+    assert float(right) > 0.85
+    torch.testing.assert_close(made.sum(1), found.sum(1))
+    other = [n for n in range(len(ALL)) if n not in SPINE]
+    assert torch.equal(made[:, other], found[:, other])
+
+
+def test_the_sacrum_sets_the_number() -> None:
+    """Vertebrae all named most of a level too high are put right by where the sacrum begins."""
+    labels = spine()
+    voxels, found = doubted(labels, -0.6, 1.5)
+    line = count_vertebrae(voxels, found, GRID, ALL, *maps_of(labels, found, voxels))
+    made = renumbered(voxels, found, GRID, ALL, line)
+    own = labels.reshape(-1)[voxels]
+    before, after = ((x.argmax(1) == own)[own != SACRUM].float().mean() for x in (found, made))
+    assert float(before) < 0.1
+    assert float(after) > 0.6
+
+
+def test_levels_go_on_beyond_the_line_and_along_its_bends() -> None:
+    points = torch.stack([torch.zeros(11), torch.zeros(11), -30.0 * torch.arange(11) / 2], 1)
+    line = SpineLine(points, torch.arange(11) / 2.0, 1.0)
+    probe = torch.tensor([[0.0, 40.0, -45.0], [0.0, 0.0, 10.0], [0.0, 0.0, -52.5], [0.0, 0.0, 90.0]])
+    torch.testing.assert_close(line.at(probe), torch.tensor([1.5, -1 / 3, 1.75, -0.5]), atol=1e-4, rtol=0)
+
+
+def test_no_spine_is_not_counted() -> None:
+    labels = torch.zeros(GRID.shape, dtype=torch.int16)
+    labels[50:53, 20:23, 20:23] = FIRST
+    voxels, found = doubted(labels, 0.0, 1.0)
+    maps, views = maps_of(labels, found, voxels)
+    assert count_vertebrae(voxels, found, GRID, ALL, maps, views) is None
+    assert count_vertebrae(voxels[:0], found[:0], GRID, ALL, maps, views) is None
+    other = SCHEMES["ribseg"]
+    few = F.pad(found[:, :1], (0, len(other) - 1))
+    assert count_vertebrae(voxels, few, GRID, other, maps, views) is None

@@ -1,0 +1,249 @@
+"""Vertebrae counted along the spine: all of it at once, not each voxel for itself.
+
+A network that saw few patients often knows that a voxel is vertebra better than which one, and then gives
+several names a share of it.  Along the line through the spine's middle the level grows by one from each
+vertebra's middle to the next.  The path is sought that agrees best with the labels' masks in the films, the
+sacrum's among them, and with the usual distances, which are larger or smaller for the whole patient (dynamic
+programming: A. J. Viterbi, IEEE Trans. Inf. Theory 13, 1967).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from xreg.geometry import se3
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape.centroids import points_of
+from xreg.shape.networks.heads import FilmMaps
+from xreg.shape.networks.views import Views
+from xreg.shape.schemes import VERTEBRAE, Scheme
+
+# From one vertebra's middle to the next, C1 first: means of seven labelled scans, smoothed by hand.
+GAPS_MM = (
+    15.0, 17.0, 15.0, 15.0, 15.0, 15.5, 17.5, 19.0, 21.0, 21.5, 22.0, 22.5, 23.5, 24.5, 25.0, 26.0, 27.0,
+    29.0, 30.0, 32.0, 33.5, 34.0, 31.5, 29.0, 29.0,
+)  # fmt: skip
+_SIZES = (0.7, 0.76, 0.83, 0.91, 1.0, 1.1, 1.2, 1.32)  # of a patient, against those
+_STEP_MM = 6.0  # along the line
+_PARTS = 32  # of a level, that a path can tell apart
+_SMOOTH_MM = 10.0  # of the line
+_LEAST_MM2 = 150.0  # of spine in a slice, from which the line runs there
+_SLOPES = (0.5, 1.8)  # least and greatest speed of a path, against the usual
+_FLOOR = 0.02  # of a mask: a network is never that sure
+_NEVER = -1e9
+_SHARP = 0.5  # of a level, about a vertebra's middle, that is its own
+_REACH_MM = 15.0  # beyond the ends of the line
+
+
+@dataclass(frozen=True)
+class SpineSettings:
+    """What counts for a path.  labels: the logarithm of a label's share, for each cm of the line.
+
+    pace, size: standard deviations, as logarithms, of the distance between two vertebrae against that of the
+    patient, and of the patient against the usual.  sixth: what it costs to find L6.  keep: power of the
+    network's own split of a voxel among vertebrae.
+    """
+
+    labels: float = 1.2
+    pace: float = 0.2
+    size: float = 0.12
+    sixth: float = 3.0
+    keep: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class SpineLine:
+    """The line through the spine's middle, from the top, and where on it which vertebra lies.
+
+    points [n, 3], mm.  levels [n]: 0 at the middle of the scheme's first vertebra; NaN in the sacrum.
+    """
+
+    points: Float[Tensor, "n 3"]
+    levels: Float[Tensor, " n"]
+    size: float
+
+    def at(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, " m"]:
+        """The levels of points about the line, each by the line's nearest piece."""
+        there = self.levels.isfinite()
+        line, levels = self.points[there], self.levels[there]
+        along = torch.gradient(line, dim=0)[0]
+        length = along.norm(dim=1).clamp_min(1e-3)
+        slope, along = torch.gradient(levels)[0] / length, along / length[:, None]
+        nearest = torch.cat([torch.cdist(part, line).argmin(1) for part in points.split(1 << 15)])
+        off = ((points - line[nearest]) * along[nearest]).sum(1)
+        return levels[nearest] + off.clamp(-_REACH_MM, _REACH_MM) * slope[nearest]
+
+
+def count_vertebrae(
+    voxels: Int64[Tensor, " n"],
+    probabilities: Float[Tensor, "n L"],
+    grid: VoxelGrid,
+    names: Scheme,
+    maps: FilmMaps,
+    views: Views,
+    settings: SpineSettings = SpineSettings(),
+) -> SpineLine | None:
+    """The spine's line and levels; None where there is too little spine to count, or it has no names.
+
+    voxels, probabilities: what may be bone, as in `ShapePrediction`.  maps: of the films in ``views``.
+    """
+    spine = names.groups.get("spine", ())
+    if [names.names[n] for n in spine] != list(VERTEBRAE):
+        return None
+    sacrum = names.names.index("sacrum") if "sacrum" in names.names else None
+    numbers = [*spine, *([sacrum] if sacrum else [])]
+    line = _middle_line(voxels, probabilities[:, numbers].sum(1), grid)
+    if len(line) < 4:
+        return None
+    films = _in_films(line, grid, maps, views, numbers)
+    own = (films + _in_space(line, voxels, probabilities, grid, numbers)) / 2
+    if sacrum is None:
+        own = F.pad(own, (0, 1), value=_NEVER)
+    levels, size = _best_path(line, own, settings)
+    if int(levels.isfinite().sum()) < 4:
+        return None
+    return SpineLine(line, levels, size)
+
+
+def renumbered(
+    voxels: Int64[Tensor, " n"],
+    probabilities: Float[Tensor, "n L"],
+    grid: VoxelGrid,
+    names: Scheme,
+    line: SpineLine,
+    settings: SpineSettings = SpineSettings(),
+) -> Float[Tensor, "n L"]:
+    """Each voxel's probability of being a vertebra, shared out among them by where it lies on the line."""
+    spine = torch.tensor(names.groups["spine"])
+    total = probabilities[:, spine].sum(1)
+    there = (total > 1e-3).nonzero()[:, 0]
+    levels = line.at(points_of(grid, voxels[there]))
+    off = (levels[:, None] - torch.arange(len(spine))) / _SHARP
+    split = probabilities[there][:, spine] / total[there, None]
+    shares = (settings.keep * split.clamp_min(1e-3).log() - off**4).softmax(1)
+    made = probabilities.clone()
+    made[there[:, None], spine] = total[there, None] * shares
+    return made
+
+
+def _middle_line(
+    voxels: Int64[Tensor, " n"], weight: Float[Tensor, " n"], grid: VoxelGrid
+) -> Float[Tensor, "m 3"]:
+    """Middles of the spine's slices, from the top, smoothed; as far as there is enough of it."""
+    points = points_of(grid, voxels)
+    low, high = points[:, 2].aminmax() if len(points) else (torch.zeros(()), torch.zeros(()))
+    count = int((high - low) / _STEP_MM) + 1
+    slices = ((high - points[:, 2]) / _STEP_MM).long().clamp(0, count - 1)
+    heavy = weight.square()  # what is in doubt has little to say of where the middle is
+    sums = torch.cat([weight[:, None], heavy[:, None], heavy[:, None] * points], 1)
+    sums = sums.new_zeros(count, 5).index_add(0, slices, sums)
+    reach = math.ceil(2.5 * _SMOOTH_MM / _STEP_MM)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) * _STEP_MM / _SMOOTH_MM) ** 2)
+    kernel = (kernel / kernel.sum())[None, None]
+    sums = F.conv1d(F.pad(sums.T[:, None], (reach, reach)), kernel)[:, 0].T
+    there = (sums[:, 0] * grid.voxel_mm3 / _STEP_MM > _LEAST_MM2).nonzero()[:, 0]
+    if not len(there):
+        return points[:0]
+    line = sums[:, 2:] / sums[:, 1:2].clamp_min(1e-9)
+    line[:, 2] = high - (torch.arange(count) + 0.5) * _STEP_MM
+    return line[int(there[0]) : int(there[-1]) + 1]
+
+
+def _in_films(
+    line: Float[Tensor, "n 3"],
+    grid: VoxelGrid,
+    maps: FilmMaps,
+    views: Views,
+    numbers: list[int],
+) -> Float[Tensor, "n K"]:
+    """Logarithms of the labels' shares along the line by the masks, means over the films."""
+    index = se3.apply(grid.index_from_world, line.double()).float()
+    at, seen = views.pixels(index[None])
+    found = F.avg_pool2d(maps.masks[:, [n - 1 for n in numbers]].sigmoid(), 3, 1, 1, count_include_pad=False)
+    found = F.grid_sample(found, at[0][:, :, None], padding_mode="border", align_corners=False)[..., 0]
+    weight = seen[0][:, None].to(found)
+    count = weight.sum(0).clamp_min(1)
+    logs = ((found + _FLOOR).log() * weight).sum(0) / count
+    return (logs - logs.logsumexp(0)).T
+
+
+def _in_space(
+    line: Float[Tensor, "n 3"],
+    voxels: Int64[Tensor, " m"],
+    probabilities: Float[Tensor, "m L"],
+    grid: VoxelGrid,
+    numbers: list[int],
+) -> Float[Tensor, "n K"]:
+    """Logarithms of the labels' shares of each slice of the line, by the probabilities of its voxels."""
+    height = points_of(grid, voxels)[:, 2]
+    slices = ((line[0, 2] - height) / _STEP_MM).round().long()
+    inside = (slices >= 0) & (slices < len(line))
+    sums = probabilities.new_zeros(len(line), len(numbers))
+    sums.index_add_(0, slices[inside], probabilities[inside][:, numbers])
+    shares = sums / sums.sum(1, keepdim=True).clamp_min(1e-6)
+    logs = (shares + _FLOOR).log()
+    return logs - logs.logsumexp(1, keepdim=True)
+
+
+def _best_path(
+    line: Float[Tensor, "n 3"],
+    own: Float[Tensor, "n K1"],
+    settings: SpineSettings,
+) -> tuple[Float[Tensor, " n"], float]:
+    """Levels along the line (NaN in the sacrum), and the patient's size, by dynamic programming.
+
+    Each size is a row: they are worked out side by side, and the best is taken.
+    """
+    count = own.shape[1] - 1
+    levels = (torch.arange(count * _PARTS) + 0.5) / _PARTS - 0.5
+    steps = (line[1:] - line[:-1]).norm(dim=1)
+    length = F.pad(steps, (1, 0), value=_STEP_MM)[:, None] / 10  # cm
+    low = levels.floor().long().clamp(0, count - 2)
+    part = (levels - low).clamp(0, 1)
+    gain = settings.labels * ((1 - part) * own[:, low] + part * own[:, low + 1])
+    gain = gain * length
+    below = settings.labels * own[:, -1] * length[:, 0]
+    sizes = torch.tensor(_SIZES)
+    gaps = sizes[:, None] * torch.tensor(GAPS_MM[:count])[levels.round().long().clamp(0, count - 1)]
+    fifth = count - 2  # L5, before L6
+    leave = torch.where(levels > fifth + 0.75, -settings.sixth, 0.0)
+    leave = torch.where(levels > fifth + 0.3, leave, _NEVER)
+    score, last = gain[0].expand(len(sizes), -1), torch.full((len(sizes),), _NEVER)
+    score = score - torch.where(levels > fifth + 0.5, settings.sixth, 0.0)  # a line that begins there
+    back, entered = [], []
+    for n, step in enumerate(steps.tolist(), 1):
+        best, moved = _advance(score, step / gaps * _PARTS, settings.pace, step / 10)
+        into, place = (score + leave).max(1)
+        entered.append(torch.where(into > last, place, -1))
+        last = torch.maximum(into, last) + below[n]
+        back.append(moved)
+        score = best + gain[n]
+    ends, at = score.max(1)
+    total = torch.maximum(ends, last) - 0.5 * (sizes.log() / settings.size) ** 2
+    row = int(total.argmax())
+    state = -1 if float(last[row]) > float(ends[row]) else int(at[row])
+    path = [state]
+    for moved, place in zip(reversed(back), reversed(entered), strict=True):
+        state = int(place[row]) if state < 0 else state - int(moved[row, state])
+        path.append(state)
+    found = torch.tensor(path[::-1])
+    return torch.where(found < 0, torch.nan, levels[found.clamp_min(0)]), _SIZES[row]
+
+
+def _advance(
+    score: Float[Tensor, "S K"], usual: Float[Tensor, "S K"], pace: float, cm: float
+) -> tuple[Float[Tensor, "S K"], Int64[Tensor, "S K"]]:
+    """The best way to each state from those before it, and how many states it came."""
+    most = int(usual.max() * _SLOPES[1]) + 1
+    moves = torch.arange(most + 1)
+    before = F.pad(score, (most, 0), value=_NEVER).unfold(1, most + 1, 1).flip(2)
+    ratio = moves.clamp_min(0.3) / usual[..., None]
+    cost = 0.5 * (ratio.log() / pace).square() * cm / 3  # a gap is about 3 cm
+    cost = torch.where((ratio < _SLOPES[0]) | (ratio > _SLOPES[1]), -_NEVER, cost)
+    return (before - cost).max(2)
