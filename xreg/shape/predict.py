@@ -27,7 +27,7 @@ from xreg.shape.schemes import SCHEMES, Scheme, scheme
 from xreg.shape.spine import count_vertebrae, renumbered
 from xreg.training import MODEL, load_weights, require
 
-DOUBT = 0.02  # of not being background, from which a voxel is looked at and kept
+DOUBT = 0.05  # of not being background, from which a voxel is looked at and kept
 _POWERS = (1.0, 0.85, 1.18, 0.93, 1.08)  # of grey values: the variants of a film
 _LEAST_SEEN = 0.3  # part of the grid that a film should show
 

@@ -251,7 +251,8 @@ def _fused(
     for bone in used.nonzero()[:, 0].tolist():
         voxels, points = box_of(found.grid, scene.points[bone])
         logit = scene.logit(moves, bone, points, found.grid).clamp(-_FAR, _FAR)
-        drawn[scene.numbers[bone]] = voxels[logit > _FILLED], logit[logit > _FILLED]
+        near = logit > _FILLED
+        drawn[scene.numbers[bone]] = voxels[near], logit[near]
     voxels = torch.cat([found.voxels, *(v for v, _ in drawn.values())]).unique()
     network = found.probabilities.new_zeros(len(voxels), len(found.scheme))
     network[:, 0] = 1.0
@@ -261,9 +262,10 @@ def _fused(
     logits[:, 0] = 0.0
     for column, (own, logit) in enumerate(drawn.values(), 1):
         logits[torch.searchsorted(voxels, own), column] = logit
-    share = network[:, numbers].sum(1, keepdim=True)
-    mine = (network[:, numbers] / share.clamp_min(1e-9)).clamp_min(1e-5).log()
-    both = settings.trust * mine + (1 - settings.trust) * logits.log_softmax(1)
+    mine = network[:, numbers]
+    share = mine.sum(1, keepdim=True)
+    mine = mine.div_(share.clamp_min(1e-9)).clamp_min_(1e-5).log_()
+    both = mine.mul_(settings.trust).add_(logits, alpha=1 - settings.trust)
     network[:, numbers] = share * both.softmax(1)
     made = prediction_of(voxels, network[None], found.grid, found.scheme, found.warnings)
     return replace(made, thickness=found.thickness, uncounted=found.uncounted)

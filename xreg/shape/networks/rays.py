@@ -118,8 +118,10 @@ class RayNet(nn.Module):
                 maybe = _finer(maybe.reshape(lattice.counts), finer)
                 likely[0] = True
                 labels = labels[likely]
+        kept = found[:, 0] < 1 - doubt
+        flat = flat[kept]
         whole = found.new_zeros(len(flat), len(self.names))
-        whole[:, labels] = found
+        whole[:, labels] = found[kept]
         return flat, whole, encoded.maps
 
     def _ask(
