@@ -24,7 +24,7 @@ from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views
 from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
 from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES, Scheme, scheme
-from xreg.shape.spine import count_vertebrae, renumbered
+from xreg.shape.spine import SpineLine, count_vertebrae, renumbered
 from xreg.training import MODEL, load_weights, require
 
 DOUBT = 0.05  # of not being background, from which a voxel is looked at and kept
@@ -42,7 +42,8 @@ class ShapePrediction:
     indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
     thickness [V, L, H, W]: of each structure along the rays of the films as the network read them
     (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what was also warned of.
-    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew.
+    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew, and
+    spine: the line along which they were.
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -55,6 +56,7 @@ class ShapePrediction:
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
     uncounted: tuple[Int64[Tensor, " n"], Float[Tensor, "n L"]] | None = None
+    spine: SpineLine | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
@@ -169,20 +171,13 @@ class ShapeModel:
         if not maps:
             return prediction_of(voxels, stack, grid, self.scheme, said)
         seen = FilmMaps.mean(maps)
-        made = self._counted(voxels, stack, grid, seen, views) if count else stack
-        found = prediction_of(voxels, made, grid, self.scheme, said)
         thickness = views.turned(seen.thickness[None] * THICKNESS_MM)[0].cpu()
-        before = None if made is stack else (voxels.cpu(), stack.mean(0).cpu())
-        return replace(found, thickness=F.pad(thickness, (0, 0, 0, 0, 1, 0)), uncounted=before)
-
-    def _counted(
-        self, voxels: Tensor, stack: Float[Tensor, "R n L"], grid: VoxelGrid, maps: FilmMaps, views: Views
-    ) -> Float[Tensor, "R n L"]:
-        """Each run's vertebrae by their number along the spine; the same stack where there is none."""
-        line = count_vertebrae(voxels, stack.mean(0), grid, self.scheme, maps, views)
-        if line is None:
-            return stack
-        return torch.stack([renumbered(voxels, run, grid, self.scheme, line) for run in stack])
+        known: dict[str, Any] = {"thickness": F.pad(thickness, (0, 0, 0, 0, 1, 0))}
+        line = count_vertebrae(voxels, stack.mean(0), grid, self.scheme, seen, views) if count else None
+        if line is not None:
+            known |= {"uncounted": (voxels.cpu(), stack.mean(0).cpu()), "spine": line}
+            stack = torch.stack([renumbered(voxels, run, grid, self.scheme, line) for run in stack])
+        return replace(prediction_of(voxels, stack, grid, self.scheme, said), **known)
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""
