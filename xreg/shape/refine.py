@@ -26,7 +26,6 @@ from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import ShapePrediction, prediction_of
 from xreg.shape.scene import Moves, Scene, box_of
-from xreg.shape.spine_films import settle_levels
 from xreg.similarity import sobel
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
@@ -125,7 +124,6 @@ def refine(
             f"the atlas speaks the scheme {atlas.scheme!r} and the network {found.scheme.name!r}; take the "
             "atlas that was made beside this network"
         )
-    found = settle_levels(found, films, cameras, atlas, _EDGE)
     n = max(1, -(-max(found.grid.shape) // _EDGE))
     grid = found.grid.binned(n)
     seen = fitted(films, cameras, grid)

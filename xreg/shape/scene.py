@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -77,19 +76,10 @@ class Scene:
     rows: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(
-        cls,
-        found: ShapePrediction,
-        atlas: Atlas,
-        grid: VoxelGrid,
-        n: int,
-        only: Collection[int] | None = None,
-    ) -> Scene:
-        """The bones that were found, by default all, on ``grid``: voxels of n³ of the prediction's."""
+    def of(cls, found: ShapePrediction, atlas: Atlas, grid: VoxelGrid, n: int) -> Scene:
+        """The bones that were found, on ``grid``: voxels of n³ of the prediction's."""
         scheme, parts, pooled = found.scheme, [], _pooled(found, grid, n)
         for name, shape in atlas.bones.items():
-            if only is not None and scheme.index(name) not in only:
-                continue
             dense = pooled[scheme.index(name)].reshape(grid.shape)
             least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:

@@ -43,8 +43,7 @@ _REACH_MM = 15.0  # beyond the ends of the line
 
 @dataclass(frozen=True)
 class SpineSettings:
-    """What counts for a path.  labels, films: the logarithm of a label's share, and how well the films fit
-    (their correlation with an atlas), for each cm of the line.
+    """What counts for a path.  labels: the logarithm of a label's share, for each cm of the line.
 
     pace, size: standard deviations, as logarithms, of the distance between two vertebrae against that of the
     patient, and of the patient against the usual.  sixth: what it costs to find L6.  keep: power of the
@@ -52,7 +51,6 @@ class SpineSettings:
     """
 
     labels: float = 1.2
-    films: float = 3.0
     pace: float = 0.2
     size: float = 0.12
     sixth: float = 3.0
@@ -64,36 +62,20 @@ class SpineLine:
     """The line through the spine's middle, from the top, and where on it which vertebra lies.
 
     points [n, 3], mm.  levels [n]: 0 at the middle of the scheme's first vertebra; NaN in the sacrum.  size:
-    of the patient, against the usual.  own [n, K]: log shares of the labels there, which levels follow.
+    of the patient, against the usual.
     """
 
     points: Float[Tensor, "n 3"]
     levels: Float[Tensor, " n"]
     size: float
-    own: Float[Tensor, "n K"]
 
-    @property
-    def _pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points and levels above the sacrum, directions along the line, and levels a mm."""
+    def at(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, " m"]:
+        """The levels of points about the line, each by the line's nearest piece."""
         there = self.levels.isfinite()
         line, levels = self.points[there], self.levels[there]
         along = torch.gradient(line, dim=0)[0]
         length = along.norm(dim=1).clamp_min(1e-3)
-        return line, levels, along / length[:, None], torch.gradient(levels)[0] / length
-
-    def shifts(
-        self, places: Float[Tensor, "B 3"], wanted: Float[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B 3"], Float[Tensor, " B"]]:
-        """Ways (mm) along the line that bring places to wanted levels, and how far the line is from those."""
-        _, levels, along, slope = self._pieces
-        apart = (levels - wanted[:, None]).abs()
-        nearest = apart.argmin(1)
-        mm = (wanted - self.at(places)) / slope[nearest].clamp_min(1e-2)
-        return mm[:, None] * along[nearest], apart.amin(1)
-
-    def at(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, " m"]:
-        """The levels of points about the line, each by the line's nearest piece."""
-        line, levels, along, slope = self._pieces
+        slope, along = torch.gradient(levels)[0] / length, along / length[:, None]
         nearest = torch.cat([torch.cdist(part, line).argmin(1) for part in points.split(1 << 15)])
         off = ((points - line[nearest]) * along[nearest]).sum(1)
         return levels[nearest] + off.clamp(-_REACH_MM, _REACH_MM) * slope[nearest]
@@ -124,29 +106,10 @@ def count_vertebrae(
     own = (films + _in_space(line, voxels, probabilities, grid, numbers)) / 2
     if sacrum is None:
         own = F.pad(own, (0, 1), value=_NEVER)
-    return best_line(line, own, settings)
-
-
-def best_line(
-    line: Float[Tensor, "n 3"],
-    own: Float[Tensor, "n K"],
-    settings: SpineSettings,
-    seen: Float[Tensor, "n S"] | None = None,
-) -> SpineLine | None:
-    """The levels along a line that agree best with log shares of vertebrae and, last, the sacrum.
-
-    seen: how well the films fit each of the states of `state_levels`, at each point; by default not asked.
-    None where all but a little of the line is sacrum.
-    """
-    levels, size = _best_path(line, own, settings, seen)
+    levels, size = _best_path(line, own, settings)
     if int(levels.isfinite().sum()) < 4:
         return None
-    return SpineLine(line, levels, size, own)
-
-
-def state_levels(count: int) -> Float[Tensor, " S"]:
-    """The levels that a path can have, of so many vertebrae."""
-    return (torch.arange(count * _PARTS) + 0.5) / _PARTS - 0.5
+    return SpineLine(line, levels, size)
 
 
 def renumbered(
@@ -233,20 +196,19 @@ def _best_path(
     line: Float[Tensor, "n 3"],
     own: Float[Tensor, "n K1"],
     settings: SpineSettings,
-    seen: Float[Tensor, "n S"] | None,
 ) -> tuple[Float[Tensor, " n"], float]:
     """Levels along the line (NaN in the sacrum), and the patient's size, by dynamic programming.
 
     Each size is a row: they are worked out side by side, and the best is taken.
     """
     count = own.shape[1] - 1
-    levels = state_levels(count)
+    levels = (torch.arange(count * _PARTS) + 0.5) / _PARTS - 0.5
     steps = (line[1:] - line[:-1]).norm(dim=1)
     length = F.pad(steps, (1, 0), value=_STEP_MM)[:, None] / 10  # cm
     low = levels.floor().long().clamp(0, count - 2)
     part = (levels - low).clamp(0, 1)
     gain = settings.labels * ((1 - part) * own[:, low] + part * own[:, low + 1])
-    gain = (gain if seen is None else gain + settings.films * seen) * length
+    gain = gain * length
     below = settings.labels * own[:, -1] * length[:, 0]
     sizes = torch.tensor(_SIZES)
     gaps = sizes[:, None] * torch.tensor(GAPS_MM[:count])[levels.round().long().clamp(0, count - 1)]
