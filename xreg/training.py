@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xreg.errors import FileError
+from xreg.errors import FileError, XregError
 from xreg.io import atomic_write, write_json
 from xreg.io.tensors import load_tensors, save_tensors
 
@@ -102,6 +102,12 @@ class NetworkFiles:
         require_same(facts, mine, same, file)
         take_up(tensors, *state, file)
         return facts
+
+
+def require_one_beginning(start: object, resume: bool, error: type[XregError]) -> None:
+    """Raise ``error`` where a training shall both begin with other weights and go on with its own."""
+    if resume and start is not None:
+        raise error("resume goes on with what is in the folder; start begins anew: give one, not both")
 
 
 def descend(

@@ -73,13 +73,13 @@ def test_doubtful_vertebrae_are_counted(size: float) -> None:
     labels = spine(size)
     voxels, found = doubted(labels, 0.0, 1.5)
     assert float(found[:, SPINE].amax(1).max()) < 0.5  # no voxel knows its name
-    line = count_vertebrae(voxels, found, GRID, ALL, *maps_of(labels, found, voxels))
+    line = count_vertebrae(points_of(GRID, voxels), found, GRID, ALL, *maps_of(labels, found, voxels))
     assert abs(line.size - size) < 0.11
     for number in range(FIRST + 1, LAST):
         middle = (labels == number).nonzero().double().mean(0).flip(0)
         at = line.at(se3.apply(GRID.affine, middle).reshape(1, 3).float())
         assert float(at[0]) == pytest.approx(SPINE.index(number), abs=0.4)
-    made = renumbered(voxels, found, GRID, ALL, line)
+    made = renumbered(points_of(GRID, voxels), found, ALL, line)
     own = labels.reshape(-1)[voxels]
     right = (made.argmax(1) == own).float().mean()
     assert float(right) > 0.85
@@ -92,8 +92,8 @@ def test_the_sacrum_sets_the_number() -> None:
     """Vertebrae all named most of a level too high are put right by where the sacrum begins."""
     labels = spine()
     voxels, found = doubted(labels, -0.6, 1.5)
-    line = count_vertebrae(voxels, found, GRID, ALL, *maps_of(labels, found, voxels))
-    made = renumbered(voxels, found, GRID, ALL, line)
+    line = count_vertebrae(points_of(GRID, voxels), found, GRID, ALL, *maps_of(labels, found, voxels))
+    made = renumbered(points_of(GRID, voxels), found, ALL, line)
     own = labels.reshape(-1)[voxels]
     before, after = ((x.argmax(1) == own)[own != SACRUM].float().mean() for x in (found, made))
     assert float(before) < 0.1
@@ -112,8 +112,8 @@ def test_no_spine_is_not_counted() -> None:
     labels[50:53, 20:23, 20:23] = FIRST
     voxels, found = doubted(labels, 0.0, 1.0)
     maps, views = maps_of(labels, found, voxels)
-    assert count_vertebrae(voxels, found, GRID, ALL, maps, views) is None
-    assert count_vertebrae(voxels[:0], found[:0], GRID, ALL, maps, views) is None
+    assert count_vertebrae(points_of(GRID, voxels), found, GRID, ALL, maps, views) is None
+    assert count_vertebrae(points_of(GRID, voxels[:0]), found[:0], GRID, ALL, maps, views) is None
     other = SCHEMES["ribseg"]
     few = F.pad(found[:, :1], (0, len(other) - 1))
-    assert count_vertebrae(voxels, few, GRID, other, maps, views) is None
+    assert count_vertebrae(points_of(GRID, voxels), few, GRID, other, maps, views) is None

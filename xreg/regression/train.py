@@ -25,7 +25,16 @@ from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
 from xreg.regression.validation import HeldOut, Validation
 from xreg.renderer import drr
-from xreg.training import Budget, descend, follow, load_weights, looks_due, schedule, step_generator
+from xreg.training import (
+    Budget,
+    descend,
+    follow,
+    load_weights,
+    looks_due,
+    require_one_beginning,
+    schedule,
+    step_generator,
+)
 from xreg.volume import Volume
 
 _BETTER = 0.99  # of the best score so far, from which a validation counts as an improvement
@@ -77,8 +86,7 @@ def train(
     VolumeError for labels that are not there, FileError for a checkpoint that does not fit.
     """
     trainer = Trainer(volumes, box, settings, Path(folder), torch.device(device))
-    if resume and start is not None:
-        raise RegistrationError("resume goes on with what is in the folder; start begins anew: give one")
+    require_one_beginning(start, resume, RegistrationError)
     if resume:
         trainer.resume()
     elif start is not None:

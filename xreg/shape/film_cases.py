@@ -20,13 +20,13 @@ from torch import Tensor
 from xreg.errors import ShapeError
 from xreg.shape.films import label_thickness
 from xreg.shape.networks.heads import THICKNESS_MM
-from xreg.shape.networks.views import TOWARDS, USUAL_MM, Views, film_inputs, fitted
+from xreg.shape.networks.views import TOWARDS, USUAL_MM, film_inputs
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
-from xreg.training import step_generator, step_seed
+from xreg.shape.sources import Source, case_of
+from xreg.shape.targets import labelled_views
 
 if TYPE_CHECKING:
-    from xreg.shape.sources import Source
     from xreg.shape.train_settings import ShapeTrainSettings
 
 _SEEN = 0.004  # of 50 mm of bone, from which a film shows it
@@ -64,9 +64,8 @@ class FilmVariation:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high:
                 raise ShapeError(f"{name} must be two positive numbers, the smaller first, got {low}, {high}")
-        rest = (self.aspect, self.degrees, self.bend, self.body, self.shade, self.veil)
-        rest = (*rest, self.sharpness, self.noise)
-        if min(rest) < 0 or self.gamma < 1:
+        names = ("aspect", "degrees", "bend", "body", "shade", "veil", "sharpness", "noise")
+        if min(getattr(self, name) for name in names) < 0 or self.gamma < 1:
             raise ShapeError(f"film variations must not be negative and gamma at least 1, got {self}")
 
     def zoom_of(self, pixel_mm: float, generator: torch.Generator) -> float:
@@ -92,12 +91,8 @@ class BoneFilm:
     @classmethod
     def of(cls, sample: Sample) -> tuple[BoneFilm, ...]:
         """Each film of a sample; ShapeError for one without labels."""
-        if sample.labels is None:
-            raise ShapeError(f"{sample.patient}: has no labels, and a training needs them")
-        films, cameras = fitted(sample.films, sample.cameras, sample.grid)
-        views, count = Views.of(films, cameras, sample.grid), len(scheme(sample.scheme))
-        maps = [label_thickness(sample.labels, sample.grid, camera, count) for camera in cameras]
-        known = torch.ones(count, dtype=torch.bool) if sample.known is None else sample.known
+        views, cameras, known = labelled_views(sample)
+        maps = [label_thickness(sample.labels, sample.grid, camera, len(known)) for camera in cameras]
         made = []
         maps = views.turned(torch.stack(maps)[None])[0] / THICKNESS_MM
         for film, rays, thickness in zip(views.films[0], views.rays[0], maps, strict=True):
@@ -235,8 +230,7 @@ class FilmDraws:
         films: list[BoneFilm] = []
         number = 0
         while len(films) < self.settings.film_batch:
-            generator = step_generator(self.settings.seed, step, 2 * number)
-            sample = self.source.sample(step_seed(self.settings.seed, step, 2 * number + 1))
+            sample, generator = case_of(self.source, self.settings.seed, step, number)
             for film in self._films(sample)[: self.settings.film_batch - len(films)]:
                 if self.settings.mirror and uniform(generator, 0, 1) < 0.5:
                     film = film.mirrored()

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from xreg.shape.networks.heads import LEAST, FilmMaps, centroids
+from xreg.shape.networks.heads import FilmMaps, centroids
 from xreg.shape.networks.orders import Rows
 
 if TYPE_CHECKING:
     from xreg.shape.film_cases import FilmBatch
 
+_THICK = 0.02  # of 50 mm: a ray that runs further than this in a structure is covered by it
 _SMOOTH = 1e-3  # part of the voxels
 _EVERYWHERE = 8.0  # what thickness counts at all pixels, against 1 for its overlap where a bone is
 
@@ -103,13 +104,13 @@ def film_losses(
     ``level`` tells.  balance: power of a structure's rarity in its film by which its pixels weigh more.
     """
     thickness, known = films.thickness, films.known[:, 1:]
-    covered = (thickness > LEAST).to(thickness.dtype)
+    covered = (thickness > _THICK).to(thickness.dtype)
     present = covered.amax((-1, -2)) > 0
     weight = _pixel_weights(covered, balance)
     there = present & known
-    both = (maps.thickness.float() + thickness).sum((-1, -2))
-    apart = (maps.thickness.float() - thickness).abs().sum((-1, -2)) / (both + 1)
-    off = F.smooth_l1_loss(maps.thickness.float(), thickness, reduction="none", beta=0.1)
+    told = maps.thickness.float()
+    apart = (told - thickness).abs().sum((-1, -2)) / ((told + thickness).sum((-1, -2)) + 1)
+    off = F.smooth_l1_loss(told, thickness, reduction="none", beta=0.1)
     found = {
         "mask": _mask_loss(maps.masks.float(), covered, present, known, weight),
         "thickness": _EVERYWHERE * _mean(off * weight, known) + _mean(apart, there),
@@ -118,7 +119,7 @@ def film_losses(
             known,
         ),
     }
-    middles = (centroids(maps.thickness.float()) - centroids(thickness)).abs().sum(-1)
+    middles = (centroids(told) - centroids(thickness)).abs().sum(-1)
     found["centroid"] = _mean(middles, there)
     found["level"] = _level_loss(maps.level.float(), thickness, vertebrae)
     return found
@@ -170,7 +171,7 @@ def _level_loss(level: Tensor, thickness: Tensor, vertebrae: list[int]) -> Tenso
     total = spine.sum(1)
     steps = torch.linspace(0, 1, len(vertebrae), device=level.device)
     wanted = torch.einsum("nkhw,k->nhw", spine, steps.to(spine)) / total.clamp_min(1e-6)
-    return _mean((level - wanted).abs(), total > LEAST)
+    return _mean((level - wanted).abs(), total > _THICK)
 
 
 def _mean(values: Float[Tensor, "*some_rest"], counted: Bool[Tensor, "*some"]) -> Tensor:

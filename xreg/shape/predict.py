@@ -19,12 +19,13 @@ from xreg.errors import FileError, InputWarning, ShapeError, XregError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape import checkpoint
+from xreg.shape.centroids import points_of
 from xreg.shape.films import normalise
 from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views, make_network
 from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
 from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES, Scheme, scheme
-from xreg.shape.spine import SpineLine, count_vertebrae, renumbered
+from xreg.shape.spine import count_vertebrae, renumbered
 from xreg.training import MODEL, load_weights, require
 
 DOUBT = 0.05  # of not being background, from which a voxel is looked at and kept
@@ -42,8 +43,7 @@ class ShapePrediction:
     indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
     thickness [V, L, H, W]: of each structure along the rays of the films as the network read them
     (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what was also warned of.
-    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew, and
-    spine: the line along which they were.
+    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew.
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -56,7 +56,6 @@ class ShapePrediction:
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
     uncounted: tuple[Int64[Tensor, " n"], Float[Tensor, "n L"]] | None = None
-    spine: SpineLine | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
@@ -165,19 +164,22 @@ class ShapeModel:
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
             flat, found, seen = self.net.probabilities(one, DOUBT)
-            maps += [] if seen is None else [seen]
-            runs.append((flat, self._known_only(found)))
+            maps += [] if seen is None else [seen.to("cpu")]
+            runs.append((flat.cpu(), self._known_only(found).cpu()))
         voxels, stack = _aligned(runs)
         if not maps:
             return prediction_of(voxels, stack, grid, self.scheme, said)
-        seen = FilmMaps.mean(maps)
-        thickness = views.turned(seen.thickness[None] * THICKNESS_MM)[0].cpu()
-        known: dict[str, Any] = {"thickness": F.pad(thickness, (0, 0, 0, 0, 1, 0))}
-        line = count_vertebrae(voxels, stack.mean(0), grid, self.scheme, seen, views) if count else None
-        if line is not None:
-            known |= {"uncounted": (voxels.cpu(), stack.mean(0).cpu()), "spine": line}
-            stack = torch.stack([renumbered(voxels, run, grid, self.scheme, line) for run in stack])
-        return replace(prediction_of(voxels, stack, grid, self.scheme, said), **known)
+        seen, views = FilmMaps.mean(maps), views.to("cpu")
+        thickness = F.pad(views.turned(seen.thickness[None] * THICKNESS_MM)[0], (0, 0, 0, 0, 1, 0))
+        uncounted = None
+        if count:
+            points, mean = points_of(grid, voxels), stack.mean(0)
+            line = count_vertebrae(points, mean, grid, self.scheme, seen, views)
+            if line is not None:
+                uncounted = voxels, mean
+                stack = torch.stack([renumbered(points, run, self.scheme, line) for run in stack])
+        made = prediction_of(voxels, stack, grid, self.scheme, said)
+        return replace(made, thickness=thickness, uncounted=uncounted)
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""
@@ -212,16 +214,15 @@ def prediction_of(
     names: Scheme,
     said: tuple[str, ...] = (),
 ) -> ShapePrediction:
-    """The prediction of one or several runs: probabilities at the voxels that may be bone."""
+    """The prediction of one or several runs: probabilities at the voxels that may be bone, on the host."""
     mean = stack[0] if len(stack) == 1 else stack.mean(0)
     some = mean.amax(0).nonzero()[:, 0] if len(mean) else slice(None)  # most labels are nowhere
     total = _entropy(mean[:, some])
     apart = (total - _entropy(stack[:, :, some]).mean(0)).clamp_min(0) if len(stack) > 1 else None
-    kept = voxels.cpu()
-    labels = _dense(mean.cpu().argmax(1).to(torch.int16), kept, grid, 0)
-    doubt = None if apart is None else _dense(apart.cpu(), kept, grid, 0.0)
-    entropy = _dense(total.cpu(), kept, grid, 0.0)
-    return ShapePrediction(labels, entropy, doubt, kept, mean.cpu(), grid, names, said)
+    labels = _dense(mean.argmax(1).to(torch.int16), voxels, grid, 0)
+    doubt = None if apart is None else _dense(apart, voxels, grid, 0.0)
+    entropy = _dense(total, voxels, grid, 0.0)
+    return ShapePrediction(labels, entropy, doubt, voxels, mean, grid, names, said)
 
 
 def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) -> Float[Tensor, "D H W"]:

@@ -268,4 +268,4 @@ def _fused(
     both = mine.mul_(settings.trust).add_(logits, alpha=1 - settings.trust)
     network[:, numbers] = share * both.softmax(1)
     made = prediction_of(voxels, network[None], found.grid, found.scheme, found.warnings)
-    return replace(made, thickness=found.thickness, uncounted=found.uncounted, spine=found.spine)
+    return replace(made, thickness=found.thickness, uncounted=found.uncounted)

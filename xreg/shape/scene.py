@@ -177,8 +177,8 @@ def box_of(grid: VoxelGrid, points: Float[Tensor, "n 3"]) -> tuple[Int64[Tensor,
     low = torch.minimum(index.amin(0).ceil().clamp_min(0).long(), size - 1)
     high = torch.minimum(index.amax(0).floor().long() + 1, size)
     axes = [torch.arange(a, max(a + 1, b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-    k, j, i = torch.meshgrid(*reversed(axes), indexing="ij")
-    flat = (k * grid.shape[1] + j) * grid.shape[2] + i
+    i, j, k = axes
+    flat = (k[:, None, None] * grid.shape[1] + j[:, None]) * grid.shape[2] + i
     change = grid.affine.float()
     along = [n[:, None] * change[:3, axis] for axis, n in enumerate(axes)]
     places = along[0] + along[1][:, None] + along[2][:, None, None] + change[:3, 3]

@@ -21,7 +21,7 @@ from xreg.shape import samples as sample_files
 from xreg.shape.patients import Patient
 from xreg.shape.population import Exposure, Variation, draw_sample
 from xreg.shape.samples import Sample
-from xreg.training import step_seed
+from xreg.training import step_generator, step_seed
 
 POOL = "pool.json"
 T = TypeVar("T")
@@ -98,6 +98,12 @@ class Population:
         others = [p for p in self.patients if p is not patient]
         toward = _pick(others, generator) if others and near < self.toward else None
         return draw_sample(patient, generator, self.variation, self.exposure, toward=toward)
+
+
+def case_of(source: Source, seed: int, step: int, number: int) -> tuple[Sample, torch.Generator]:
+    """A source's case for a place in the batch of a step, and the random numbers of that place."""
+    sample = source.sample(step_seed(seed, step, 2 * number + 1))
+    return sample, step_generator(seed, step, 2 * number)
 
 
 def draw_pool(

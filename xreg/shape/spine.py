@@ -19,7 +19,6 @@ from torch import Tensor
 
 from xreg.geometry import se3
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.centroids import points_of
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import VERTEBRAE, Scheme
@@ -82,7 +81,7 @@ class SpineLine:
 
 
 def count_vertebrae(
-    voxels: Int64[Tensor, " n"],
+    points: Float[Tensor, "n 3"],
     probabilities: Float[Tensor, "n L"],
     grid: VoxelGrid,
     names: Scheme,
@@ -92,18 +91,19 @@ def count_vertebrae(
 ) -> SpineLine | None:
     """The spine's line and levels; None where there is too little spine to count, or it has no names.
 
-    voxels, probabilities: what may be bone, as in `ShapePrediction`.  maps: of the films in ``views``.
+    points, probabilities: of the voxels that may be bone, in the world (mm).  maps: of the films in
+    ``views``, whose grid this is.  All on the host.
     """
     spine = names.groups.get("spine", ())
     if [names.names[n] for n in spine] != list(VERTEBRAE):
         return None
     sacrum = names.names.index("sacrum") if "sacrum" in names.names else None
     numbers = [*spine, *([sacrum] if sacrum else [])]
-    line = _middle_line(voxels, probabilities[:, numbers].sum(1), grid)
+    line = _middle_line(points, probabilities[:, numbers].sum(1), grid.voxel_mm3)
     if len(line) < 4:
         return None
     films = _in_films(line, grid, maps, views, numbers)
-    own = (films + _in_space(line, voxels, probabilities, grid, numbers)) / 2
+    own = (films + _in_space(line, points, probabilities[:, numbers])) / 2
     if sacrum is None:
         own = F.pad(own, (0, 1), value=_NEVER)
     levels, size = _best_path(line, own, settings)
@@ -113,9 +113,8 @@ def count_vertebrae(
 
 
 def renumbered(
-    voxels: Int64[Tensor, " n"],
+    points: Float[Tensor, "n 3"],
     probabilities: Float[Tensor, "n L"],
-    grid: VoxelGrid,
     names: Scheme,
     line: SpineLine,
     settings: SpineSettings = SpineSettings(),
@@ -124,7 +123,7 @@ def renumbered(
     spine = torch.tensor(names.groups["spine"])
     total = probabilities[:, spine].sum(1)
     there = (total > 1e-3).nonzero()[:, 0]
-    levels = line.at(points_of(grid, voxels[there]))
+    levels = line.at(points[there])
     off = (levels[:, None] - torch.arange(len(spine))) / _SHARP
     split = probabilities[there][:, spine] / total[there, None]
     shares = (settings.keep * split.clamp_min(1e-3).log() - off**4).softmax(1)
@@ -134,10 +133,9 @@ def renumbered(
 
 
 def _middle_line(
-    voxels: Int64[Tensor, " n"], weight: Float[Tensor, " n"], grid: VoxelGrid
+    points: Float[Tensor, "n 3"], weight: Float[Tensor, " n"], voxel_mm3: float
 ) -> Float[Tensor, "m 3"]:
     """Middles of the spine's slices, from the top, smoothed; as far as there is enough of it."""
-    points = points_of(grid, voxels)
     low, high = points[:, 2].aminmax() if len(points) else (torch.zeros(()), torch.zeros(()))
     count = int((high - low) / _STEP_MM) + 1
     slices = ((high - points[:, 2]) / _STEP_MM).long().clamp(0, count - 1)
@@ -148,7 +146,7 @@ def _middle_line(
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) * _STEP_MM / _SMOOTH_MM) ** 2)
     kernel = (kernel / kernel.sum())[None, None]
     sums = F.conv1d(F.pad(sums.T[:, None], (reach, reach)), kernel)[:, 0].T
-    there = (sums[:, 0] * grid.voxel_mm3 / _STEP_MM > _LEAST_MM2).nonzero()[:, 0]
+    there = (sums[:, 0] * voxel_mm3 / _STEP_MM > _LEAST_MM2).nonzero()[:, 0]
     if not len(there):
         return points[:0]
     line = sums[:, 2:] / sums[:, 1:2].clamp_min(1e-9)
@@ -175,18 +173,13 @@ def _in_films(
 
 
 def _in_space(
-    line: Float[Tensor, "n 3"],
-    voxels: Int64[Tensor, " m"],
-    probabilities: Float[Tensor, "m L"],
-    grid: VoxelGrid,
-    numbers: list[int],
+    line: Float[Tensor, "n 3"], points: Float[Tensor, "m 3"], probabilities: Float[Tensor, "m K"]
 ) -> Float[Tensor, "n K"]:
     """Logarithms of the labels' shares of each slice of the line, by the probabilities of its voxels."""
-    height = points_of(grid, voxels)[:, 2]
-    slices = ((line[0, 2] - height) / _STEP_MM).round().long()
+    slices = ((line[0, 2] - points[:, 2]) / _STEP_MM).round().long()
     inside = (slices >= 0) & (slices < len(line))
-    sums = probabilities.new_zeros(len(line), len(numbers))
-    sums.index_add_(0, slices[inside], probabilities[inside][:, numbers])
+    sums = probabilities.new_zeros(len(line), probabilities.shape[1])
+    sums.index_add_(0, slices[inside], probabilities[inside])
     shares = sums / sums.sum(1, keepdim=True).clamp_min(1e-6)
     logs = (shares + _FLOOR).log()
     return logs - logs.logsumexp(1, keepdim=True)
@@ -207,8 +200,7 @@ def _best_path(
     length = F.pad(steps, (1, 0), value=_STEP_MM)[:, None] / 10  # cm
     low = levels.floor().long().clamp(0, count - 2)
     part = (levels - low).clamp(0, 1)
-    gain = settings.labels * ((1 - part) * own[:, low] + part * own[:, low + 1])
-    gain = gain * length
+    gain = settings.labels * length * ((1 - part) * own[:, low] + part * own[:, low + 1])
     below = settings.labels * own[:, -1] * length[:, 0]
     sizes = torch.tensor(_SIZES)
     gaps = sizes[:, None] * torch.tensor(GAPS_MM[:count])[levels.round().long().clamp(0, count - 1)]

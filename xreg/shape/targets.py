@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from xreg.errors import ShapeError
+from xreg.geometry import Camera
 from xreg.shape.networks.views import Views, fitted
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
@@ -29,15 +30,11 @@ class Cases:
     @classmethod
     def of(cls, sample: Sample, *, mirror: bool = False) -> Cases:
         """One case, with left and right exchanged where asked; ShapeError for a sample without labels."""
-        if sample.labels is None:
-            raise ShapeError(f"{sample.patient}: has no labels, and a training needs them")
-        names = scheme(sample.scheme)
-        films, cameras = fitted(sample.films, sample.cameras, sample.grid)
-        views = Views.of(films, cameras, sample.grid, mirror=mirror)
-        labels, known = sample.labels, sample.known
-        known = torch.ones(len(names), dtype=torch.bool) if known is None else known
+        views, _, known = labelled_views(sample, mirror=mirror)
+        labels = sample.labels
         if mirror:
-            labels, known = names.mirror.to(labels.dtype)[labels.flip(2).long()], known[names.mirror]
+            swap = scheme(sample.scheme).mirror
+            labels, known = swap.to(labels.dtype)[labels.flip(2).long()], known[swap]
         return cls(views, labels.long()[None], known[None])
 
     @classmethod
@@ -59,12 +56,9 @@ class Cases:
         """
         size = torch.tensor(self.views.shape[::-1], dtype=torch.float32)
         start = (size - 1) / 2 * (1 - zoom) + shift * size
-        lines = [
-            (s + zoom * torch.arange(n)).round().long()
-            for s, n in zip(start.tolist(), size.int(), strict=True)
-        ]
         labels = self.labels
-        for axis, line in zip((3, 2, 1), lines, strict=True):
+        for axis, first in zip((3, 2, 1), start.tolist(), strict=True):
+            line = (first + zoom * torch.arange(labels.shape[axis])).round().long()
             there = ((line >= 0) & (line < labels.shape[axis])).to(labels.dtype)
             labels = labels.index_select(axis, line.clamp(0, labels.shape[axis] - 1))
             labels = labels * there.reshape([-1 if a == axis else 1 for a in range(4)])
@@ -74,3 +68,19 @@ class Cases:
         """All of it on another device."""
         moved = {n: getattr(self, n).to(device) for n in ("views", "labels", "known")}
         return replace(self, **moved)
+
+
+def labelled_views(
+    sample: Sample, *, mirror: bool = False
+) -> tuple[Views, tuple[Camera, ...], Bool[Tensor, " L"]]:
+    """A sample's films as a network reads them, their cameras, and the labels that it could hold.
+
+    mirror: of the films alone.  ShapeError for a sample without labels.
+    """
+    if sample.labels is None:
+        raise ShapeError(f"{sample.patient}: has no labels, and a training needs them")
+    films, cameras = fitted(sample.films, sample.cameras, sample.grid)
+    views = Views.of(films, cameras, sample.grid, mirror=mirror)
+    known = sample.known
+    known = torch.ones(len(scheme(sample.scheme)), dtype=torch.bool) if known is None else known
+    return views, cameras, known

@@ -26,7 +26,7 @@ from xreg.shape.points import Points
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import Scheme, scheme
 from xreg.shape.scores import mean_dice
-from xreg.shape.sources import AsTheyAre, Member, Source
+from xreg.shape.sources import AsTheyAre, Member, Source, case_of
 from xreg.shape.targets import Cases
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.training import (
@@ -37,10 +37,10 @@ from xreg.training import (
     follow,
     looks_due,
     require,
+    require_one_beginning,
     require_same,
     schedule,
     step_generator,
-    step_seed,
 )
 
 _VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
@@ -95,9 +95,8 @@ def train(
     on_report is told of each step.  Raises ShapeError for samples that cannot be trained on together,
     FileError for a checkpoint that does not fit.
     """
+    require_one_beginning(start, resume, ShapeError)
     trainer = Trainer(source, settings, Path(folder), held_out, torch.device(device))
-    if resume and start is not None:
-        raise ShapeError("a resumed training has its own weights: give start or resume, not both")
     if isinstance(trainer.net, RayNet) and not settings.film_share and not (resume or start):
         raise ShapeError("film_share 0 keeps the film half of another network: give one to start from")
     if resume:
@@ -171,8 +170,7 @@ class Trainer:
         return Cases.batch([self._case(step, n) for n in range(self.settings.batch)])
 
     def _case(self, step: int, number: int) -> Cases:
-        generator = step_generator(self.settings.seed, step, 2 * number)
-        sample = self.source.sample(step_seed(self.settings.seed, step, 2 * number + 1))
+        sample, generator = case_of(self.source, self.settings.seed, step, number)
         variation = self.settings.variation
         mirror = self.settings.mirror and uniform(generator, 0, 1) < 0.5
         cases = Cases.of(sample, mirror=mirror)
@@ -189,7 +187,7 @@ class Trainer:
         if isinstance(self.net, RayNet):
             self.net.learn(films=reading)
         begun, ends = (0.0, self.film_share) if reading else (self.film_share, 1.0)
-        part = min(1.0, max(0.0, (progress - begun) / max(ends - begun, 1e-9)))
+        part = min(1.0, max(0.0, (progress - begun) / (ends - begun)))
         balance = self.settings.balance * max(0.0, 1 - 2 * part)
         if reading:
             parts = self.film_losses(cases.to(self.device), balance)
@@ -335,7 +333,7 @@ def loss_parts(
 
 
 def _shown(cases: Cases, zoom: float, generator: torch.Generator) -> Cases:
-    """A case on larger or smaller voxels; none where that would lose all of its bones."""
+    """A case on larger or smaller voxels; the case as it is where that would lose all of its bones."""
     free = 0.5 * abs(1 - zoom)
     shift = free * (2 * torch.rand(3, generator=generator) - 1)
     made = cases.reframed(zoom, shift)

@@ -14,7 +14,6 @@ from xreg.shape.networks.orders import Orders
 from xreg.shape.schemes import Scheme
 
 THICKNESS_MM = 50.0  # in which thickness counts as one
-LEAST = 0.02  # of that: a ray that runs further than this in a structure is covered by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +33,16 @@ class FilmMaps:
     @classmethod
     def mean(cls, several: Sequence[FilmMaps]) -> FilmMaps:
         """The mean of what was said of the same films."""
-        parts = zip(*((m.masks, m.thickness, m.level, m.presence) for m in several), strict=True)
+        parts = zip(*(maps._parts for maps in several), strict=True)
         return cls(*(torch.stack(part).mean(0) for part in parts))
+
+    def to(self, device: torch.device | str) -> FilmMaps:
+        """The maps on another device."""
+        return FilmMaps(*(part.to(device) for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.masks, self.thickness, self.level, self.presence
 
     @property
     def centroids(self) -> Float[Tensor, "N K 2"]:

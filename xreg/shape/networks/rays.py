@@ -96,11 +96,11 @@ class RayNet(nn.Module):
     def probabilities(
         self, views: Views, doubt: float, chunk: int = 1 << 16
     ) -> tuple[Tensor, Tensor, FilmMaps | None]:
-        """Voxels of one case that may hold bone, their probabilities, and thickness in the films.
+        """Voxels of one case that may hold bone, their probabilities, and what is on the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
         about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
-        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and what is on films.
+        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and the films' maps.
         """
         encoded = self.encode(views)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)

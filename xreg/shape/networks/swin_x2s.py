@@ -110,12 +110,10 @@ class SwinX2S(nn.Module):
         return Output(tuple(x if places is None else places.take(x) for x in logits), None)
 
     @torch.no_grad()
-    def probabilities(
-        self, views: Views, doubt: float, chunk: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def probabilities(self, views: Views, doubt: float, chunk: int = 0) -> tuple[Tensor, Tensor, None]:
         """Voxels of one case whose background has less than 1 - doubt, and their probabilities [n, L].
 
-        It tells nothing about thickness in the films: None.
+        It tells nothing of what is on the films: None.
         """
         found = self(views).combined[0].float().softmax(0).flatten(1)
         flat = (found[0] < 1 - doubt).nonzero()[:, 0]

@@ -93,8 +93,7 @@ class Views:
 
     def scaled(self, factor: float) -> Views:
         """As if patient and machine were larger by a factor: films, and voxels' places in them, stay."""
-        rays = torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(factor)], -1)
-        return replace(self, rays=rays, place=self.place * factor)
+        return replace(self, rays=self._rays_of(factor), place=self.place * factor)
 
     def reframed(self, zoom: float, start: Float[Tensor, 3]) -> Views:
         """One case on a grid of as many voxels, ``zoom`` times as large, from voxel ``start`` (i, j, k) on.
@@ -123,8 +122,11 @@ class Views:
         flat = self.films.flatten(0, 1)[:, None]
         moved = F.affine_grid(move.flatten(0, 1), flat.shape, align_corners=False)
         films = F.grid_sample(flat, moved, align_corners=False)[:, 0].reshape(self.films.shape)
-        rays = torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(zoom)], -1)
-        return replace(self, films=films, matrices=matrices, rays=rays, place=place)
+        return replace(self, films=films, matrices=matrices, rays=self._rays_of(zoom), place=place)
+
+    def _rays_of(self, factor: float) -> Float[Tensor, "B V 10"]:
+        """The films' numbers with pixels larger by a factor."""
+        return torch.cat([self.rays[..., :-1], self.rays[..., -1:] + math.log(factor)], -1)
 
     def turned(self, maps: Float[Tensor, "B V K H W"]) -> Float[Tensor, "B V K H W"]:
         """Maps of the films as they were given, the way round that they are here; and back."""
