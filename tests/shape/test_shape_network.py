@@ -242,3 +242,16 @@ def test_networks_are_drawn_from_their_seed_alone() -> None:
     pairs = zip(one.parameters(), same.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(one.encoder.out.weight, other.encoder.out.weight)
+
+
+@pytest.mark.parametrize("kind", ["rays-light", "swin-x2s-tiny"])
+def test_first_weights_come_from_the_seed_alone(kind: str) -> None:
+    if kind.startswith("swin"):
+        pytest.importorskip("monai")
+        pytest.importorskip("einops")
+    nets = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        nets.append(make_network(PRESETS[kind], shape_case.SPINE, 0).state_dict())
+    differ = [name for name, value in nets[0].items() if not torch.equal(value, nets[1][name])]
+    assert not differ

@@ -28,7 +28,7 @@ def folder(case, tmp_path_factory):
     """A network that knows one case by heart."""
     place = tmp_path_factory.mktemp("net")
     settings = ShapeTrainSettings(
-        steps=400, points=16, rate=1e-2, film_rate=1e-2, film_batch=2, film_share=0.4, average=0.9,
+        steps=400, points=64, rate=1e-2, film_rate=1e-2, film_batch=2, film_share=0.25, average=0.9,
         mirror=False, variation=shape_case.STILL, validations=1, network=NETWORK,
     )  # fmt: skip
     train(AsTheyAre([case]), settings, place)

@@ -22,8 +22,8 @@ def make_network(settings: NetworkSettings, names: Scheme, seed: int = 0) -> Ray
     for module in net.modules():
         if isinstance(module, _CONVOLUTIONS):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     for parameter in net.parameters():
         if parameter.ndim > 1 and id(parameter) not in inside:
             _draw(parameter, generator)
