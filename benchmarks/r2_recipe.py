@@ -53,7 +53,7 @@ class R2Recipe:
     def __init__(self, scan: Any, *, seed: int = 0, points: int = POINTS, steps: int = STEPS) -> None:
         self.scan, self.grid, self.steps = scan, scan.grid, steps
         self.half = max(scan.grid.extent) / 2
-        self.views = views_of(scan, scan.grid, 0.0, seed)
+        self.views = views_of(scan, scan.grid, 0.0, seed, by_noise=False)
         unit = scan.scale * self.half
         self.films, self.unit = self.views.films / unit, unit
         self.random = torch.Generator().manual_seed(seed)

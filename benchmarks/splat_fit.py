@@ -32,12 +32,23 @@ from xreg.metrics import psnr, ssim_volume
 from xreg.splat import FitSettings, fit
 from xreg.splat.report import min_max_db
 from xreg.splat.views import corrected
-from xreg.tomography import Filter, Projector, Protocol, fdk, fista_tv, os_sart, simulate, tv_weight
+from xreg.tomography import (
+    Filter,
+    Projector,
+    Protocol,
+    fdk,
+    fista_tv,
+    os_sart,
+    ray_weights,
+    simulate,
+    tv_weight,
+    usual_subsets,
+)
 
 PASSES = 25
 SETTINGS = FitSettings(voxels="linear")  # since the protocol marches through interpolated voxels
 HELD_OUT = 20
-OURS = "xreg splat fit"
+OURS, RECIPE = "xreg splat fit", "R² recipe"
 NOISE = (1.0, 2.0)  # degrees and mm of each axis, of every view's pose
 
 
@@ -93,19 +104,27 @@ class Judge:
 
 def classical(scan: Any, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """FDK, OS-SART and FISTA-TV, each in its best case."""
-    images, subsets = scan.images, max(1, min(6, len(scan.images) // 5))
+    images = scan.images
     begun = time.process_time()
     found = {"FDK": fdk(images, scan.cameras, scan.grid, filter=Filter("hann"))}
     rows = [judge.volume("FDK", found["FDK"], time.process_time() - begun, "Hann window")]
     keep, begun = Best(judge.quality), time.process_time()
     fast = Projector(scan.cameras, scan.grid, adjoint="voxel")
-    os_sart(fast, images, subsets=2 * subsets, relaxation=0.5, iterations=20, on_iteration=keep)
+    os_sart(
+        fast,
+        images,
+        subsets=max(1, min(12, len(images) // 2)),
+        relaxation=0.5,
+        iterations=20,
+        on_iteration=keep,
+    )
     found["OS-SART"] = keep.volume
     remark = f"{keep.number} iterations, stopped with the truth"
     rows.append(judge.volume("OS-SART", keep.volume, time.process_time() - begun, remark))
     keep, begun, weight = Best(judge.quality), time.process_time(), tv_weight(images)
     exact = Projector(scan.cameras, scan.grid)
-    fista_tv(exact, images, subsets=subsets, iterations=PASSES, on_iteration=keep)
+    subsets, rays = usual_subsets(len(images)), ray_weights(images)
+    fista_tv(exact, images, subsets=subsets, rays=rays, iterations=PASSES, on_iteration=keep)
     found["FISTA-TV"] = keep.volume
     remark = f"weight {weight:.2g}, best of up to {PASSES} passes with the truth: {keep.number}"
     rows.append(judge.volume("FISTA-TV", keep.volume, time.process_time() - begun, remark))
@@ -113,9 +132,9 @@ def classical(scan: Any, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, 
 
 
 def run_scene(
-    scan: Any, settings: FitSettings, budgets: tuple[int, ...] | None
+    scan: Any, settings: FitSettings, budgets: tuple[int, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Rows of all methods on one scan, or without budgets that of the fit, and their volumes."""
+    """Rows of all methods on one scan, without budgets all but those of R²'s recipe, and their volumes."""
     judge = Judge(scan)
     begun = time.process_time()
     result = fit(scan, settings, clock=time.process_time)
@@ -124,17 +143,15 @@ def run_scene(
     ours["gaussians_psnr_db"] = round(judge.quality(result.gaussian_volume().mu), 2)
     ours |= judge.views(lambda camera: result.gaussians.render(camera).detach())
     click.echo(f"  {ours}")
-    if budgets is None:
-        return [ours], {OURS: volume}
     rows, found = classical(scan, judge)
     found[OURS] = volume
-    recipe, used = R2Recipe(scan), 0.0
+    recipe, used = R2Recipe(scan) if budgets else None, 0.0
     for times in budgets:
         look = recipe.run(times * spent - used)
         used += look.seconds
-        found[f"R² recipe, {times}× time"] = recipe.volume()
+        found[f"{RECIPE}, {times}× time"] = recipe.volume()
         row = judge.volume(
-            f"R² recipe, {times}× time", recipe.volume(), used, f"{look.count} Gaussians, {look.step} steps"
+            f"{RECIPE}, {times}× time", recipe.volume(), used, f"{look.count} Gaussians, {look.step} steps"
         )
         rows.append(row | judge.views(recipe.render))
         click.echo(f"  {rows[-1]}")
@@ -171,10 +188,10 @@ def run_poses(scan: Any, settings: FitSettings) -> tuple[list[dict[str, Any]], d
     return rows, found
 
 
-def _others(entries: list[dict[str, Any]], name: str, size: int) -> list[dict[str, Any]]:
-    """Rows of a scene that are not the fit's, as they were measured before."""
+def _recipe_before(entries: list[dict[str, Any]], name: str, size: int) -> list[dict[str, Any]]:
+    """Rows of R²'s recipe on a scene, as they were measured before."""
     before = [e for e in entries if (e["scene"], e["size"]) == (name, size)]
-    return [row for entry in before for row in entry["rows"] if row["method"] != OURS]
+    return [row for entry in before for row in entry["rows"] if row["method"].startswith(RECIPE)]
 
 
 @click.command()
@@ -185,10 +202,10 @@ def _others(entries: list[dict[str, Any]], name: str, size: int) -> list[dict[st
 @click.option("--pelvis", envvar="XREG_PELVIS_CT", help="Pelvis CT.")
 @click.option("--pictures", "folder", type=click.Path(path_type=Path), help="Folder for middle slices.")
 @click.option(
-    "--ours", is_flag=True, help="The fit alone; rows of the others stay as the result file has them."
+    "--keep-recipe", "keep", is_flag=True, help="Rows of R²'s recipe stay as the result file has them."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "splat_fit.json")
-def main(scenes, size, detector, ct, pelvis, folder, ours, out) -> None:
+def main(scenes, size, detector, ct, pelvis, folder, keep, out) -> None:
     """Scenes that are asked for replace those of the same name and size in the result file."""
     torch.set_num_threads(1)
     chest, done = find_ct(ct), json.loads(out.read_text()) if out.is_file() else {"scenes": []}
@@ -207,9 +224,9 @@ def main(scenes, size, detector, ct, pelvis, folder, ours, out) -> None:
             if scene.poses:
                 rows, found = run_poses(scan, SETTINGS)
             else:
-                rows, found = run_scene(scan, SETTINGS, None if ours else scene.times)
-        if ours and not scene.poses:
-            rows = [*_others(done["scenes"], name, size), *rows]
+                rows, found = run_scene(scan, SETTINGS, () if keep else scene.times)
+        if keep:
+            rows = [*rows[:-1], *_recipe_before(done["scenes"], name, size), rows[-1]]
         entry = {
             "scene": name,
             "size": size,

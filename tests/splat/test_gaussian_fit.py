@@ -1,6 +1,7 @@
 """Fitting Gaussians to projections: quality, determinism, resume, the parts by themselves, bad input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from xreg.splat.control import split_and_prune
 from xreg.splat.density import image_maps, solve_density
 from xreg.splat.losses import roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
-from xreg.splat.start import uniform_gaussians
+from xreg.splat.start import default_count, uniform_gaussians
 from xreg.splat.views import corrected, views_of
 from xreg.tomography import Projector
 
@@ -74,6 +75,22 @@ def test_a_fit_that_was_broken_off_ends_with_the_same_bits(scan, tmp_path) -> No
         assert torch.equal(one, other), name
 
 
+def test_certain_rays_count_more(scan, truth) -> None:
+    top = float(scan.images.max())
+    noise = torch.randn(scan.images.shape, generator=torch.Generator().manual_seed(0))
+    strong = replace(scan, images=scan.images + 0.02 * top * torch.exp(1.5 * scan.images / top) * noise)
+    settings = replace(QUICK, init="tv")
+    weighed, alike = (fit(strong, replace(settings, weigh_rays=w)).volume().mu for w in (True, False))
+    assert psnr(weighed, truth, data_range=0.04) > psnr(alike, truth, data_range=0.04) + 0.2
+
+
+def test_gaussians_are_no_more_than_voxels_show_or_rays_tell() -> None:
+    grid = VoxelGrid.box(64, 100.0)
+    assert default_count(grid, 10**7) == 64**3 // 10
+    assert default_count(grid, 160_000) == 10_000
+    assert default_count(grid, 100) == 2000
+
+
 def test_checkpoints_of_something_else_are_refused(scan, tmp_path) -> None:
     file = tmp_path / "checkpoint.safetensors"
     fit(scan, FitSettings(init="fdk", count=100, iterations=1, voxel_steps=1), checkpoint=file)
@@ -85,8 +102,6 @@ def test_checkpoints_of_something_else_are_refused(scan, tmp_path) -> None:
 
 
 def test_other_starts_and_losses(scan, truth) -> None:
-    from dataclasses import replace
-
     base = replace(QUICK, iterations=10, count=300, voxel_steps=5)
     uniform = fit(scan, replace(base, init="uniform", grow_every=4, ssim=0.1, loss="l1", density_every=5))
     assert 100 < len(uniform.gaussians) <= 300
@@ -98,8 +113,6 @@ def test_other_starts_and_losses(scan, truth) -> None:
 
 def test_voxels_for_linear_interpolation_are_freed_of_its_blur(scan, truth) -> None:
     """The projections were marched through voxels of this grid, so such voxels come nearer to the truth."""
-    from dataclasses import replace
-
     plain, linear = (fit(scan, replace(QUICK, voxels=kind)) for kind in ("samples", "linear"))
     assert quality(linear, truth) > quality(plain, truth)
     narrow = linear.gaussians.widened(-linear.hat)
@@ -107,8 +120,6 @@ def test_voxels_for_linear_interpolation_are_freed_of_its_blur(scan, truth) -> N
 
 
 def test_the_volume_is_the_mean_of_the_gaussians_and_the_first_volume(scan, truth, tmp_path) -> None:
-    from dataclasses import replace
-
     noise = torch.randn(scan.images.shape, generator=torch.Generator().manual_seed(0))
     noisy = replace(scan, images=(scan.images + 0.05 * noise).clamp_min(0))
     quick = replace(QUICK, init="tv")
@@ -191,7 +202,7 @@ def test_poses_and_detector_are_found_by_an_object_that_is_known(scan, truth) ->
     for _ in range(4):
         known = refine_poses(body, views, nominal, known, center=GRID.center, intrinsics=True, noise=1e-4)
         cameras = known.cameras(nominal, GRID.center)
-        views = type(views)(films, cameras, views.used)
+        views = replace(views, cameras=cameras)
     with torch.no_grad():
         left = torch.stack([body.render(c) for c in cameras]) - films
         before = torch.stack([body.render(c) for c in nominal]) - films

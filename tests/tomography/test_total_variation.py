@@ -8,7 +8,16 @@ from test_projector_matrix import SMALL, views
 from tomography_scene import GRID, body, circle
 
 from xreg.errors import GeometryError
-from xreg.tomography import Projector, fista_tv, noise_of, os_sart, tv_prox, tv_value, tv_weight
+from xreg.tomography import (
+    Projector,
+    fista_tv,
+    noise_of,
+    os_sart,
+    tv_prox,
+    tv_value,
+    tv_weight,
+    usual_subsets,
+)
 from xreg.tomography.tv import _differences, _quick_norm, _transposed, tv_steps
 
 
@@ -139,3 +148,17 @@ def test_the_rule_of_the_weight_grows_with_noise_and_falls_with_views(films):
 def test_the_step_size_of_a_fine_detector_is_found_on_a_coarse_one(films):
     projector = Projector(circle(12, size=(88, 120), spacing=(2.5, 2.25)), GRID)
     assert _quick_norm(projector, films) == pytest.approx(projector.norm(films), rel=0.01)
+
+
+def test_subsets_that_nobody_names_hold_three_views_or_more():
+    assert [usual_subsets(n) for n in (1, 2, 3, 8, 9, 25, 75, 500)] == [1, 1, 1, 2, 3, 8, 8, 8]
+
+
+def test_subsets_that_run_away_are_fewer_in_the_end():
+    """As many subsets as views: the end is near what one subset tells."""
+    projector = Projector(circle(8), GRID, adjoint="voxel")
+    images = projector.forward(body())
+    images = images + 0.02 * float(images.max()) * noise(*images.shape).float()
+    single = fista_tv(projector, images, iterations=40)
+    found = fista_tv(projector, images, iterations=12, subsets=8)
+    assert float((found - single).norm() / single.norm()) < 0.08

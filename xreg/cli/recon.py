@@ -32,7 +32,7 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 )
 @click.option("--window", type=click.Choice(WINDOWS), default="hann", show_default=True, help="FDK's filter.")
 @click.option("--iterations", type=int, help="At most.  [default: by method]")
-@click.option("--subsets", type=int, help="Subsets of views.  [default: one for five views, 8 at most]")
+@click.option("--subsets", type=int, help="Subsets of views.  [default: one for three views, 8 at most]")
 @click.option("--weight", type=float, help="Of total variation.  [default: by noise and number of views]")
 @click.option("--seconds", type=float, help="Time budget of an iterative method.")
 @click.option("--bin", "binning", type=int, default=1, show_default=True, help="Mean of n×n pixels first.")
@@ -105,7 +105,17 @@ def _grid(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid:
 
 
 def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], tell: Tell) -> Tensor:
-    from xreg.tomography import Filter, Projector, cgls, fdk, fista_tv, os_sart, sirt
+    from xreg.tomography import (
+        Filter,
+        Projector,
+        cgls,
+        fdk,
+        fista_tv,
+        os_sart,
+        ray_weights,
+        sirt,
+        usual_subsets,
+    )
 
     def step(done: Iteration) -> None:
         text = f"{done.number} of {done.of}, residual {done.residual:.4f}"
@@ -120,9 +130,12 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
     known = {"on_iteration": step, "seconds": options["seconds"]}
     if options["iterations"]:
         known["iterations"] = options["iterations"]
-    groups = {"subsets": options["subsets"] or max(1, min(8, len(scan) // 5))}
+    groups = {"subsets": options["subsets"] or usual_subsets(len(scan))}
     if method == "fista-tv":
-        return fista_tv(projector, images, weight=options["weight"], **{"iterations": 15, **known}, **groups)
+        rays = ray_weights(images)
+        return fista_tv(
+            projector, images, weight=options["weight"], rays=rays, **{"iterations": 10, **known}, **groups
+        )
     if method == "os-sart":
         return os_sart(projector, images, **known, **groups)
     return {"sirt": sirt, "cgls": cgls}[method](projector, images, **known)

@@ -23,7 +23,7 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
 @click.option("--init", type=click.Choice(["tv", "fdk", "uniform"]), default="tv", show_default=True)
 @click.option("--prior", type=PATH, help="CT of the same place to begin with, in place of --init.")
-@click.option("--count", type=int, help="Most Gaussians.  [default: one to 10 voxels]")
+@click.option("--count", type=int, help="Most Gaussians.  [default: one to 10 voxels or 16 rays]")
 @click.option(
     "--voxels", type=click.Choice(["samples", "linear"]), default="samples", show_default=True,
     help="What voxels stand for: 'linear' where the projections were marched through voxels of this grid.",

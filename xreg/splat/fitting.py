@@ -146,10 +146,12 @@ class _Run:
     def __init__(self, scan, settings, grid, checkpoint, tell, clock) -> None:
         self.settings, self.grid, self.file = settings, grid, checkpoint
         self._tell, self._clock, self._begun = tell, clock, clock()
-        self.views: Views = views_of(scan, grid, settings.held_out, settings.seed)
+        self.views: Views = views_of(
+            scan, grid, settings.held_out, settings.seed, by_noise=settings.weigh_rays
+        )
         self.nominal, self.energy = self.views.cameras, None if scan.truth is None else scan.truth.energy_kev
         self.correction = Correction.none(len(self.views.films)) if settings.poses else None
-        self.count = settings.count or default_count(grid)
+        self.count = settings.count or default_count(grid, self.views.films.numel())
         self.weights = self.views.weights
         size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
         self.total = float(self.views.films.double().sum())  # by which a checkpoint knows its projections
@@ -311,8 +313,7 @@ class _Run:
     def look(self, step: int) -> None:
         """Judge by the held-out rays, or by all where there are none; keep the best, write it down."""
         body = self.parameters.gaussians()
-        judge = 1 - self.weights if self.settings.held_out else self.weights
-        misfit = self.misfit(body.widened(self.hat), judge)
+        misfit = self.misfit(body.widened(self.hat), self.views.judges)
         if not misfit < float("inf"):
             raise GaussianError(f"the fit diverged at step {step}; smaller rates may hold it")
         self.progress.note(body, (step, len(body), round(self.spent, 3), misfit))

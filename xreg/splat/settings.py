@@ -19,10 +19,10 @@ class FitSettings:
     """Everything that `fit` can be told beyond its data.
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
-    'uniform' (a lattice in the box).  count: most Gaussians; None for one to 10 voxels of the grid, at least
-    2000.  seconds: time budget; iterations: most steps on views, None for 200, or as many as the budget
-    allows.  voxel_steps: steps on the first volume's voxels, which put Gaussians into place before any ray is
-    cast.
+    'uniform' (a lattice in the box). count: most Gaussians; None for one to 10 voxels of the grid or 16 rays,
+    whichever are fewer, at least 2000. seconds: time budget; iterations: most steps on views, None for 200,
+    or as many as the budget allows. voxel_steps: steps on the first volume's voxels, which put Gaussians into
+    place before any ray is cast.
 
     voxels: what the result's voxels are: 'samples' of the Gaussians at voxel centres; or 'linear', the
     numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
@@ -30,11 +30,13 @@ class FitSettings:
     first_share: what FISTA-TV's first volume counts in those voxels beside the Gaussians, 0 for these alone:
     the two err differently, so that their mean is often nearer to the truth than either.
 
-    views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv: weights beside the data term, which counts in
-    units of the images' mean square (or absolute) value; TV is of the volume over its largest value, on
-    random blocks of `tv_block` voxels an edge, and its weight in units of `xreg.tomography.tv_weight`, which
-    knows the noise.  rates: Adam's, of mean (in voxels), log-scale, rotation and density
-    (in units of the first volume's largest value), falling to `decay` of that over the fit.
+    weigh_rays: rays count by their noise, which the images tell (`xreg.tomography.ray_weights`), in the first
+    volume and in the steps; else all alike. views: views a step. loss: 'l2' or 'l1' of rays. ssim, tv:
+    weights beside the data term, which counts in units of the images' mean square (or absolute) value; TV is
+    of the volume over its largest value, on random blocks of `tv_block` voxels an edge, and its weight in
+    units of `xreg.tomography.tv_weight`, which knows the noise. rates: Adam's, of mean (in voxels),
+    log-scale, rotation and density (in units of the first volume's largest value), falling to `decay` of that
+    over the fit.
 
     density_every: steps between density solves, 0 for none; density_iterations: of CGLS in each.  grow_every:
     steps between splits and prunes, 0 for none; grow_share: of the Gaussians with the largest gradient are
@@ -54,6 +56,7 @@ class FitSettings:
     voxel_steps: int = 60
     voxels: str = "samples"
     first_share: float = 0.4
+    weigh_rays: bool = True
     views: int = 4
     loss: str = "l2"
     ssim: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,19 +16,18 @@ from xreg.splat.initialise import SPREAD
 from xreg.splat.settings import FitSettings
 from xreg.splat.views import Views
 from xreg.splat.voxel_fit import fit_to_volume
-from xreg.tomography import Filter, Projector, fdk, fista_tv
+from xreg.tomography import Filter, Projector, fdk, fista_tv, usual_subsets
 from xreg.volume import Volume
 
-TV_PASSES = 15
-VOXELS_EACH = 10  # of the grid, one Gaussian by default
+TV_PASSES = 10
+VOXELS_EACH, RAYS_EACH = 10, 16  # one Gaussian to as many voxels of the grid, or rays, by default
 FEWEST = 2000
 EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
 
 
-def default_count(grid: VoxelGrid) -> int:
-    """Most Gaussians where nothing is said."""
-    depth, height, width = grid.shape
-    return max(FEWEST, depth * height * width // VOXELS_EACH)
+def default_count(grid: VoxelGrid, rays: int) -> int:
+    """Most Gaussians where nothing is said: no more than the voxels can show, nor than the rays can tell."""
+    return max(FEWEST, min(math.prod(grid.shape) // VOXELS_EACH, rays // RAYS_EACH))
 
 
 def first_volume(
@@ -46,9 +46,9 @@ def first_volume(
     if init == "fdk":
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
     projector = Projector(views.cameras, grid)
-    subsets = max(1, min(6, len(films) // 5))
     return fista_tv(
-        projector, films, subsets=subsets, iterations=TV_PASSES, seconds=seconds,
+        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=TV_PASSES,
+        seconds=seconds,
         on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
     )  # fmt: skip
 

@@ -14,17 +14,19 @@ from xreg.geometry import Camera, se3
 from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.gaussians import Gaussians
+from xreg.tomography.noise import ray_weights
 from xreg.tomography.projector import check_projections, list_of, require_outside
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
     """films: [V, H, W] line integrals.  used: rays of the fit; the others are held out.  cameras as
-    corrected."""
+    corrected.  counts: what a ray's square counts by its noise, about one."""
 
     films: Float[Tensor, "V H W"]
     cameras: tuple[Camera, ...]
     used: Bool[Tensor, "V H W"]
+    counts: Float[Tensor, "V H W"]
 
     @property
     def kind(self) -> str:
@@ -38,14 +40,19 @@ class Views:
 
     @property
     def weights(self) -> Float[Tensor, "V H W"]:
-        """1 where a ray is used, 0 where it is held out."""
-        return self.used.to(self.films.dtype)
+        """What a ray counts, 0 where it is held out."""
+        return self.used * self.counts
+
+    @property
+    def judges(self) -> Float[Tensor, "V H W"]:
+        """What a ray that is held out counts; where none is, those of the fit."""
+        return self.weights if bool(self.used.all()) else ~self.used * self.counts
 
     def filled(self) -> Float[Tensor, "V H W"]:
         """Films whose held-out rays are the mean of used ones around, for methods that need whole images."""
         if bool(self.used.all()):
             return self.films
-        known, box = self.weights[:, None], torch.ones(1, 1, 5, 5).to(self.films)
+        known, box = self.used[:, None].to(self.films), torch.ones(1, 1, 5, 5).to(self.films)
         around = torch.nn.functional.conv2d(self.films[:, None] * known, box, padding=2)
         count = torch.nn.functional.conv2d(known, box, padding=2).clamp_min(1)
         return torch.where(self.used, self.films, (around / count)[:, 0])
@@ -56,8 +63,12 @@ class Views:
             return torch.cat([like.rays(camera)[None] for camera in self.cameras]).to(self.films.device)
 
 
-def views_of(scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int) -> Views:
+def views_of(
+    scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int, *, by_noise: bool = True
+) -> Views:
     """Check a set of projections as the projector does, and keep a random part of its rays out.
+
+    by_noise: rays count by their noise (`ray_weights`), else all alike.
 
     Raises GeometryError (sources in the volume: a wrong unit), ImageError and GaussianError; warns of one
     view.
@@ -72,7 +83,8 @@ def views_of(scan: ProjectionSet, grid: VoxelGrid, held_out: float, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     used = torch.rand(scan.images.shape, generator=generator) >= held_out
     films = scan.images.detach().float()
-    return Views(films, tuple(cameras), used.to(films.device))
+    counts = ray_weights(films) if by_noise else torch.ones_like(films)
+    return Views(films, tuple(cameras), used.to(films.device), counts)
 
 
 def corrected(

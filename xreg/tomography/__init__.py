@@ -7,11 +7,12 @@ volumes attenuation in 1/mm on a `VoxelGrid`.
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.tomography.fdk import Filter, fdk
 from xreg.tomography.iterative import cgls, os_sart, sirt
+from xreg.tomography.noise import noise_growth, noise_of, ray_weights
 from xreg.tomography.orbit import Orbit, orbit_of
 from xreg.tomography.progress import Iteration
 from xreg.tomography.projector import Projector
 from xreg.tomography.simulate import Protocol, Simulation, density_cube, simulate
-from xreg.tomography.tv import fista_tv, noise_of, tv_prox, tv_value, tv_weight
+from xreg.tomography.tv import fista_tv, tv_prox, tv_value, tv_weight, usual_subsets
 
 __all__ = [
     "Filter",
@@ -25,12 +26,15 @@ __all__ = [
     "density_cube",
     "fdk",
     "fista_tv",
+    "noise_growth",
     "noise_of",
     "orbit_of",
     "os_sart",
+    "ray_weights",
     "simulate",
     "sirt",
     "tv_prox",
     "tv_value",
     "tv_weight",
+    "usual_subsets",
 ]

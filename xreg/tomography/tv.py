@@ -4,7 +4,7 @@ Sources: A. Beck, M. Teboulle, "Fast gradient-based algorithms for constrained t
 and deblurring problems", IEEE TIP 18 (2009), for the dual method with a constraint; the same authors, SIAM J.
 Imaging Sci. 2 (2009), for FISTA; A. Chambolle, J. Math. Imaging Vis. 20 (2004), for the dual; B. O'Donoghue,
 E. Candès, Found. Comput. Math. 15 (2015), for the restart; D. Kim, S. Ramani, J. Fessler, IEEE TMI 34
-(2015), for ordered subsets with momentum; J. Immerkær, Comput. Vis. Image Underst. 64 (1996), for the noise.
+(2015), for ordered subsets with momentum.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from xreg.errors import GeometryError
 from xreg.tomography.iterative import deal, start_volume
+from xreg.tomography.noise import noise_of
 from xreg.tomography.progress import OnIteration, Watch, relative
 from xreg.tomography.projector import Projector, check_projections
 
 _FINE = 64  # pixels along an image from which its norm is found on one half as fine
-_BY_NOISE, _BY_VIEWS = 0.7, 1e-3
-_MEDIAN = 0.6745  # of |n|, n normal
+_BY_NOISE, _BY_VIEWS = 0.6, 1e-3
+_MOST_SUBSETS, _LEAST_VIEWS = 8, 3  # of as many views: fewer or smaller ones disagree too much
+_RUNAWAY = 1.01  # growth of the objective in a pass beyond which the momentum is forgotten
 _SAFETY = 1.02  # on the Lipschitz constant: power iteration ends a little below it
 Steps = tuple[float, float, float]
 
@@ -34,8 +36,9 @@ def fista_tv(
     weight: float | None = None,
     subsets: int = 1,
     iterations: int = 50,
-    inner: int = 5,
+    inner: int = 2,
     nonnegative: bool = True,
+    rays: Float[Tensor, "V H W"] | None = None,
     start: Float[Tensor, "d h w"] | None = None,
     on_iteration: OnIteration | None = None,
     seconds: float | None = None,
@@ -47,12 +50,14 @@ def fista_tv(
     isotropic, in three dimensions, differences over the voxel's edges (`tv_value`).
 
     weight: λ in units of max|Aᵀb|, so that the unit of length and how dense the object is need no other; None
-    for that of `tv_weight`, by the noise and the number of views.  subsets: 1 descends to the minimum; more
-    take a step after every subset of views, several times faster to a good volume.  Momentum over many
-    subsets can be unstable: where a pass does not lower the objective, half as many subsets go on, without
-    the momentum so far, so the last passes have few or one.  The step is 1/‖A‖², by power iteration.  inner:
-    steps of the proximal map, which goes on from the dual of the last.  on_iteration, seconds: as in
-    `os_sart`; it stops where an iteration changes the volume by ``tolerance`` of its norm or less.
+    for that of `tv_weight`, by the noise and the number of views.  rays: what each ray's square counts, as
+    `ray_weights` tells; None for all alike.  subsets: 1 descends to the minimum; more take a step after every
+    subset of views, several times faster to a good volume (`usual_subsets`).  Momentum over many subsets can
+    be unstable: where a pass does not lower the objective, half as many subsets go on, so the last passes
+    have few or one; the momentum so far is forgotten where a pass raises it by more than one per cent.  The
+    step is 1/‖A‖², by power iteration.  inner: steps of the proximal map, which goes on from the dual of the
+    last.  on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by
+    ``tolerance`` of its norm or less.
     Deterministic.  Raises GeometryError, ImageError, VolumeError.
     """
     check_projections(images, projector.shape)
@@ -61,18 +66,19 @@ def fista_tv(
         raise GeometryError(f"weight must be zero or more, got {weight}")
     x = start_volume(projector, images, start)
     steps = tv_steps(projector.grid.spacing)
-    parts, picks = _split(projector, images, subsets)
-    lipschitz = _SAFETY * _quick_norm(projector, images) ** 2
+    rays = torch.ones_like(images[:1, :1, :1]) if rays is None else _checked(rays, images)
+    parts, picks, counts = _split(projector, images, rays, subsets)
+    lipschitz = _SAFETY * _quick_norm(projector, images) ** 2 * float(rays.max())
     absolute = weight * float(projector.adjoint(images).abs().max())
     total = float(images.norm()) or 1.0
     watch = Watch(iterations, on_iteration, seconds, tolerance)
     ahead, momentum, dual, last, finished = x, 1.0, None, math.inf, False
     while not finished:
         before, square = x, 0.0
-        for part, b in zip(parts, picks, strict=True):
+        for part, b, count in zip(parts, picks, counts, strict=True):
             residual = part.forward(ahead) - b
-            square += float(residual.norm()) ** 2
-            downhill = ahead - part.adjoint(residual) * (len(projector) / len(part) / lipschitz)
+            square += float((count * residual.square()).sum())
+            downhill = ahead - part.adjoint(count * residual) * (len(projector) / len(part) / lipschitz)
             new, dual = _prox(downhill, absolute / lipschitz, steps, inner, dual, nonnegative)
             if float(((ahead - new) * (new - x)).sum()) > 0:
                 momentum = 1.0  # it overshoots: start the momentum anew
@@ -81,34 +87,28 @@ def fista_tv(
             x, momentum = new, after
         now = 0.5 * square + absolute * tv_value(x, projector.grid.spacing)
         if now > last and len(parts) > 1:  # they circle the minimum, or run away from it
-            parts, picks = _split(projector, images, len(parts) // 2)
-            ahead, momentum = x, 1.0
+            parts, picks, counts = _split(projector, images, rays, len(parts) // 2)
+            if now > _RUNAWAY * last:
+                ahead, momentum = x, 1.0
         last = now
         finished = watch.done(math.sqrt(square) / total, relative(x - before, x), x)
     return x
 
 
+def usual_subsets(views: int) -> int:
+    """Into how many subsets so many views are dealt by those who do not say."""
+    return max(1, min(_MOST_SUBSETS, views // _LEAST_VIEWS))
+
+
 def tv_weight(images: Float[Tensor, "V H W"]) -> float:
-    """The weight of `fista_tv` for these line integrals: √((0.7 ν)² + 0.001²) / √V, ν their relative noise.
+    """The weight of `fista_tv` for these line integrals: √((0.6 ν)² + 0.001²) / √V, ν their relative noise.
 
     ν is `noise_of` over the largest line integral; 0.008 for the 1e4 photons of R²-Gaussian's protocol.  The
     two numbers are a fit to a chest and a pelvis (64³, 25 to 75 views, 1e4 and 1e5 photons, and no noise);
-    the second is what few views need without any.
+    the second is what few views need without any.  They are for rays that count by their noise.
     """
     relative_noise = noise_of(images) / max(float(images.max()), 1e-30)
     return math.hypot(_BY_NOISE * relative_noise, _BY_VIEWS) / math.sqrt(len(images))
-
-
-def noise_of(images: Float[Tensor, "V H W"]) -> float:
-    """Standard deviation of a pixel's noise, by what a second difference along both axes leaves (its median).
-
-    Independent pixels are meant; detectors that blur hide part of theirs.  0 for images below 3×3.
-    """
-    if min(images.shape[-2:]) < 3:
-        return 0.0
-    line = images.new_tensor([1.0, -2.0, 1.0])
-    left = torch.nn.functional.conv2d(images.detach()[:, None], torch.outer(line, line)[None, None])
-    return float(left.abs().median()) / (_MEDIAN * 6)
 
 
 def _quick_norm(projector: Projector, images: Tensor) -> float:
@@ -122,9 +122,22 @@ def _quick_norm(projector: Projector, images: Tensor) -> float:
     return 2 * coarse.norm(images[:, ::2, ::2], tolerance=1e-3)
 
 
-def _split(projector: Projector, images: Tensor, subsets: int) -> tuple[list[Projector], list[Tensor]]:
-    groups = deal(len(projector), subsets)
-    return [projector.subset(views) for views in groups], [images[views] for views in groups]
+def _split(
+    projector: Projector, images: Tensor, rays: Tensor, subsets: int
+) -> tuple[list[Projector], list[Tensor], list[Tensor]]:
+    groups, rays = deal(len(projector), subsets), rays.expand(len(images), -1, -1)
+    parts = [projector.subset(views) for views in groups]
+    return parts, [images[views] for views in groups], [rays[views] for views in groups]
+
+
+def _checked(rays: Tensor, images: Tensor) -> Tensor:
+    good = rays.shape == images.shape and bool(torch.isfinite(rays).all()) and float(rays.min()) >= 0
+    if not (good and float(rays.max()) > 0):
+        raise GeometryError(
+            f"rays, what each counts, must be finite, zero or more and not all zero, and have the shape of "
+            f"the images {tuple(images.shape)}, got {tuple(rays.shape)}"
+        )
+    return rays.to(images)
 
 
 def tv_prox(
