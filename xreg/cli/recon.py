@@ -114,6 +114,7 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
         os_sart,
         ray_weights,
         sirt,
+        usual_passes,
         usual_subsets,
     )
 
@@ -132,10 +133,8 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
         known["iterations"] = options["iterations"]
     groups = {"subsets": options["subsets"] or usual_subsets(len(scan))}
     if method == "fista-tv":
-        rays = ray_weights(images)
-        return fista_tv(
-            projector, images, weight=options["weight"], rays=rays, **{"iterations": 10, **known}, **groups
-        )
+        known = {"iterations": usual_passes(grid), "rays": ray_weights(images), **known}
+        return fista_tv(projector, images, weight=options["weight"], **known, **groups)
     if method == "os-sart":
         return os_sart(projector, images, **known, **groups)
     return {"sirt": sirt, "cgls": cgls}[method](projector, images, **known)

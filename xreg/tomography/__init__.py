@@ -12,7 +12,7 @@ from xreg.tomography.orbit import Orbit, orbit_of
 from xreg.tomography.progress import Iteration
 from xreg.tomography.projector import Projector
 from xreg.tomography.simulate import Protocol, Simulation, density_cube, simulate
-from xreg.tomography.tv import fista_tv, tv_prox, tv_value, tv_weight, usual_subsets
+from xreg.tomography.tv import fista_tv, tv_prox, tv_value, tv_weight, usual_passes, usual_subsets
 
 __all__ = [
     "Filter",
@@ -36,5 +36,6 @@ __all__ = [
     "tv_prox",
     "tv_value",
     "tv_weight",
+    "usual_passes",
     "usual_subsets",
 ]
