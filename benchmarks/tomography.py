@@ -25,6 +25,7 @@ from xreg import pictures
 from xreg.errors import InputWarning
 from xreg.metrics import psnr, ssim_volume
 from xreg.tomography import (
+    USUAL_PASSES,
     Filter,
     Iteration,
     Projector,
@@ -104,9 +105,9 @@ def methods(
         value = tv_weight(images) if weight is None else weight
         found["FISTA-TV" if weight is None else f"FISTA-TV {weight:g}"] = plain(
             lambda value=value: fista_tv(
-                exact, images, weight=value, rays=rays, subsets=groups, iterations=10
+                exact, images, weight=value, rays=rays, subsets=groups, iterations=USUAL_PASSES
             ),
-            f"weight {value:.2g}, {groups} subsets, 10 iterations",
+            f"weight {value:.2g}, {groups} subsets, {USUAL_PASSES} passes",
         )
     return found
 

@@ -8,7 +8,6 @@ from test_projector_matrix import SMALL, views
 from tomography_scene import GRID, body, circle
 
 from xreg.errors import GeometryError
-from xreg.io import VoxelGrid
 from xreg.tomography import (
     Projector,
     fista_tv,
@@ -17,7 +16,6 @@ from xreg.tomography import (
     tv_prox,
     tv_value,
     tv_weight,
-    usual_passes,
     usual_subsets,
 )
 from xreg.tomography.tv import _differences, _quick_norm, _transposed, tv_steps
@@ -164,7 +162,3 @@ def test_subsets_that_run_away_are_fewer_in_the_end():
     single = fista_tv(projector, images, iterations=40)
     found = fista_tv(projector, images, iterations=12, subsets=8)
     assert float((found - single).norm() / single.norm()) < 0.08
-
-
-def test_finer_grids_get_more_passes() -> None:
-    assert [usual_passes(VoxelGrid.box(n, 100.0)) for n in (24, 64, 96, 128, 256)] == [10, 10, 15, 20, 20]

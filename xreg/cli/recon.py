@@ -106,6 +106,7 @@ def _grid(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid:
 
 def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], tell: Tell) -> Tensor:
     from xreg.tomography import (
+        USUAL_PASSES,
         Filter,
         Projector,
         cgls,
@@ -114,7 +115,6 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
         os_sart,
         ray_weights,
         sirt,
-        usual_passes,
         usual_subsets,
     )
 
@@ -133,7 +133,7 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
         known["iterations"] = options["iterations"]
     groups = {"subsets": options["subsets"] or usual_subsets(len(scan))}
     if method == "fista-tv":
-        known = {"iterations": usual_passes(grid), "rays": ray_weights(images), **known}
+        known = {"iterations": USUAL_PASSES, "rays": ray_weights(images), **known}
         return fista_tv(projector, images, weight=options["weight"], **known, **groups)
     if method == "os-sart":
         return os_sart(projector, images, **known, **groups)

@@ -32,7 +32,7 @@ from xreg.splat.start import (
     uniform_gaussians,
 )
 from xreg.splat.views import Views, views_of
-from xreg.tomography.tv import tv_steps, tv_weight, usual_passes
+from xreg.tomography.tv import USUAL_PASSES, tv_steps, tv_weight
 from xreg.volume import Volume
 
 START_SHARE = 0.4  # of the time budget, at most, for the first volume
@@ -198,10 +198,9 @@ class _Run:
         else:
             if prior is None:
                 limit = None if s.seconds is None else START_SHARE * s.seconds
-                passes = usual_passes(self.grid)
                 mu = first_volume(
                     self.views, self.grid, s.init, seconds=limit,
-                    on_pass=lambda n: self.tell("first volume", n, passes) or self.stopped,
+                    on_pass=lambda n: self.tell("first volume", n, USUAL_PASSES) or self.stopped,
                 )  # fmt: skip
                 if not float(mu.max()) > 0:
                     raise GaussianError(

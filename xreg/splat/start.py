@@ -16,7 +16,7 @@ from xreg.splat.initialise import SPREAD
 from xreg.splat.settings import FitSettings
 from xreg.splat.views import Views
 from xreg.splat.voxel_fit import fit_to_volume
-from xreg.tomography import Filter, Projector, fdk, fista_tv, usual_passes, usual_subsets
+from xreg.tomography import USUAL_PASSES, Filter, Projector, fdk, fista_tv, usual_subsets
 from xreg.volume import Volume
 
 VOXELS_EACH, RAYS_EACH = 10, 16  # one Gaussian to as many voxels of the grid, or rays, by default
@@ -46,7 +46,7 @@ def first_volume(
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
     projector = Projector(views.cameras, grid)
     return fista_tv(
-        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=usual_passes(grid),
+        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=USUAL_PASSES,
         seconds=seconds,
         on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
     )  # fmt: skip

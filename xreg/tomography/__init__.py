@@ -12,9 +12,10 @@ from xreg.tomography.orbit import Orbit, orbit_of
 from xreg.tomography.progress import Iteration
 from xreg.tomography.projector import Projector
 from xreg.tomography.simulate import Protocol, Simulation, density_cube, simulate
-from xreg.tomography.tv import fista_tv, tv_prox, tv_value, tv_weight, usual_passes, usual_subsets
+from xreg.tomography.tv import USUAL_PASSES, fista_tv, tv_prox, tv_value, tv_weight, usual_subsets
 
 __all__ = [
+    "USUAL_PASSES",
     "Filter",
     "Iteration",
     "Orbit",
@@ -36,6 +37,5 @@ __all__ = [
     "tv_prox",
     "tv_value",
     "tv_weight",
-    "usual_passes",
     "usual_subsets",
 ]

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
-from xreg.io.voxel_grid import VoxelGrid
 from xreg.tomography.iterative import deal, start_volume
 from xreg.tomography.noise import noise_of
 from xreg.tomography.progress import OnIteration, Watch, relative
@@ -24,8 +23,8 @@ from xreg.tomography.projector import Projector, check_projections
 
 _FINE = 64  # pixels along an image from which its norm is found on one half as fine
 _BY_NOISE, _BY_VIEWS = 0.6, 1e-3
+USUAL_PASSES = 20  # over `usual_subsets`; full circles at 64³ need ten, finer grids and short arcs more
 _MOST_SUBSETS, _LEAST_VIEWS = 8, 3  # of as many views: fewer or smaller ones disagree too much
-_PASSES = 10  # of 64 voxels along an edge
 _RUNAWAY = 1.01  # growth of the objective in a pass beyond which the momentum is forgotten
 _SAFETY = 1.02  # on the Lipschitz constant: power iteration ends a little below it
 Steps = tuple[float, float, float]
@@ -100,14 +99,6 @@ def fista_tv(
 def usual_subsets(views: int) -> int:
     """Into how many subsets so many views are dealt by those who do not say."""
     return max(1, min(_MOST_SUBSETS, views // _LEAST_VIEWS))
-
-
-def usual_passes(grid: VoxelGrid) -> int:
-    """How many passes of so many subsets those take who do not say: what is fine comes last.
-
-    Ten for 64 voxels along the longest edge, twenty for 128 or more.
-    """
-    return max(_PASSES, min(2 * _PASSES, _PASSES * max(grid.shape) // 64))
 
 
 def tv_weight(images: Float[Tensor, "V H W"]) -> float:
