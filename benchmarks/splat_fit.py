@@ -145,17 +145,26 @@ def run_scene(
     click.echo(f"  {ours}")
     rows, found = classical(scan, judge)
     found[OURS] = volume
-    recipe, used = R2Recipe(scan) if budgets else None, 0.0
-    for times in budgets:
-        look = recipe.run(times * spent - used)
-        used += look.seconds
-        found[f"{RECIPE}, {times}× time"] = recipe.volume()
-        row = judge.volume(
-            f"{RECIPE}, {times}× time", recipe.volume(), used, f"{look.count} Gaussians, {look.step} steps"
-        )
-        rows.append(row | judge.views(recipe.render))
-        click.echo(f"  {rows[-1]}")
+    if budgets:
+        more, volumes = recipe_rows(scan, judge, spent, budgets)
+        rows, found = rows + more, found | volumes
     return [*rows, ours], found
+
+
+def recipe_rows(
+    scan: Any, judge: Judge, seconds: float, budgets: tuple[int, ...]
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """One run of R²'s recipe, looked at when it has spent so many times the seconds."""
+    recipe, used, rows, found = R2Recipe(scan), 0.0, [], {}
+    for times in budgets:
+        look = recipe.run(times * seconds - used)
+        used += look.seconds
+        name, volume = f"{RECIPE}, {times}× time", recipe.volume()
+        row = judge.volume(name, volume, used, f"{look.count} Gaussians, {look.step} steps")
+        rows.append(row | judge.views(recipe.render))
+        found[name] = volume
+        click.echo(f"  {rows[-1]}")
+    return rows, found
 
 
 def shaken(scan: Any, seed: int = 0) -> Any:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_projector_matrix import SMALL, views
-from tomography_scene import GRID, body, circle
+from tomography_scene import GRID, body, circle, noise
 
 from xreg.errors import GeometryError
 from xreg.tomography import (
@@ -19,10 +19,6 @@ from xreg.tomography import (
     usual_subsets,
 )
 from xreg.tomography.tv import _differences, _quick_norm, _transposed, tv_steps
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
@@ -72,17 +68,21 @@ def test_nothing_is_done_without_a_weight():
     torch.testing.assert_close(tv_prox(x, 0.0, nonnegative=True)[0], x.clamp_min(0), rtol=0, atol=0)
 
 
-def test_fista_ends_where_a_step_changes_nothing():
-    """x is optimal if and only if x = prox(x − Aᵀ(Ax − b)/L)."""
+@pytest.mark.parametrize("weighed", [False, True])
+def test_fista_ends_where_a_step_changes_nothing(weighed):
+    """x is optimal if and only if x = prox(x − Aᵀ R (Ax − b) / L), R what each ray counts."""
     projector = Projector(views(6), SMALL)
     truth = torch.zeros(SMALL.shape, dtype=torch.float64)
     truth[1:4, 2:5, 2:6] = 0.02
     images = projector.forward(truth) + 0.02 * noise(*projector.shape)
-    weight = 3e-3
-    x = fista_tv(projector, images, weight=weight, iterations=250, inner=30, tolerance=1e-10)
-    size = 1.02 * projector.norm(images) ** 2
+    rays = torch.ones_like(images)
+    if weighed:
+        rays = torch.rand(images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
+    weight, given = 3e-3, rays if weighed else None
+    x = fista_tv(projector, images, weight=weight, rays=given, iterations=250, inner=30, tolerance=1e-10)
+    size = 1.02 * projector.norm(images) ** 2 * float(rays.max())
     shrink = weight * float(projector.adjoint(images).abs().max()) / size
-    step = x - projector.adjoint(projector.forward(x) - images) / size
+    step = x - projector.adjoint(rays * (projector.forward(x) - images)) / size
     again, _ = tv_prox(step, shrink, spacing=SMALL.spacing, iterations=2000, nonnegative=True)
     assert float((again - x).norm() / x.norm()) < 1e-4
 

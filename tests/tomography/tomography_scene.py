@@ -33,6 +33,11 @@ def body(grid: VoxelGrid = GRID) -> torch.Tensor:
     return MU * (ball(50, grid=grid) + ball(12, (15, -14, 9), grid) - ball(9, (-22, 8, -12), grid))
 
 
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def circle(views: int = 60, arc: float = 360.0, **known: object) -> Camera:
     """Cameras on a circle about the grid's middle."""
     size = known.pop("size", (44, 60))

@@ -19,10 +19,10 @@ class FitSettings:
     """Everything that `fit` can be told beyond its data.
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
-    'uniform' (a lattice in the box). count: most Gaussians; None for one to 10 voxels of the grid or 16 rays,
-    whichever are fewer, at least 2000. seconds: time budget; iterations: most steps on views, None for 200,
-    or as many as the budget allows. voxel_steps: steps on the first volume's voxels, which put Gaussians into
-    place before any ray is cast.
+    'uniform' (a lattice in the box).  count: most Gaussians; None for one to 10 voxels of the grid or 16
+    rays, whichever are fewer, at least 2000.  seconds: time budget; iterations: most steps on views, None for
+    200, or as many as the budget allows.  voxel_steps: steps on the first volume's voxels, which put
+    Gaussians into place before any ray is cast.
 
     voxels: what the result's voxels are: 'samples' of the Gaussians at voxel centres; or 'linear', the
     numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
@@ -31,10 +31,10 @@ class FitSettings:
     the two err differently, so that their mean is often nearer to the truth than either.
 
     weigh_rays: rays count by their noise, which the images tell (`xreg.tomography.ray_weights`), in the first
-    volume and in the steps; else all alike. views: views a step. loss: 'l2' or 'l1' of rays. ssim, tv:
+    volume and in the steps; else all alike.  views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv:
     weights beside the data term, which counts in units of the images' mean square (or absolute) value; TV is
     of the volume over its largest value, on random blocks of `tv_block` voxels an edge, and its weight in
-    units of `xreg.tomography.tv_weight`, which knows the noise. rates: Adam's, of mean (in voxels),
+    units of `xreg.tomography.tv_weight`, which knows the noise.  rates: Adam's, of mean (in voxels),
     log-scale, rotation and density (in units of the first volume's largest value), falling to `decay` of that
     over the fit.
 

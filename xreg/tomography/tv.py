@@ -78,8 +78,9 @@ def fista_tv(
         before, square = x, 0.0
         for part, b, count in zip(parts, picks, counts, strict=True):
             residual = part.forward(ahead) - b
-            square += float((count * residual.square()).sum())
-            downhill = ahead - part.adjoint(count * residual) * (len(projector) / len(part) / lipschitz)
+            pull = count * residual
+            square += float((pull * residual).sum())
+            downhill = ahead - part.adjoint(pull) * (len(projector) / len(part) / lipschitz)
             new, dual = _prox(downhill, absolute / lipschitz, steps, inner, dual, nonnegative)
             if float(((ahead - new) * (new - x)).sum()) > 0:
                 momentum = 1.0  # it overshoots: start the momentum anew
