@@ -71,7 +71,7 @@ def fista_tv(
     parts, picks, counts = _split(projector, images, rays, subsets)
     lipschitz = _SAFETY * _quick_norm(projector, images) ** 2 * float(rays.max())
     absolute = weight * float(projector.adjoint(images).abs().max())
-    total = float(images.norm()) or 1.0
+    total = math.sqrt(float((rays * images.square()).sum())) or 1.0
     watch = Watch(iterations, on_iteration, seconds, tolerance)
     ahead, momentum, dual, last, finished = x, 1.0, None, math.inf, False
     while not finished:
