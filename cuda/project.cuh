@@ -119,7 +119,7 @@ HD void label_moments_pixel(const Grid& grid, const int16_t* label, int channels
 template <LabelRule Rule, class Grid, class Real, class Cell>
 HD void spread_pixel(const Grid& grid, const int16_t* label, int channels, const View& view, const Beam& beam,
                      const Pixel& p, double scale, const Real* cotangent, Cell* volume, int k0, int k1) {
-  const Region region = region_of(grid, k0, k1);
+  const Region region = region_of(grid, k0, k1, Rule != kUnlabelled);
   const Rays<1> r = rays_of(view, p.at);
   if (Rule == kUnlabelled && cotangent[p.index] == Real(0)) return;
   Scatter<Grid, Real, Rule, Cell> sink{};
@@ -128,6 +128,7 @@ HD void spread_pixel(const Grid& grid, const int16_t* label, int channels, const
   sink.k0 = k0;
   sink.k1 = k1;
   sink.factor = static_cast<Real>(scale * ray_length(r, beam));
+  if (Rule == kUnlabelled) sink.factor *= cotangent[p.index];
   sink.label = label;
   sink.cotangent = cotangent + p.index;
   sink.stride = p.stride;

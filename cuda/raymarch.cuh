@@ -20,11 +20,14 @@ struct Region {
   Box outer, inner;
 };
 
-// Slices [k0, k1) of a grid; the whole of it for a forward march.
+// Slices [k0, k1) of a grid; the whole of it for a forward march.  A march cuts its samples anew where it
+// enters `inner`, which is nothing to sums but may give a sample another nearest voxel: under labels (`whole`)
+// it is that of the whole grid.
 template <class Grid>
-HD Region region_of(const Grid& g, int k0, int k1) {
+HD Region region_of(const Grid& g, int k0, int k1, bool whole = false) {
+  const double low = whole ? 0.0 : k0, high = whole ? g.nz : k1;
   return Region{{{-1.0, -1.0, k0 - 1.0}, {double(g.nx), double(g.ny), double(k1)}},
-                {{kMargin, kMargin, kMargin}, {g.nx - 1 - kMargin, g.ny - 1 - kMargin, g.nz - 1 - kMargin}}};
+                {{kMargin, kMargin, low + kMargin}, {g.nx - 1 - kMargin, g.ny - 1 - kMargin, high - 1 - kMargin}}};
 }
 
 // The packet's position at step n is start + n * step.

@@ -218,8 +218,9 @@ struct Integral {
   }
 };
 
-// Sinks that handle each voxel a ray touches, with its weight.  Derived::add(i, j, k, weight, at)
-// does it; `at` is the voxel nearest to the sample, whose label decides under hard labels.
+// Sinks that handle each voxel a ray touches, with its weight.  Derived::add<Bounded>(i, j, k, weight, at)
+// does it; `at` is the voxel nearest to the sample, whose label decides under hard labels.  Where it is not
+// Bounded, the voxel is known to be one of those that are asked for.
 template <class Derived, class Real_>
 struct Deposit {
   using Real = Real_;
@@ -230,45 +231,48 @@ struct Deposit {
     int i, j, k;
   };
   HD Derived& self() { return *static_cast<Derived*>(this); }
+  template <bool Bounded>
   HD void spread(const Spot<Real>& s, Real w) {
     const Real one = Real(1), gx = one - s.fx, gy = one - s.fy, gz = one - s.fz;
     const Nearest at{nearest(s.i, s.fx), nearest(s.j, s.fy), nearest(s.k, s.fz)};
-    self().add(s.i, s.j, s.k, w * gx * gy * gz, at);
-    self().add(s.i + 1, s.j, s.k, w * s.fx * gy * gz, at);
-    self().add(s.i, s.j + 1, s.k, w * gx * s.fy * gz, at);
-    self().add(s.i + 1, s.j + 1, s.k, w * s.fx * s.fy * gz, at);
-    self().add(s.i, s.j, s.k + 1, w * gx * gy * s.fz, at);
-    self().add(s.i + 1, s.j, s.k + 1, w * s.fx * gy * s.fz, at);
-    self().add(s.i, s.j + 1, s.k + 1, w * gx * s.fy * s.fz, at);
-    self().add(s.i + 1, s.j + 1, s.k + 1, w * s.fx * s.fy * s.fz, at);
+    self().template add<Bounded>(s.i, s.j, s.k, w * gx * gy * gz, at);
+    self().template add<Bounded>(s.i + 1, s.j, s.k, w * s.fx * gy * gz, at);
+    self().template add<Bounded>(s.i, s.j + 1, s.k, w * gx * s.fy * gz, at);
+    self().template add<Bounded>(s.i + 1, s.j + 1, s.k, w * s.fx * s.fy * gz, at);
+    self().template add<Bounded>(s.i, s.j, s.k + 1, w * gx * gy * s.fz, at);
+    self().template add<Bounded>(s.i + 1, s.j, s.k + 1, w * s.fx * gy * s.fz, at);
+    self().template add<Bounded>(s.i, s.j + 1, s.k + 1, w * gx * s.fy * s.fz, at);
+    self().template add<Bounded>(s.i + 1, s.j + 1, s.k + 1, w * s.fx * s.fy * s.fz, at);
   }
   template <bool Bounded>
   HD void point(int, Real x, Real y, Real z, Real w, Real) {
-    spread(locate<Bounded>(self().grid, x, y, z), w);
+    spread<Bounded>(locate<Bounded>(self().grid, x, y, z), w);
   }
   template <bool Bounded>
   HD void cell(int, const Spot<Real>& p, const Spot<Real>& q, Real w, Real, Real) {
     if (w == Real(0)) return;
-    spread(p, w);
-    spread(q, w);
+    spread<Bounded>(p, w);
+    spread<Bounded>(q, w);
   }
   template <int Axis, bool Bounded>
   HD void plane(int, int p, Real y, Real z, Real w, Real, Real, Real) {
-    const int iy = floor_int(clamp(y, Real(-2), Real(1 << 30))), iz = floor_int(clamp(z, Real(-2), Real(1 << 30)));
+    const int iy = Bounded ? floor_int(clamp(y, Real(-2), Real(1 << 30))) : static_cast<int>(y);
+    const int iz = Bounded ? floor_int(clamp(z, Real(-2), Real(1 << 30))) : static_cast<int>(z);
     const Real fy = y - static_cast<Real>(iy), fz = z - static_cast<Real>(iz);
-    if (w == Real(0) || fy > Real(1) || fz > Real(1) || fy < Real(0) || fz < Real(0)) return;
+    if (w == Real(0)) return;
+    if (Bounded && (fy > Real(1) || fz > Real(1) || fy < Real(0) || fz < Real(0))) return;
     const int ny = nearest(iy, fy), nz = nearest(iz, fz);
     const Nearest at = Axis == 0 ? Nearest{p, ny, nz} : Axis == 1 ? Nearest{ny, p, nz} : Nearest{ny, nz, p};
     for (int q = 0; q < 4; ++q) {
       const int y1 = iy + (q & 1), z1 = iz + (q >> 1);
       const Real share = w * ((q & 1) ? fy : Real(1) - fy) * ((q >> 1) ? fz : Real(1) - fz);
-      if (Axis == 0) self().add(p, y1, z1, share, at);
-      if (Axis == 1) self().add(y1, p, z1, share, at);
-      if (Axis == 2) self().add(y1, z1, p, share, at);
+      if (Axis == 0) self().template add<Bounded>(p, y1, z1, share, at);
+      if (Axis == 1) self().template add<Bounded>(y1, p, z1, share, at);
+      if (Axis == 2) self().template add<Bounded>(y1, z1, p, share, at);
     }
   }
   HD Real voxel(int, int i, int j, int k, Real w) {
-    if (w != Real(0)) self().add(i, j, k, w, Nearest{i, j, k});
+    if (w != Real(0)) self().template add<true>(i, j, k, w, Nearest{i, j, k});
     return Real(0);
   }
   HD void settle(int, Real, Real, Real) {}
@@ -295,7 +299,7 @@ struct Scatter : Deposit<Scatter<Grid_, Out, Rule, Cell>, Out> {
   Grid grid;
   Cell* out;
   int k0, k1;
-  Out factor;
+  Out factor;  // without labels the cotangent is in it
   const int16_t* label;
   const Out* cotangent;  // of label c: cotangent[c * stride]
   int64_t stride;
@@ -305,14 +309,15 @@ struct Scatter : Deposit<Scatter<Grid_, Out, Rule, Cell>, Out> {
     const int c = label[n];
     return c >= 0 && c < channels ? cotangent[c * stride] : Out(0);
   }
-  template <class Nearest>
+  template <bool Bounded, class Nearest>
   HD void add(int i, int j, int k, Out w, const Nearest& at) {
-    if (k < k0 || k >= k1 || !this->inside(grid, i, j, k)) return;
+    constexpr bool kKnown = !Bounded && Rule == kUnlabelled;  // see region_of
+    if (!kKnown && (k < k0 || k >= k1 || !this->inside(grid, i, j, k))) return;
     const auto n = grid.offset(i, j, k);
-    Out g = Rule == kUnlabelled ? *cotangent : Out(0);
-    if (Rule == kSoft) g = of(n);
-    if (Rule == kHard && this->inside(grid, at.i, at.j, at.k)) g = of(grid.offset(at.i, at.j, at.k));
-    deposit(out + n, factor * g * w);
+    Out g = factor;
+    if (Rule == kSoft) g *= of(n);
+    if (Rule == kHard) g *= this->inside(grid, at.i, at.j, at.k) ? of(grid.offset(at.i, at.j, at.k)) : Out(0);
+    deposit(out + n, g * w);
   }
 };
 
@@ -328,9 +333,9 @@ struct LabelSum : Deposit<LabelSum<Grid_, Out, Rule>, Out> {
   Out factor;
   int channels;
 
-  template <class Nearest>
+  template <bool Bounded, class Nearest>
   HD void add(int i, int j, int k, Out w, const Nearest& at) {
-    if (!this->inside(grid, i, j, k)) return;
+    if (Bounded && !this->inside(grid, i, j, k)) return;
     const auto n = grid.offset(i, j, k);
     auto m = n;
     if (Rule == kHard) {

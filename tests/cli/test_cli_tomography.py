@@ -67,3 +67,14 @@ def test_what_is_wrong(scan, tmp_path):
     done = run("recon", scan[0], "-o", tmp_path / "a.nii", "--unit-mm", 3)
     assert done.exit_code == 1
     assert "unit_mm" in done.output
+
+
+def test_fine_pixels_are_averaged_first(scan, tmp_path):
+    words = ("recon", scan[0], "-o", tmp_path / "a.nii", "--size", 8, "--iterations", 1)
+    for more, wanted in (((), 2), (("--bin", 1), 1), (("--method", "fdk"), 1)):
+        done = run(*words, *more, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["binning"] == wanted
+    done = run(*words)
+    assert "20 views of 18×20 px, means of 2×2" in done.output
+    assert run(*words, "--bin", 0).exit_code == 2

@@ -9,7 +9,7 @@ from xreg import Volume, drr
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Camera, Rig
 from xreg.io import VoxelGrid
-from xreg.tomography import Projector
+from xreg.tomography import Projector, usual_binning
 
 SMALL = VoxelGrid.box((5, 6, 7), (70.0, 66.0, 60.0))
 
@@ -97,3 +97,17 @@ def test_what_cannot_be_is_refused():
         Projector(circle(2), GRID).forward(torch.zeros(3, 3, 3))
     with pytest.raises(GeometryError, match="integrator"):
         Projector(circle(2), GRID, integrator="trilinear")
+
+
+@pytest.mark.parametrize(("pixel", "wanted"), [(4.0, 1), (0.8, 1), (0.4, 3), (0.19, 8), (0.001, 50)])
+def test_fine_pixels_are_to_be_averaged(pixel, wanted):
+    """Voxels of 1 mm in the middle of a C-arm that magnifies twice, and in a beam of half the pixel."""
+    grid = VoxelGrid.box(20, 20.0, (3.0, -2.0, 5.0))
+    divergent = Camera.c_arm(
+        sdd=1000, sod=500, isocenter=grid.center, size=(120, 100), spacing=(pixel, pixel)
+    )
+    parallel = Camera.parallel_beam(
+        sdd=1000, isocenter=grid.center, size=(120, 100), spacing=(pixel / 2, pixel / 2)
+    )
+    for camera in (divergent, parallel):
+        assert usual_binning([camera], grid) == wanted

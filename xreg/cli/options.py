@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xreg.geometry import Camera
+    from xreg.io import ProjectionSet, VoxelGrid
     from xreg.volume import Volume
 
 INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
@@ -83,6 +84,11 @@ _VIEW: dict[str, dict[str, Any]] = {
 _OTHERS: dict[str, dict[str, Any]] = {
     "output": {"flags": ("-o", "--output"), "type": PATH},
     "frame": {"type": int, "default": 0, "show_default": True},
+    "binning": {
+        "flags": ("--bin", "binning"),
+        "type": click.IntRange(min=1),
+        "help": "Mean of n×n pixels first.  [default: what leaves 1.3 pixels a voxel]",
+    },
 }
 CT_NAMES = tuple(_CT)
 C_ARM_WORDS = tuple(name for name in _VIEW if name not in ("camera", "isocenter"))
@@ -115,6 +121,23 @@ def _with(names: Iterable[str], function: Callable[..., Any]) -> Callable[..., A
     for name in reversed(list(names)):
         function = shared(name)(function)
     return function
+
+
+def binned(scan: ProjectionSet, grid: VoxelGrid | None, binning: int | None) -> tuple[ProjectionSet, int]:
+    """A set of projections with blocks of so many pixels averaged, by default the usual ones; and how many.
+
+    grid: the volume to be, by which the usual ones are told; where there is none, one.
+    """
+    from xreg.tomography import usual_binning
+
+    n = binning or (1 if grid is None else usual_binning(tuple(scan.cameras), grid))
+    return (scan.binned(n) if n > 1 else scan), n
+
+
+def said_of(scan: ProjectionSet, binning: int) -> str:
+    """How many views there are, of which size."""
+    size = "×".join(map(str, scan.images.shape[1:]))
+    return f"{len(scan)} views of {size} px" + (f", means of {binning}×{binning}" if binning > 1 else "")
 
 
 def per_film(values: tuple[Any, ...], count: int, flag: str, *, spread: bool = False) -> list[Any]:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_file, check_folder, read_camera, read_pose
+from xreg.cli.options import (
+    PATH,
+    binned,
+    check_file,
+    check_folder,
+    read_camera,
+    read_pose,
+    said_of,
+    shared,
+)
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -35,7 +44,7 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("--poses", is_flag=True, help="Refine the pose of every view.")
 @click.option("--intrinsics", is_flag=True, help="With --poses: also the detector's offset and distance.")
 @click.option("--held-out", type=float, default=0.02, show_default=True, help="Part of the rays kept out.")
-@click.option("--bin", "binning", type=int, default=1, show_default=True, help="Mean of n×n pixels first.")
+@shared("binning")
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--resume", is_flag=True, help=f"Go on from OUTPUT/{CHECKPOINT}.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -59,8 +68,9 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
     clock = Clock()
     with terminal.working(f"reading {projections}"), clock.part("read"):
         scan = load_projections(projections)
-        scan = scan.binned(options["binning"]) if options["binning"] > 1 else scan
-        scan, grid = scan.to(options["device"]), _box(scan, options)
+        grid = _box(scan, options)
+        scan, n = binned(scan, grid or scan.grid, options["binning"])
+        scan = scan.to(options["device"])
         prior = None if options["prior"] is None else Volume.load(options["prior"])
     names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
@@ -75,9 +85,10 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
         )  # fmt: skip
     with terminal.working("writing"), clock.part("write"):
         metrics = write_report(output, result, scan)
-    _print(terminal, result, metrics, output)
+    first, last = ("scan", f"{projections}: {said_of(scan, n)}"), ("written", str(output))
+    terminal.lines([first, *_lines(result, metrics), last])
     return {
-        "projections": str(projections), "output": str(output), "files": list(FILES), **metrics,
+        "projections": str(projections), "binning": n, "output": str(output), "files": list(FILES), **metrics,
         "settings": settings.to_dict(), "phases": result.seconds,
         "seconds": {name: round(value, 3) for name, value in clock.parts.items()},
     }  # fmt: skip
@@ -146,7 +157,7 @@ def _tell(tell: Tell, report: Report, budget: float | None) -> None:
     tell(text, key=(report.phase, report.step), done=round(1000 * share), total=1000)
 
 
-def _print(terminal: Terminal, result: Any, metrics: dict[str, Any], output: Path) -> None:
+def _lines(result: Any, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("Gaussians", f"{len(result.gaussians)}, {result.steps} steps, {result.seconds['total']:.1f} s")]
     views = f"fitted {metrics['views_db']:.2f} dB"
     if "held_out_views_db" in metrics:
@@ -161,4 +172,4 @@ def _print(terminal: Terminal, result: Any, metrics: dict[str, Any], output: Pat
     if "poses" in metrics:
         poses = metrics["poses"]
         lines.append(("poses", f"moved by {poses['degrees_rms']:.2f}°, {poses['mm_rms']:.2f} mm (rms)"))
-    terminal.lines([*lines, ("written", str(output))])
+    return lines

@@ -43,7 +43,8 @@ class FilmVariation:
     shifts, in parts of half the film.  body: standard deviation of the log by which patient and machine are
     larger together.  gamma: greatest power of grey values.  shade, veil: of smooth factors (log) and of what
     is added.  sharpness: greatest gain of local contrast; at 0 films are not blurred either.  noise: greatest
-    standard deviation.
+    standard deviation.  coarse_edge: pixels along the longest edge of coarse films; coarse_times: how much
+    larger their pixels are than pixel_mm.
     """
 
     pixel_mm: tuple[float, float] = (1.9, 4.2)
@@ -57,6 +58,8 @@ class FilmVariation:
     veil: float = 0.06
     sharpness: float = 1.0
     noise: float = 0.04
+    coarse_edge: int = 80
+    coarse_times: float = 1.5
 
     def __post_init__(self) -> None:
         for name in ("pixel_mm", "zoom"):
@@ -64,6 +67,11 @@ class FilmVariation:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high:
                 raise ShapeError(f"{name} must be two positive numbers, the smaller first, got {low}, {high}")
+        if self.coarse_edge < 1 or not self.coarse_times > 0:
+            raise ShapeError(
+                f"coarse films need coarse_edge >= 1 and coarse_times > 0, got {self.coarse_edge}, "
+                f"{self.coarse_times}"
+            )
         names = ("aspect", "degrees", "bend", "body", "shade", "veil", "sharpness", "noise")
         if min(getattr(self, name) for name in names) < 0 or self.gamma < 1:
             raise ShapeError(f"film variations must not be negative and gamma at least 1, got {self}")
@@ -99,6 +107,17 @@ class BoneFilm:
             there = (thickness[1:].amax((1, 2)) > _SEEN).nonzero()[:, 0] + 1
             made.append(cls(film, rays, there, thickness[there].half(), known, sample.scheme))
         return tuple(made)
+
+    def binned(self, edge: int) -> BoneFilm:
+        """Means of n×n pixels, so that about ``edge`` are left along the longest edge, or the film itself."""
+        n = round(max(self.film.shape) / edge)
+        if n < 2:
+            return self
+        film = F.avg_pool2d(self.film[None], n)[0]
+        thickness = F.avg_pool2d(self.thickness.float()[None], n)[0].to(self.thickness.dtype)
+        rays = self.rays.clone()
+        rays[9] += math.log(n)
+        return replace(self, film=film, rays=rays, thickness=thickness)
 
     def mirrored(self) -> BoneFilm:
         """The same film of the patient with left and right exchanged."""
@@ -223,19 +242,22 @@ class FilmDraws:
 
     def __init__(self, source: Source, settings: ShapeTrainSettings) -> None:
         self.source, self.settings = source, settings
+        how, times = settings.variation, settings.variation.coarse_times
+        self._coarse = replace(how, pixel_mm=tuple(times * edge for edge in how.pixel_mm))
         self._known: WeakKeyDictionary[Sample, tuple[BoneFilm, ...]] = WeakKeyDictionary()
 
-    def batch(self, step: int) -> FilmBatch:
-        """The films of a step, of the first one's size."""
+    def batch(self, step: int, *, coarse: bool = False) -> FilmBatch:
+        """The films of a step, of the first one's size; coarse: binned, and of larger pixels."""
         films: list[BoneFilm] = []
-        number = 0
+        number, how = 0, self._coarse if coarse else self.settings.variation
         while len(films) < self.settings.film_batch:
             sample, generator = case_of(self.source, self.settings.seed, step, number)
             for film in self._films(sample)[: self.settings.film_batch - len(films)]:
+                film = film.binned(how.coarse_edge) if coarse else film
                 if self.settings.mirror and uniform(generator, 0, 1) < 0.5:
                     film = film.mirrored()
                 size = tuple(films[0].film.shape) if films else None
-                films.append(film.varied(self.settings.variation, generator, size))
+                films.append(film.varied(how, generator, size))
             number += 1
         return FilmBatch.of(films)
 

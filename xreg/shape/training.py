@@ -165,8 +165,9 @@ class Trainer:
 
     def cases_at(self, step: int) -> Cases | FilmBatch:
         """The cases of a step: all that is random about them comes from (seed, step, place in the batch)."""
-        if self.budget.spent(step) < self.film_share:
-            return self.films.batch(step)
+        spent = self.budget.spent(step)
+        if spent < self.film_share:
+            return self.films.batch(step, coarse=spent < self.settings.coarse_share * self.film_share)
         return Cases.batch([self._case(step, n) for n in range(self.settings.batch)])
 
     def _case(self, step: int, number: int) -> Cases:

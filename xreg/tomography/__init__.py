@@ -5,6 +5,7 @@ volumes attenuation in 1/mm on a `VoxelGrid`.
 """
 
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.tomography.backproject import usual_binning
 from xreg.tomography.fdk import Filter, fdk
 from xreg.tomography.iterative import cgls, os_sart, sirt
 from xreg.tomography.noise import noise_growth, noise_of, ray_weights
@@ -37,5 +38,6 @@ __all__ = [
     "tv_prox",
     "tv_value",
     "tv_weight",
+    "usual_binning",
     "usual_subsets",
 ]
