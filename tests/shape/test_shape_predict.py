@@ -8,6 +8,7 @@ import torch
 
 from xreg.errors import FileError, InputWarning, ShapeError
 from xreg.geometry import Camera
+from xreg.io import VoxelGrid
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.predict import ShapeModel
 from xreg.shape.sources import AsTheyAre
@@ -69,6 +70,21 @@ def test_any_grid_can_be_asked(folder, case) -> None:
     coarse = case.grid.binned(2)
     found = ShapeModel.load(folder).predict(case.films, case.cameras, coarse, normalised=True)
     assert found.labels.shape == coarse.shape
+
+
+def test_a_finer_grid_and_finer_films_are_read_as_in_training(folder, case) -> None:
+    twice = torch.tensor([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    cameras = [c.replace(K=twice @ c.K, size=tuple(2 * n for n in c.size)) for c in case.cameras]
+    films = case.films.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    sizes = [n * step for n, step in zip(case.grid.size, case.grid.spacing, strict=True)]
+    fine = VoxelGrid.box(tuple(2 * n for n in case.grid.shape), sizes, case.grid.center.tolist())
+    found = ShapeModel.load(folder).predict(films, cameras, fine, normalised=True)
+    wanted = case.labels
+    for axis in range(3):
+        wanted = wanted.repeat_interleave(2, axis)
+    assert found.labels.shape == wanted.shape
+    assert found.thickness.shape[-2:] == case.films.shape[-2:]
+    assert mean_dice(found.labels, wanted) > 0.85
 
 
 def test_a_single_film_works_and_says_what_it_is_worth(folder, case) -> None:

@@ -101,3 +101,18 @@ def test_a_folder_that_cannot_be_made(tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileError, match="folder"):
         Sample(**parts()).save(tmp_path / "file")
+
+
+def test_a_coarser_sample_has_the_commonest_label_of_each_block() -> None:
+    labels = torch.zeros(5, 4, 6, dtype=torch.int16)
+    labels[:2, :2, :2] = torch.tensor([[[7, 7], [3, 0]], [[0, 7], [3, 3]]])  # 7 and 3 thrice
+    labels[2:4, 2:4, 2:4] = 9
+    labels[2, 2, 2] = 2
+    labels[4] = 5  # no block holds it
+    sample = Sample(**{**parts(), "labels": labels, "grid": VoxelGrid.box((5, 4, 6), [12.0, 8.0, 10.0])})
+    coarse = sample.binned(2)
+    assert coarse.grid.shape == coarse.labels.shape == (2, 2, 3)
+    assert coarse.labels[0, 0, 0] == 3
+    assert coarse.labels[1, 1, 1] == 9
+    assert int((coarse.labels > 0).sum()) == 2
+    assert torch.equal(coarse.films, sample.films)

@@ -15,6 +15,7 @@ from xreg.shape.atlas import Atlas
 from xreg.shape.film_cases import BoneFilm, FilmBatch
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.networks.heads import FilmMaps
+from xreg.shape.predict import ShapeModel
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
 from xreg.shape.training import Trainer, mean_dice, train
@@ -246,6 +247,9 @@ def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
     assert again.exit_code == 0
     assert "2 patients: a, b" in again.output
     other = [*arguments[:3], "-o", str(tmp_path / "other"), "--steps", "1", "--as-they-are"]
+    coarse = CliRunner().invoke(main, [*other, "--voxels", "16"])
+    assert coarse.exit_code == 0, coarse.output
+    assert ShapeModel.load(tmp_path / "other").facts["voxels"] == 16
     more = CliRunner().invoke(main, [*other, "--hold-out", "a", "--from", str(tmp_path / "net")])
     assert "learned from a, which shall be held out" in more.output
     both = CliRunner().invoke(main, [*other, "--resume", "--from", str(tmp_path / "net")])

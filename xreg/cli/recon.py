@@ -127,7 +127,7 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
     if method == "fdk":
         return fdk(images, scan.cameras, grid, filter=Filter(options["window"]))
     parallel = any(camera.parallel for camera in scan.cameras)
-    exact = method == "cgls" or parallel
+    exact = method in ("cgls", "fista-tv") or parallel
     projector = Projector(scan.cameras, grid, adjoint="exact" if exact else "voxel")
     known = {"on_iteration": step, "seconds": options["seconds"]}
     if options["iterations"]:

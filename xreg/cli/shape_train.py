@@ -48,6 +48,12 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.option("--rate", type=_POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
 @click.option("--film-share", type=_SHARE, default=0.6, show_default=True,
               help="Part of the training for films alone; 0 keeps what --from reads.")  # fmt: skip
+@click.option(
+    "--voxels",
+    type=click.IntRange(min=16),
+    metavar="N",
+    help="Bin samples to about N along the longest edge: coarser, faster.  [default: as they are]",
+)
 @click.option("--tilt", type=click.FloatRange(min=0), default=0.0, show_default=True,
               help="Standard deviation of the new patients' view angles, degrees.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Half precision inside the network; faster on a card.")
@@ -72,11 +78,13 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     check_beginning(options)
     check_folder(output)
     clock = Clock()
-    from xreg.shape.sources import read_prepared, require_apart, scanned_members, split_patients
+    from xreg.shape.sources import coarser, read_prepared, require_apart, scanned_members, split_patients
 
     require_apart(samples, options["hold_out"])
     with terminal.working("reading samples"):
         prepared, patients = read_prepared(samples)
+        if options["voxels"]:
+            prepared, patients = (coarser(items, options["voxels"]) for items in (prepared, patients))
         source, held_out = split_patients(
             prepared, patients, options["hold_out"], plain=options["as_they_are"]
         )

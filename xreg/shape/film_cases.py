@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SEEN = 0.004  # of 50 mm of bone, from which a film shows it
 _BRIGHT = 0.995  # quantile that becomes the brightest
+_VOXELS = 160  # along the longest edge of the grids that pixel_mm is for
 _AROUND = 15  # px over which a film's local mean is taken
 
 
@@ -38,13 +39,13 @@ _AROUND = 15  # px over which a film's local mean is taken
 class FilmVariation:
     """How films are changed; ranges are even, in logarithms for what multiplies.
 
-    pixel_mm: least and most of the size to which pixels are brought, by a zoom within zoom.  aspect: greatest
+    pixel_mm: least and most of the size to which pixels are brought, by a zoom within zoom, for grids of 160
+    voxels along the longest edge; coarser grids have larger pixels.  aspect: greatest
     log of the stretch.  degrees: standard deviation of a turn, at most twice that.  bend: size of smooth
     shifts, in parts of half the film.  body: standard deviation of the log by which patient and machine are
     larger together.  gamma: greatest power of grey values.  shade, veil: of smooth factors (log) and of what
     is added.  sharpness: greatest gain of local contrast; at 0 films are not blurred either.  noise: greatest
-    standard deviation.  coarse_edge: pixels along the longest edge of coarse films; coarse_times: how much
-    larger their pixels are than pixel_mm.
+    standard deviation.
     """
 
     pixel_mm: tuple[float, float] = (1.9, 4.2)
@@ -58,8 +59,6 @@ class FilmVariation:
     veil: float = 0.06
     sharpness: float = 1.0
     noise: float = 0.04
-    coarse_edge: int = 80
-    coarse_times: float = 1.5
 
     def __post_init__(self) -> None:
         for name in ("pixel_mm", "zoom"):
@@ -67,14 +66,13 @@ class FilmVariation:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high:
                 raise ShapeError(f"{name} must be two positive numbers, the smaller first, got {low}, {high}")
-        if self.coarse_edge < 1 or not self.coarse_times > 0:
-            raise ShapeError(
-                f"coarse films need coarse_edge >= 1 and coarse_times > 0, got {self.coarse_edge}, "
-                f"{self.coarse_times}"
-            )
         names = ("aspect", "degrees", "bend", "body", "shade", "veil", "sharpness", "noise")
         if min(getattr(self, name) for name in names) < 0 or self.gamma < 1:
             raise ShapeError(f"film variations must not be negative and gamma at least 1, got {self}")
+
+    def on_grids_of(self, voxels: int) -> FilmVariation:
+        """The same for grids of so many voxels along the longest edge."""
+        return replace(self, pixel_mm=tuple(edge * _VOXELS / voxels for edge in self.pixel_mm))
 
     def zoom_of(self, pixel_mm: float, generator: torch.Generator) -> float:
         """How much larger a film becomes whose pixels have this size."""
@@ -107,17 +105,6 @@ class BoneFilm:
             there = (thickness[1:].amax((1, 2)) > _SEEN).nonzero()[:, 0] + 1
             made.append(cls(film, rays, there, thickness[there].half(), known, sample.scheme))
         return tuple(made)
-
-    def binned(self, edge: int) -> BoneFilm:
-        """Means of n×n pixels, so that about ``edge`` are left along the longest edge, or the film itself."""
-        n = round(max(self.film.shape) / edge)
-        if n < 2:
-            return self
-        film = F.avg_pool2d(self.film[None], n)[0]
-        thickness = F.avg_pool2d(self.thickness.float()[None], n)[0].to(self.thickness.dtype)
-        rays = self.rays.clone()
-        rays[9] += math.log(n)
-        return replace(self, film=film, rays=rays, thickness=thickness)
 
     def mirrored(self) -> BoneFilm:
         """The same film of the patient with left and right exchanged."""
@@ -240,24 +227,21 @@ def _smooth(
 class FilmDraws:
     """Batches of changed films from a source of samples; the same (seed, step) gives the same films."""
 
-    def __init__(self, source: Source, settings: ShapeTrainSettings) -> None:
-        self.source, self.settings = source, settings
-        how, times = settings.variation, settings.variation.coarse_times
-        self._coarse = replace(how, pixel_mm=tuple(times * edge for edge in how.pixel_mm))
+    def __init__(self, source: Source, settings: ShapeTrainSettings, variation: FilmVariation) -> None:
+        self.source, self.settings, self.variation = source, settings, variation
         self._known: WeakKeyDictionary[Sample, tuple[BoneFilm, ...]] = WeakKeyDictionary()
 
-    def batch(self, step: int, *, coarse: bool = False) -> FilmBatch:
-        """The films of a step, of the first one's size; coarse: binned, and of larger pixels."""
+    def batch(self, step: int) -> FilmBatch:
+        """The films of a step, of the first one's size."""
         films: list[BoneFilm] = []
-        number, how = 0, self._coarse if coarse else self.settings.variation
+        number = 0
         while len(films) < self.settings.film_batch:
             sample, generator = case_of(self.source, self.settings.seed, step, number)
             for film in self._films(sample)[: self.settings.film_batch - len(films)]:
-                film = film.binned(how.coarse_edge) if coarse else film
                 if self.settings.mirror and uniform(generator, 0, 1) < 0.5:
                     film = film.mirrored()
                 size = tuple(films[0].film.shape) if films else None
-                films.append(film.varied(how, generator, size))
+                films.append(film.varied(self.variation, generator, size))
             number += 1
         return FilmBatch.of(films)
 

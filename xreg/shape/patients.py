@@ -15,6 +15,7 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError, XregError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
+from xreg.shape.blocks import commonest
 from xreg.shape.deform import base_points, blurred
 from xreg.shape.schemes import scheme as scheme_of
 
@@ -106,14 +107,7 @@ class Patient:
     def binned(self, n: int) -> Patient:
         """Blocks of n³ voxels: the mean of the CT numbers, the commonest label (the smaller on a tie)."""
         hu = F.avg_pool3d(self.hu[None, None], n)[0, 0]
-        labels = torch.zeros(hu.shape, dtype=torch.int16, device=hu.device)
-        most = torch.zeros_like(hu)
-        for number in self.labels.unique().tolist():
-            share = F.avg_pool3d((self.labels == number).float()[None, None], n)[0, 0]
-            better = share > most
-            labels[better] = number
-            most = torch.maximum(most, share)
-        return replace(self, hu=hu, labels=labels, grid=self.grid.binned(n))
+        return replace(self, hu=hu, labels=commonest(self.labels, n), grid=self.grid.binned(n))
 
     def save(self, folder: str | PathLike) -> None:
         """Write ``patient.safetensors`` into a folder that exists, atomically; CT numbers as int16."""

@@ -157,7 +157,7 @@ class ShapeModel:
             raise ShapeError(f"variants must be 1 to {len(_POWERS)}, got {variants}")
         films = torch.as_tensor(films)
         films = films.float() if normalised else normalise(films)
-        films, cameras = fitted(films, cameras, grid)
+        films, cameras = fitted(films, cameras, self._own_grid(grid))
         views = Views.of(films, cameras, grid).to(self.device)
         said = self._look(views)
         runs, maps = [], []
@@ -180,6 +180,11 @@ class ShapeModel:
                 stack = torch.stack([renumbered(points, run, self.scheme, line) for run in stack])
         made = prediction_of(voxels, stack, grid, self.scheme, said)
         return replace(made, thickness=thickness, uncounted=uncounted)
+
+    def _own_grid(self, grid: VoxelGrid) -> VoxelGrid:
+        """A grid as coarse as those of the training, by whose voxels films are averaged."""
+        n = round(max(grid.shape) / self.facts.get("voxels", max(grid.shape)))
+        return grid.binned(n) if n > 1 else grid
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""

@@ -15,6 +15,7 @@ from xreg.errors import FileError, ImageError, ShapeError, XregError
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid, write_json
 from xreg.io.tensors import load_tensors, save_tensors
+from xreg.shape.blocks import commonest
 from xreg.shape.schemes import SCHEMES, Scheme
 
 SCHEMA = "xreg.shape-sample/1"
@@ -55,6 +56,11 @@ class Sample:
     def names(self) -> tuple[str, ...]:
         """Names of the labels, by number."""
         return SCHEMES[self.scheme].names
+
+    def binned(self, n: int) -> Sample:
+        """Labels of blocks of n³ voxels, the commonest of each (`commonest`); films as they are."""
+        labels = None if self.labels is None else commonest(self.labels, n)
+        return replace(self, labels=labels, grid=self.grid.binned(n))
 
     def to(self, device: torch.device | str) -> Sample:
         """The sample with films, labels, known and cameras on ``device``."""

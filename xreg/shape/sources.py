@@ -170,6 +170,12 @@ def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list
     return samples, patients
 
 
+def coarser(items: Sequence[T], voxels: int) -> list[T]:
+    """Samples or patients on grids of about so many voxels along the longest edge, where theirs are finer."""
+    blocks = [max(1, round(max(item.grid.shape) / voxels)) for item in items]
+    return [item if n == 1 else item.binned(n) for item, n in zip(items, blocks, strict=True)]
+
+
 def _finer(sample: Sample, patient: Patient | None) -> Sample:
     if patient is None or max(patient.grid.shape) <= max(sample.grid.shape):
         return sample

@@ -35,9 +35,8 @@ class ShapeTrainSettings:
     """Everything that a training can be told beyond its patients.
 
     A network of kind 'rays' first learns to read films, for the part ``film_share`` of the training:
-    ``film_batch`` films a step, at most at ``film_rate``; in the first ``coarse_share`` of that they are
-    small and coarse, of which four times as many can be learned from in the same time.  Then that half of it
-    is kept as it is, and the half in space learns.  Others have the second part alone.
+    ``film_batch`` films a step, at most at ``film_rate``.  Then that half of it is kept as it is, and the
+    half in space learns.  Others have the second part alone.
 
     steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
@@ -63,7 +62,6 @@ class ShapeTrainSettings:
     film_share: float = 0.6
     film_batch: int = 4
     film_rate: float = 1.5e-3
-    coarse_share: float = 0.6
     variation: FilmVariation = field(default_factory=FilmVariation)
     balance: float = 0.5
     validations: int = 10
@@ -92,8 +90,6 @@ class ShapeTrainSettings:
                 "rate and film_rate must be positive, average and film_share in [0, 1), got "
                 f"{self.rate}, {self.film_rate}, {self.average}, {self.film_share}"
             )
-        if not 0 <= self.coarse_share <= 1:
-            raise ShapeError(f"coarse_share must lie in [0, 1], got {self.coarse_share}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `from_dict` reads them."""

@@ -130,7 +130,8 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
         )
-        self.films = FilmDraws(source, settings)
+        self.variation = settings.variation.on_grids_of(self.voxels)
+        self.films = FilmDraws(source, settings, self.variation)
         self.film_share = settings.film_share if isinstance(self.net, RayNet) else 0.0
         self.step, self.mark, self.budget = 0, 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
@@ -165,14 +166,13 @@ class Trainer:
 
     def cases_at(self, step: int) -> Cases | FilmBatch:
         """The cases of a step: all that is random about them comes from (seed, step, place in the batch)."""
-        spent = self.budget.spent(step)
-        if spent < self.film_share:
-            return self.films.batch(step, coarse=spent < self.settings.coarse_share * self.film_share)
+        if self.budget.spent(step) < self.film_share:
+            return self.films.batch(step)
         return Cases.batch([self._case(step, n) for n in range(self.settings.batch)])
 
     def _case(self, step: int, number: int) -> Cases:
         sample, generator = case_of(self.source, self.settings.seed, step, number)
-        variation = self.settings.variation
+        variation = self.variation
         mirror = self.settings.mirror and uniform(generator, 0, 1) < 0.5
         cases = Cases.of(sample, mirror=mirror)
         voxel = sum(sample.grid.spacing) / 3
