@@ -1,5 +1,7 @@
 """Films carried into space: geometry, orders, gradients, sizes."""
 
+from dataclasses import replace
+
 import pytest
 import shape_case
 import torch
@@ -113,7 +115,30 @@ def test_fusion_forgets_the_order_and_ignores_who_does_not_see(case) -> None:
     blind = torch.cat([values, torch.zeros(1, 1, 4, 50)], 1)
     more = torch.cat([seen, torch.zeros(1, 1, 50, dtype=torch.bool)], 1)
     torch.testing.assert_close(fuse(values, seen)[:, :-1], fuse(blind, more)[:, :-1])
-    assert float(hull(blind, torch.zeros_like(more)).abs().max()) < 1e-12
+    assert bool((hull(blind, torch.zeros_like(more)) == 30).all())
+
+
+def test_hulls_are_where_both_masks_agree(case, net) -> None:
+    """Masks of one structure drawn by hand: the body is a box, and only where two films see."""
+    views = Views.of(case.films, case.cameras, case.grid)
+    encoded = net.encode(views, hulls=True)
+    masks = torch.full_like(encoded.maps.masks, -20.0)
+    masks[0, 4, 10:20, 5:15] = 3.0
+    masks[1, 4, 12:30, 8:20] = 2.0
+    index = Lattice(case.grid.shape).index()[None]
+    logits, rows = net.at(replace(encoded, maps=replace(encoded.maps, masks=masks)), index)
+    assert rows.shape[1] == 0
+    assert bool((logits[0, 0] == 0).all())
+    at, seen = views.pixels(index)
+    size = torch.tensor(case.films.shape[:0:-1])
+    u, v = (((at[0] + 1) * size - 1) / 2).unbind(-1)
+    inside = (u[0] >= 5) & (u[0] <= 14) & (v[0] >= 10) & (v[0] <= 19)
+    inside &= (u[1] >= 8) & (u[1] <= 19) & (v[1] >= 12) & (v[1] <= 29) & seen[0].all(0)
+    assert int(inside.sum()) > 20
+    torch.testing.assert_close(logits[0, 5, inside], torch.full((int(inside.sum()),), 2.0), atol=1e-4, rtol=0)
+    assert bool((logits[0, 5, ~seen[0].all(0)] == -30).all())
+    assert bool((logits[0, 6] < -19).all())
+    assert views.crossing == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_answer_does_not_depend_on_the_order_of_films(case, net) -> None:

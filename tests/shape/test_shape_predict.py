@@ -30,7 +30,7 @@ def folder(case, tmp_path_factory):
     place = tmp_path_factory.mktemp("net")
     settings = ShapeTrainSettings(
         steps=400, points=64, rate=1e-2, film_rate=1e-2, film_batch=2, film_share=0.25, average=0.9,
-        mirror=False, variation=shape_case.STILL, validations=1, network=NETWORK,
+        hulls=False, mirror=False, variation=shape_case.STILL, validations=1, network=NETWORK,
     )  # fmt: skip
     train(AsTheyAre([case]), settings, place)
     return place
@@ -85,6 +85,20 @@ def test_a_finer_grid_and_finer_films_are_read_as_in_training(folder, case) -> N
     assert found.labels.shape == wanted.shape
     assert found.thickness.shape[-2:] == case.films.shape[-2:]
     assert mean_dice(found.labels, wanted) > 0.85
+
+
+def test_hulls_need_films_that_cross(folder, case) -> None:
+    found, plain = predict(folder, case, hulls=True), predict(folder, case)
+    assert mean_dice(found.labels, case.labels) > 0.4
+    assert not torch.equal(found.labels, plain.labels)
+    model = ShapeModel.load(folder)
+    model.hulls = True
+    told = model.predict(case.films, case.cameras, case.grid, normalised=True)
+    assert torch.equal(told.labels, found.labels)
+    same = case.films[:1].expand(2, -1, -1), [case.cameras[0]] * 2
+    along = model.predict(*same, case.grid, normalised=True)
+    learned = model.predict(*same, case.grid, normalised=True, hulls=False)
+    assert torch.equal(along.labels, learned.labels)
 
 
 def test_a_single_film_works_and_says_what_it_is_worth(folder, case) -> None:

@@ -22,7 +22,7 @@ from xreg.shape.training import Trainer, mean_dice, train
 from xreg.training import LOG, MODEL, TRAINING, read_log
 
 SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
-QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, network=SMALL)
+QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, film_share=0.6, network=SMALL)
 
 
 def source(*patients: str) -> AsTheyAre:

@@ -46,8 +46,16 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.option("--as-they-are", is_flag=True, help="Make no new patients: learn from the samples alone.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Cases a step.")
 @click.option("--rate", type=_POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
-@click.option("--film-share", type=_SHARE, default=0.6, show_default=True,
-              help="Part of the training for films alone; 0 keeps what --from reads.")  # fmt: skip
+@click.option(
+    "--space",
+    type=click.Choice(("hulls", "learned")),
+    default="hulls",
+    show_default=True,
+    help="Bones are where the films' masks agree, or where the network's half in space puts them.",
+)
+@click.option("--film-share", type=_SHARE,
+              help="Part of the training for films alone; 0 keeps what --from reads.  "
+                   "[default: 0.9 for hulls, 0.6 for learned]")  # fmt: skip
 @click.option(
     "--voxels",
     type=click.IntRange(min=16),
@@ -147,6 +155,7 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
         minutes=None if options["steps"] else options["minutes"] or 60.0,
         batch=options["batch"],
         rate=options["rate"],
+        hulls=options["space"] == "hulls",
         film_share=options["film_share"],
         seed=options["seed"],
         precision="bfloat16" if options["bfloat16"] else "float32",

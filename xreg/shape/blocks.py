@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def commonest(labels: Int16[Tensor, "D H W"], n: int) -> Int16[Tensor, "d h w"]:
-    """The commonest label of each block of n³ voxels, the smallest on a tie; what no block holds is cut off."""
+    """The commonest label of each block of n³ voxels, the smallest on a tie."""
     d, h, w = (m // n for m in labels.shape)
     blocks = labels[: d * n, : h * n, : w * n].reshape(d, n, h, n, w, n).permute(0, 2, 4, 1, 3, 5)
     blocks = blocks.reshape(-1, n**3)

@@ -30,6 +30,7 @@ from xreg.training import MODEL, load_weights, require
 
 DOUBT = 0.05  # of not being background, from which a voxel is looked at and kept
 _POWERS = (1.0, 0.85, 1.18, 0.93, 1.08)  # of grey values: the variants of a film
+_CROSSED = 0.5  # sine of the angle between two beams from which hulls are bodies
 _LEAST_SEEN = 0.3  # part of the grid that a film should show
 
 
@@ -87,6 +88,7 @@ class ShapeModel:
         self.scheme = scheme(facts["scheme"])
         self.learned = torch.tensor([n in facts["learned"] for n in self.scheme.names], device=device)
         self.learned[0] = True
+        self.hulls = bool(facts["settings"].get("hulls", False))
 
     @classmethod
     def load(
@@ -145,12 +147,15 @@ class ShapeModel:
         variants: int = 1,
         normalised: bool = False,
         count: bool = True,
+        hulls: bool | None = None,
     ) -> ShapePrediction:
         """Labels on a grid from films and their cameras.
 
         films: bright where attenuation is high, of any range unless ``normalised``.  variants: how many
         looks of the films are averaged, 1 to 5, each a network run.  count: whether vertebrae are counted
-        along the spine (`xreg.shape.spine`).  One film works, with an InputWarning.
+        along the spine (`xreg.shape.spine`).  hulls: whether bones are where the masks of all films agree, or
+        where the network's half in space puts them; None for what its training was told, and for the latter
+        where no two beams cross at 30° or more.  One film works, with an InputWarning.
         Raises ImageError and ShapeError for films, cameras and grids that do not fit.
         """
         if not 1 <= variants <= len(_POWERS):
@@ -160,10 +165,12 @@ class ShapeModel:
         films, cameras = fitted(films, cameras, self._own_grid(grid))
         views = Views.of(films, cameras, grid).to(self.device)
         said = self._look(views)
+        hulls = self.hulls and views.crossing > _CROSSED if hulls is None else hulls
+        known = {"hulls": hulls} if isinstance(self.net, RayNet) else {}
         runs, maps = [], []
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
-            flat, found, seen = self.net.probabilities(one, DOUBT)
+            flat, found, seen = self.net.probabilities(one, DOUBT, **known)
             maps += [] if seen is None else [seen.to("cpu")]
             runs.append((flat.cpu(), self._known_only(found).cpu()))
         voxels, stack = _aligned(runs)

@@ -36,7 +36,9 @@ class ShapeTrainSettings:
 
     A network of kind 'rays' first learns to read films, for the part ``film_share`` of the training:
     ``film_batch`` films a step, at most at ``film_rate``.  Then that half of it is kept as it is, and the
-    half in space learns.  Others have the second part alone.
+    half in space learns.  Others have the second part alone.  hulls: whether, where films cross, bones shall
+    be where the masks of all films agree; the half in space is then for single films alone.  film_share: None
+    for .9 with hulls, else .6.
 
     steps or minutes: when to end; exactly one.  batch: cases a step.  rate: greatest learning rate, reached
     after the part ``warm_up`` of the training and brought to zero by a cosine; clip: greatest norm of the
@@ -59,7 +61,8 @@ class ShapeTrainSettings:
     average: float = 0.995
     points: int = 128
     mirror: bool = True
-    film_share: float = 0.6
+    hulls: bool = True
+    film_share: float | None = None
     film_batch: int = 4
     film_rate: float = 1.5e-3
     variation: FilmVariation = field(default_factory=FilmVariation)
@@ -71,6 +74,8 @@ class ShapeTrainSettings:
     network: NetworkSettings = field(default_factory=lambda: PRESETS["rays-light"])
 
     def __post_init__(self) -> None:
+        if self.film_share is None:
+            object.__setattr__(self, "film_share", 0.9 if self.hulls else 0.6)
         if (self.steps is None) == (self.minutes is None):
             raise ShapeError(
                 f"a training ends after steps or after minutes: give exactly one, got steps={self.steps} and "

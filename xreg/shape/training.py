@@ -244,12 +244,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean Dice of each held-out patient over the labels that it has, on every second voxel."""
-        found = {}
+        found, hulls = {}, {"hulls": self.settings.hulls} if isinstance(self.net, RayNet) else {}
         for sample in self.held_out:
             case = Cases.of(sample).to(self.device)
             lattice = Lattice(case.views.shape, min(_VALIDATION_STEP, *case.views.shape))
             with self._precision():
-                logits = self.average(case.views, lattice).combined.flatten(2)
+                logits = self.average(case.views, lattice, **hulls).combined.flatten(2)
             logits = losses.marginal_log_probability(
                 logits.float(), case.known & self.learned.to(logits.device)
             )

@@ -111,10 +111,9 @@ def fuse(values: Float[Tensor, "B V C N"], seen: Bool[Tensor, "B V N"]) -> Float
 
 
 def hull(masks: Float[Tensor, "B V L N"], seen: Bool[Tensor, "B V N"]) -> Float[Tensor, "B L N"]:
-    """Least log-probability over the films that a structure covers the voxel's pixel: a visual hull a label.
+    """Least logit over the films that a structure covers the voxel's pixel: a visual hull a label.
 
-    masks: logits.  Zero (to 1e-13) where no film sees the voxel.  A. Laurentini, "The visual hull
+    masks: logits.  30, which is certain, where no film sees the voxel.  A. Laurentini, "The visual hull
     concept for silhouette-based image understanding", PAMI 16 (1994).
     """
-    least = masks.masked_fill(~seen[:, :, None], _CERTAIN).amin(1)  # before the logarithm: it is monotonic
-    return F.logsigmoid(least)
+    return masks.masked_fill(~seen[:, :, None], _CERTAIN).amin(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -18,17 +19,21 @@ from xreg.shape.schemes import Scheme
 
 _STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
 _READERS = ("encoder", "heads")
+_FAR = 30.0  # a logit of what is certain
 _UNLIKELY = 0.1  # of the doubt: a label that has less everywhere is not asked about again
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What `RayNet.encode` makes of films, from which any voxel can be asked for."""
+    """What `RayNet.encode` makes of films, from which any voxel can be asked for.
+
+    space: None where the films' masks alone shall say what is where.
+    """
 
     views: Views
     features: Float[Tensor, "N C H W"]
     maps: FilmMaps
-    space: Float[Tensor, "B W d h w"]
+    space: Float[Tensor, "B W d h w"] | None
     lattice: Lattice
 
 
@@ -61,10 +66,12 @@ class RayNet(nn.Module):
         features, summary = self.encoder(inputs)
         return features, self.heads(features, summary)
 
-    def encode(self, views: Views) -> Encoded:
-        """Read the films, and work out the features of space."""
+    def encode(self, views: Views, *, hulls: bool = False) -> Encoded:
+        """Read the films, and work out the features of space, unless hulls shall do."""
         features, maps = self.read(views.inputs())
         lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
+        if hulls:
+            return Encoded(views, features, maps, None, lattice)
         index = lattice.index(features.device).expand(len(views.films), -1, -1)
         fused = fuse(*look_up(features, views, index))
         place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
@@ -78,31 +85,35 @@ class RayNet(nn.Module):
         labels: those that are asked for, the background first; by default all.
         """
         masks = encoded.maps.masks if labels is None else encoded.maps.masks[:, labels[1:] - 1]
+        if encoded.space is None:
+            return _hull_logits(*look_up(masks, encoded.views, index)), index[:, :, :0].mT
         maps = torch.cat([encoded.features, masks.to(encoded.features.dtype)], 1)
         found, seen = look_up(maps, encoded.views, index)
         values, masks = found[:, :, : self.settings.features], found[:, :, self.settings.features :]
         space = sample_space(encoded.space, encoded.lattice, index)
-        return self.points(space, fuse(values, seen), hull(masks, seen), labels)
+        return self.points(space, fuse(values, seen), F.logsigmoid(hull(masks, seen)), labels)
 
-    def forward(self, views: Views, places: Places | None = None) -> Output:
-        """Logits [B, L, …] at voxels of the grid, by default at all of them."""
+    def forward(self, views: Views, places: Places | None = None, *, hulls: bool = False) -> Output:
+        """Logits [B, L, …] at voxels of the grid, by default at all of them; hulls: as in `probabilities`."""
         places = Lattice(views.shape) if places is None else places
-        encoded = self.encode(views)
+        encoded = self.encode(views, hulls=hulls)
         index = places.index(views.films.device).expand(len(views.films), -1, -1)
         logits, levels = (x.unflatten(-1, places.counts) for x in self.at(encoded, index))
         return Output((logits,), encoded.maps, levels)
 
     @torch.no_grad()
     def probabilities(
-        self, views: Views, doubt: float, chunk: int = 1 << 16
+        self, views: Views, doubt: float, *, hulls: bool = False, chunk: int = 1 << 16
     ) -> tuple[Tensor, Tensor, FilmMaps | None]:
         """Voxels of one case that may hold bone, their probabilities, and what is on the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
         about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
-        that anywhere.  Returns flat indices [n] into the grid, probabilities [n, L], and the films' maps.
+        that anywhere.  hulls: let the films' masks alone say what is where: a structure's odds are the least
+        of those that it covers the voxel's pixel, and where fewer than two films see there is nothing.
+        Returns flat indices [n] into the grid, probabilities [n, L], and the films' maps.
         """
-        encoded = self.encode(views)
+        encoded = self.encode(views, hulls=hulls)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
         maybe = maybe.to(views.films.device)
         labels = torch.arange(len(self.names), device=maybe.device)
@@ -131,6 +142,12 @@ class RayNet(nn.Module):
             return index.new_zeros(0, len(labels))
         logits = (self.at(encoded, part[None], labels)[0][0] for part in index.split(chunk))
         return torch.cat([part.float().softmax(0).T for part in logits])
+
+
+def _hull_logits(masks: Float[Tensor, "B V K N"], seen: Bool[Tensor, "B V N"]) -> Float[Tensor, "B L N"]:
+    """Logits whose odds against the background are those of each structure's visual hull."""
+    least = hull(masks, seen).masked_fill((seen.sum(1) < 2)[:, None], -_FAR)
+    return F.pad(least, (0, 0, 1, 0))
 
 
 def _finer(maybe: Bool[Tensor, "d h w"], counts: tuple[int, int, int]) -> Bool[Tensor, "D H W"]:

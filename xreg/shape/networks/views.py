@@ -43,6 +43,12 @@ class Views:
     flips: Bool[Tensor, "B V 2"]
     shape: tuple[int, int, int]
 
+    @property
+    def crossing(self) -> float:
+        """The greatest sine of the angle between two beams of the first case; 0 of one film."""
+        beams = self.rays[0, :, :3].double()
+        return float(torch.linalg.cross(beams[:, None], beams[None], dim=-1).norm(dim=-1).max())
+
     @classmethod
     def of(
         cls,
