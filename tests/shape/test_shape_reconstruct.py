@@ -249,7 +249,7 @@ def test_the_grid_is_what_all_films_show(case) -> None:
     torch.testing.assert_close(grid.center, case.grid.center)
     assert grid.shape == case.grid.shape
     assert grid.affine.diagonal().tolist() == [-4.0, 4.0, 4.0, 1.0]
-    assert max(seen_grid(case.cameras, case.grid.center).shape) == 80
+    assert max(seen_grid(case.cameras, case.grid.center).shape) == 160
     one = seen_grid(case.cameras[:1], facing_point(case.cameras[:1]), 4.0)
     assert one.shape[1] == max(one.shape)
     with pytest.raises(GeometryError, match="voxel_mm"):

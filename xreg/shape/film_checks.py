@@ -24,7 +24,7 @@ _SCALES = (0.67, 0.75, 0.83, 0.9, 1.0, 1.11, 1.2, 1.33, 1.5)
 _GAIN = 0.15  # by which another scale must do better to be named
 _SAMPLES = 80  # along the common axis
 _SAME_WAY = 5.0  # degrees between beams, under which two films say the same
-MOST_VOXELS = 80  # along the longest edge, where a model does not say what it was trained on
+MOST_VOXELS = 160  # about, along the longest edge
 _LEAST_SLOPE = 0.3  # of a camera's pixels a mm: below it an axis runs along the beam
 
 

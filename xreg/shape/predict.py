@@ -180,7 +180,7 @@ class ShapeModel:
         thickness = F.pad(views.turned(seen.thickness[None] * THICKNESS_MM)[0], (0, 0, 0, 0, 1, 0))
         uncounted = None
         if count:
-            points, mean = points_of(grid, voxels), stack.mean(0)
+            points, mean = points_of(grid, voxels), _mean(stack)
             line = count_vertebrae(points, mean, grid, self.scheme, seen, views)
             if line is not None:
                 uncounted = voxels, mean
@@ -191,7 +191,7 @@ class ShapeModel:
     def _own_grid(self, grid: VoxelGrid) -> VoxelGrid:
         """A grid as coarse as those of the training, by whose voxels films are averaged."""
         n = round(max(grid.shape) / self.facts.get("voxels", max(grid.shape)))
-        return grid.binned(n) if n > 1 else grid
+        return grid.binned(n) if n > 1 and isinstance(self.net, RayNet) else grid
 
     def _look(self, views: Views) -> tuple[str, ...]:
         """What a user should know of these films; ShapeError where one shows nothing of the grid."""
@@ -212,11 +212,10 @@ class ShapeModel:
         return tuple(said)
 
     def _known_only(self, probabilities: Float[Tensor, "n L"]) -> Float[Tensor, "n L"]:
-        """What no annotation ever showed was learned as `perhaps background`; it counts as that."""
-        other = probabilities[:, ~self.learned].sum(1)
-        kept = probabilities * self.learned
-        kept[:, 0] += other
-        return kept
+        """What no annotation ever showed was learned as `perhaps background`, and becomes that, in place."""
+        unknown = (~self.learned).nonzero()[:, 0]
+        probabilities[:, 0] += probabilities[:, unknown].sum(1)
+        return probabilities.index_fill_(1, unknown, 0.0)
 
 
 def prediction_of(
@@ -227,14 +226,19 @@ def prediction_of(
     said: tuple[str, ...] = (),
 ) -> ShapePrediction:
     """The prediction of one or several runs: probabilities at the voxels that may be bone, on the host."""
-    mean = stack[0] if len(stack) == 1 else stack.mean(0)
-    some = mean.amax(0).nonzero()[:, 0] if len(mean) else slice(None)  # most labels are nowhere
-    total = _entropy(mean[:, some])
+    mean = _mean(stack)
+    some = mean.amax(0).nonzero()[:, 0] if len(mean) else torch.arange(mean.shape[1])  # most are nowhere
+    shown = mean[:, some]
+    total = _entropy(shown)
     apart = (total - _entropy(stack[:, :, some]).mean(0)).clamp_min(0) if len(stack) > 1 else None
-    labels = _dense(mean.argmax(1).to(torch.int16), voxels, grid, 0)
+    labels = _dense(some[shown.argmax(1)].to(torch.int16), voxels, grid, 0)
     doubt = None if apart is None else _dense(apart, voxels, grid, 0.0)
     entropy = _dense(total, voxels, grid, 0.0)
     return ShapePrediction(labels, entropy, doubt, voxels, mean, grid, names, said)
+
+
+def _mean(stack: Float[Tensor, "R n L"]) -> Float[Tensor, "n L"]:
+    return stack[0] if len(stack) == 1 else stack.mean(0)
 
 
 def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) -> Float[Tensor, "D H W"]:

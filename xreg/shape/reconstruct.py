@@ -165,7 +165,8 @@ def reconstruct(
     stack = stack if normalised else normalise(stack)
     point = facing_point(cameras, grid.center if grid is not None else center)
     if grid is None:
-        most = int(model.facts.get("voxels", MOST_VOXELS))
+        own = int(model.facts.get("voxels", MOST_VOXELS))
+        most = own * max(1, round(MOST_VOXELS / own))  # whole numbers of voxels to one of the training's
         grid = seen_grid(cameras, point, settings.voxel_mm, most)
     tell("comparing the films")
     agreement = agreements(stack, cameras, point)
