@@ -1,5 +1,6 @@
 """Films carried into space: geometry, orders, gradients, sizes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from xreg.io import VoxelGrid
 from xreg.shape.film_cases import BoneFilm, FilmBatch
 from xreg.shape.networks import PRESETS, Lattice, NetworkSettings, Views, count_parameters, make_network
 from xreg.shape.networks.backproject import fuse, hull, look_up
-from xreg.shape.networks.heads import centroids
-from xreg.shape.networks.views import fitted
+from xreg.shape.networks.closer import read_closer
+from xreg.shape.networks.heads import FilmMaps, centroids
+from xreg.shape.networks.views import USUAL_MM, fitted
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.targets import Cases
 
@@ -139,6 +141,32 @@ def test_hulls_are_where_both_masks_agree(case, net) -> None:
     assert bool((logits[0, 5, ~seen[0].all(0)] == -30).all())
     assert bool((logits[0, 6] < -19).all())
     assert views.crossing == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("finest", "reads"), [(4.0, 1), (3.2, 5), (1.0, 10)])
+def test_enlarged_parts_are_put_back_where_they_came_from(finest: float, reads: int) -> None:
+    """Of a reader that says of each pixel what the film shows there, the film comes back."""
+    v, u = torch.meshgrid(*(torch.linspace(0, 1, n) for n in (40, 30)), indexing="ij")
+    films = torch.stack([0.3 + 0.5 * u * v, (3 * v).sin()])
+    rays = torch.zeros(2, 10)
+    rays[:, 9] = math.log(4.0 / USUAL_MM)
+    seen = []
+
+    def read(inputs: torch.Tensor) -> FilmMaps:
+        seen.append(float(inputs[0, 10, 0, 0]))
+        film = inputs[:, :1]
+        return FilmMaps(film - 2, 2 * film, film[:, 0], torch.ones(1, 1))
+
+    found = read_closer(read, films, rays, finest)
+    assert len(seen) == 2 * reads
+    assert min(seen) == pytest.approx(
+        math.log(max(4.0 / 1.5 if reads > 1 else 4.0, finest) / USUAL_MM), abs=1e-5
+    )
+    inner = (slice(None), slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(found.masks[:, 0][inner], films[inner] - 2, atol=0.02, rtol=0)
+    torch.testing.assert_close(found.thickness[:, 0][inner], 2 * films[inner], atol=0.02, rtol=0)
+    torch.testing.assert_close(found.level[inner], films[inner], atol=0.02, rtol=0)
+    assert found.presence.shape == (2, 1)
 
 
 def test_the_answer_does_not_depend_on_the_order_of_films(case, net) -> None:

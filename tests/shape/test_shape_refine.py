@@ -7,11 +7,13 @@ import shape_case
 import torch
 
 from xreg.errors import FileError, ShapeError
+from xreg.geometry import Camera
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import FILE, Atlas, build_atlas
+from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import prediction_of
-from xreg.shape.refine import RefineSettings, _shadows, refine
+from xreg.shape.refine import RefineSettings, _shadows, _volumes, refine
 from xreg.shape.scene import Moves, Scene, overlap
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shipped import grid_camera
@@ -182,8 +184,6 @@ def test_films_move_bones_that_the_network_misplaced(atlas) -> None:
 
 
 def test_maps_of_the_network_count(atlas) -> None:
-    from xreg.shape.films import label_thickness
-
     truth, wrong = bodies(shift=(0.0, 0.0, 5.0)), bodies()
     films, cameras = films_of(truth)
     _, small = fitted(films, cameras, GRID)
@@ -193,6 +193,21 @@ def test_maps_of_the_network_count(atlas) -> None:
     with_maps = refine(replace(doubtful(wrong), thickness=maps), films, cameras, atlas, settings)
     gain = mean_dice(with_maps.prediction.labels, truth) - mean_dice(without.prediction.labels, truth)
     assert gain > 0.05
+
+
+def test_thickness_tells_how_large_a_bone_is(atlas) -> None:
+    """A hull is larger than its bone; the films' thickness is not, and the bone starts as large as that."""
+    labels = bodies()
+    known = {"sdd": 1000.0, "sod": 700.0, "size": (70, 60), "spacing": 3.5, "isocenter": GRID.center.tolist()}
+    cameras = tuple(Camera.c_arm(primary=p, **known) for p in (0.0, 90.0))
+    thickness = torch.stack([label_thickness(labels, GRID, camera, len(SPINE)) for camera in cameras])
+    volumes = _volumes(thickness, cameras, GRID)
+    true = torch.bincount(labels.flatten().long(), minlength=len(SPINE)) * GRID.voxel_mm3
+    torch.testing.assert_close(volumes[20:23], true[20:23].float(), rtol=0.08, atol=0)
+    hulls = doubtful(bodies(stretch=1.25))
+    sizes = [Scene.of(hulls, atlas, GRID, 1, told).size for told in (None, volumes)]
+    torch.testing.assert_close(sizes[0] / sizes[1], torch.full((3,), 1.25), rtol=0.06, atol=0)
+    assert _volumes(None, cameras, GRID) is None
 
 
 def test_the_same_bits_again_and_other_bones_untouched(atlas) -> None:

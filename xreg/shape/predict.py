@@ -20,6 +20,7 @@ from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape import checkpoint
 from xreg.shape.centroids import points_of
+from xreg.shape.film_cases import FilmVariation
 from xreg.shape.films import normalise
 from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views, make_network
 from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
@@ -89,6 +90,7 @@ class ShapeModel:
         self.learned = torch.tensor([n in facts["learned"] for n in self.scheme.names], device=device)
         self.learned[0] = True
         self.hulls = bool(facts["settings"].get("hulls", False))
+        self.finest_mm = _finest_mm(facts)
 
     @classmethod
     def load(
@@ -166,7 +168,7 @@ class ShapeModel:
         views = Views.of(films, cameras, grid).to(self.device)
         said = self._look(views)
         hulls = self.hulls and views.crossing > _CROSSED if hulls is None else hulls
-        known = {"hulls": hulls} if isinstance(self.net, RayNet) else {}
+        known = {"hulls": hulls, "finest_mm": self.finest_mm} if isinstance(self.net, RayNet) else {}
         runs, maps = [], []
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
@@ -216,6 +218,12 @@ class ShapeModel:
         unknown = (~self.learned).nonzero()[:, 0]
         probabilities[:, 0] += probabilities[:, unknown].sum(1)
         return probabilities.index_fill_(1, unknown, 0.0)
+
+
+def _finest_mm(facts: dict[str, Any]) -> float | None:
+    """The least size of the training's pixels, mm."""
+    variation, voxels = facts["settings"].get("variation"), facts.get("voxels")
+    return FilmVariation(**variation).on_grids_of(voxels).pixel_mm[0] if variation and voxels else None
 
 
 def prediction_of(

@@ -9,6 +9,7 @@ films.  The result and the network's probabilities are then multiplied, each wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from xreg.geometry import Camera
 from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
 from xreg.shape.networks.heads import THICKNESS_MM
-from xreg.shape.networks.views import fitted
+from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import ShapePrediction, prediction_of
 from xreg.shape.scene import Moves, Scene, box_of
 from xreg.similarity import sobel
@@ -48,7 +49,7 @@ class RefineSettings:
     steps: int = 24
     rate: float = 0.04
     trust: float = 0.5
-    least: float = 0.35
+    least: float = 0.2
     turn_degrees: float = 12.0
     shift: float = 0.25
     grow: float = 0.12
@@ -127,7 +128,7 @@ def refine(
     n = max(1, -(-max(found.grid.shape) // _EDGE))
     grid = found.grid.binned(n)
     seen = fitted(films, cameras, grid)
-    scene = Scene.of(found, atlas, grid, n)
+    scene = Scene.of(found, atlas, grid, n, _volumes(found.thickness, seen[1], grid))
     if not scene.names:
         return Refined(found, (), (), atlas.patients)
     maps = None if found.thickness is None else _grouped(found.thickness, scene, seen[1])
@@ -226,6 +227,16 @@ def _match(film: Float[Tensor, "H W"], shadow: Float[Tensor, "H W"]) -> Float[Te
     slopes = torch.stack(sobel(torch.stack([film.to(shadow), shadow])))[:, :, near]
     a, b = slopes.transpose(0, 1).flatten(1)
     return (a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt().clamp_min(1e-9)
+
+
+def _volumes(
+    thickness: Float[Tensor, "V L H W"] | None, cameras: Sequence[Camera], grid: VoxelGrid
+) -> Float[Tensor, " L"] | None:
+    """Each structure's volume by its thickness in the films, mm³, as if it were in the middle of the grid."""
+    if thickness is None:
+        return None
+    edges = torch.tensor([pixel_mm(camera, grid.center) for camera in cameras])
+    return (thickness.mean((-1, -2)) * (edges.square() * math.prod(cameras[0].size))[:, None]).mean(0)
 
 
 def _grouped(

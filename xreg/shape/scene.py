@@ -76,15 +76,26 @@ class Scene:
     rows: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, found: ShapePrediction, atlas: Atlas, grid: VoxelGrid, n: int) -> Scene:
-        """The bones that were found, on ``grid``: voxels of n³ of the prediction's."""
+    def of(
+        cls,
+        found: ShapePrediction,
+        atlas: Atlas,
+        grid: VoxelGrid,
+        n: int,
+        volumes: Float[Tensor, " L"] | None = None,
+    ) -> Scene:
+        """The bones that were found, on ``grid``: voxels of n³ of the prediction's.
+
+        volumes: what the films say of each bone's, mm³; by default what the probabilities do.
+        """
         scheme, parts, pooled = found.scheme, [], _pooled(found, grid, n)
         for name, shape in atlas.bones.items():
             dense = pooled[scheme.index(name)].reshape(grid.shape)
             least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
                 continue
-            parts.append((name, shape, *_start(dense, grid, shape)))
+            volume = None if volumes is None else float(volumes[scheme.index(name)])
+            parts.append((name, shape, *_start(dense, grid, shape, volume)))
         columns = zip(*parts, strict=True) if parts else [()] * 8
         names, shapes, examples, place, size, voxels, points, wanted = columns
         numbers = tuple(scheme.index(name) for name in names)
@@ -137,11 +148,12 @@ def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> Float[Tensor, "L
 
 
 def _start(
-    dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape
+    dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape, volume: float | None = None
 ) -> tuple[int, Tensor, float, Tensor, Tensor, Tensor]:
     """The example that overlaps most where a bone starts, where that is, how large, and the voxels about it.
 
     Its middle is that of what lies within its own reach: a network in doubt leaves crumbs elsewhere.
+    volume: its own, mm³; by default that of the probabilities near it.
     """
     middle = sum(shape.sizes) / len(shape.sizes)
     flat = (dense.reshape(-1) > _FOUND).nonzero()[:, 0]
@@ -151,7 +163,7 @@ def _start(
     for _ in range(_SEARCHES):
         near = ((points - place).abs() < shape.reach * middle).all(-1) * weight
         place = (near[:, None] * points).sum(0) / near.sum()
-    size = (float(near.sum()) * grid.voxel_mm3) ** (1 / 3)
+    size = (float(near.sum()) * grid.voxel_mm3 if volume is None else volume) ** (1 / 3)
     size = min(max(size, _SMALLEST * middle), _LARGEST * middle)
     reach = shape.reach * size * (1 + _AROUND)
     corners = torch.stack([place - reach, place + reach])

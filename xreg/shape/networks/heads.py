@@ -36,6 +36,11 @@ class FilmMaps:
         parts = zip(*(maps._parts for maps in several), strict=True)
         return cls(*(torch.stack(part).mean(0) for part in parts))
 
+    @classmethod
+    def joined(cls, several: Sequence[FilmMaps]) -> FilmMaps:
+        """Those of all films, one after the other."""
+        return cls(*(torch.cat(part) for part in zip(*(maps._parts for maps in several), strict=True)))
+
     def to(self, device: torch.device | str) -> FilmMaps:
         """The maps on another device."""
         return FilmMaps(*(part.to(device) for part in self._parts))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from xreg.shape.networks.backproject import Lattice, Places, fuse, hull, look_up, stride
+from xreg.shape.networks.closer import read_closer
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
 from xreg.shape.networks.heads import FilmHeads, FilmMaps
@@ -66,9 +67,15 @@ class RayNet(nn.Module):
         features, summary = self.encoder(inputs)
         return features, self.heads(features, summary)
 
-    def encode(self, views: Views, *, hulls: bool = False) -> Encoded:
-        """Read the films, and work out the features of space, unless hulls shall do."""
+    def encode(self, views: Views, *, hulls: bool = False, finest_mm: float | None = None) -> Encoded:
+        """Read the films, and work out the features of space, unless hulls shall do.
+
+        finest_mm: for hulls, films are read in enlarged parts too (`closer`).
+        """
         features, maps = self.read(views.inputs())
+        if hulls and finest_mm is not None:
+            films, rays = views.films.flatten(0, 1), views.rays.flatten(0, 1)
+            maps = read_closer(lambda x: self.read(x)[1], films, rays, finest_mm)
         lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
         if hulls:
             return Encoded(views, features, maps, None, lattice)
@@ -103,7 +110,13 @@ class RayNet(nn.Module):
 
     @torch.no_grad()
     def probabilities(
-        self, views: Views, doubt: float, *, hulls: bool = False, chunk: int = 1 << 16
+        self,
+        views: Views,
+        doubt: float,
+        *,
+        hulls: bool = False,
+        finest_mm: float | None = None,
+        chunk: int = 1 << 16,
     ) -> tuple[Tensor, Tensor, FilmMaps | None]:
         """Voxels of one case that may hold bone, their probabilities, and what is on the films.
 
@@ -111,9 +124,10 @@ class RayNet(nn.Module):
         about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
         that anywhere.  hulls: let the films' masks alone say what is where: a structure's odds are the least
         of those that it covers the voxel's pixel, and where fewer than two films see there is nothing.
-        Returns flat indices [n] into the grid, probabilities [n, L], and the films' maps.
+        finest_mm: as in `encode`.  Returns flat indices [n] into the grid, probabilities [n, L], and the
+        films' maps.
         """
-        encoded = self.encode(views, hulls=hulls)
+        encoded = self.encode(views, hulls=hulls, finest_mm=finest_mm)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
         maybe = maybe.to(views.films.device)
         labels = torch.arange(len(self.names), device=maybe.device)

@@ -175,16 +175,18 @@ def fitted(
     Networks are trained on such films, and finer ones would be another scale to them.
     """
     voxel = sum(grid.spacing) / 3
-    sizes = [
-        1 / float(_slopes(c.projection_matrix.detach().cpu(), grid.center).norm(dim=1).mean())
-        for c in cameras
-    ]
+    sizes = [pixel_mm(camera, grid.center) for camera in cameras]
     n = int(max(1, min(voxel / max(sizes) + 0.5, *(min(c.size) // 8 for c in cameras))))
     if n == 1:
         return films, tuple(cameras)
     height, width = (m // n * n for m in films.shape[-2:])
     small = F.avg_pool2d(films[:, None, :height, :width], n)[:, 0]
     return small, tuple(camera.bin(n) for camera in cameras)
+
+
+def pixel_mm(camera: Camera, point: Float[Tensor, " 3"]) -> float:
+    """The size of a pixel at a point."""
+    return 1 / float(_slopes(camera.projection_matrix.detach().cpu(), point).norm(dim=1).mean())
 
 
 def _view(
