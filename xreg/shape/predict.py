@@ -222,8 +222,8 @@ class ShapeModel:
 
 def _finest_mm(facts: dict[str, Any]) -> float | None:
     """The least size of the training's pixels, mm."""
-    variation, voxels = facts["settings"].get("variation"), facts.get("voxels")
-    return FilmVariation(**variation).on_grids_of(voxels).pixel_mm[0] if variation and voxels else None
+    pixels, voxels = facts["settings"].get("variation", {}).get("pixel_mm"), facts.get("voxels")
+    return FilmVariation(pixel_mm=pixels).on_grids_of(voxels).pixel_mm[0] if pixels and voxels else None
 
 
 def prediction_of(
