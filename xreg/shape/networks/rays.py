@@ -28,11 +28,11 @@ _UNLIKELY = 0.1  # of the doubt: a label that has less everywhere is not asked a
 class Encoded:
     """What `RayNet.encode` makes of films, from which any voxel can be asked for.
 
-    space: None where the films' masks alone shall say what is where.
+    features, space: None where the films' masks alone shall say what is where.
     """
 
     views: Views
-    features: Float[Tensor, "N C H W"]
+    features: Float[Tensor, "N C H W"] | None
     maps: FilmMaps
     space: Float[Tensor, "B W d h w"] | None
     lattice: Lattice
@@ -72,13 +72,14 @@ class RayNet(nn.Module):
 
         finest_mm: for hulls, films are read in enlarged parts too (`closer`).
         """
-        features, maps = self.read(views.inputs())
+        lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
         if hulls and finest_mm is not None:
             films, rays = views.films.flatten(0, 1), views.rays.flatten(0, 1)
             maps = read_closer(lambda x: self.read(x)[1], films, rays, finest_mm)
-        lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
+            return Encoded(views, None, maps, None, lattice)
+        features, maps = self.read(views.inputs())
         if hulls:
-            return Encoded(views, features, maps, None, lattice)
+            return Encoded(views, None, maps, None, lattice)
         index = lattice.index(features.device).expand(len(views.films), -1, -1)
         fused = fuse(*look_up(features, views, index))
         place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
