@@ -109,11 +109,11 @@ def test_films_exposed_anew_stay_films() -> None:
 def test_draws_come_from_seed_and_step() -> None:
     settings = ShapeTrainSettings(steps=4, film_batch=3)
     source = AsTheyAre([shape_case.sample(p, n) for n, p in enumerate("ab")])
-    one, same = (FilmDraws(source, settings, settings.variation).batch(2) for _ in range(2))
+    one, same = (FilmDraws(source, settings).batch(2) for _ in range(2))
     assert one.inputs.shape == (3, 13, 32, 24)
     assert torch.equal(one.inputs, same.inputs)
     assert torch.equal(one.thickness, same.thickness)
-    assert not torch.equal(one.inputs, FilmDraws(source, settings, settings.variation).batch(3).inputs)
+    assert not torch.equal(one.inputs, FilmDraws(source, settings).batch(3).inputs)
 
 
 def test_coarser_grids_have_larger_pixels() -> None:

@@ -227,8 +227,8 @@ def _smooth(
 class FilmDraws:
     """Batches of changed films from a source of samples; the same (seed, step) gives the same films."""
 
-    def __init__(self, source: Source, settings: ShapeTrainSettings, variation: FilmVariation) -> None:
-        self.source, self.settings, self.variation = source, settings, variation
+    def __init__(self, source: Source, settings: ShapeTrainSettings) -> None:
+        self.source, self.settings = source, settings
         self._known: WeakKeyDictionary[Sample, tuple[BoneFilm, ...]] = WeakKeyDictionary()
 
     def batch(self, step: int) -> FilmBatch:
@@ -241,7 +241,7 @@ class FilmDraws:
                 if self.settings.mirror and uniform(generator, 0, 1) < 0.5:
                     film = film.mirrored()
                 size = tuple(films[0].film.shape) if films else None
-                films.append(film.varied(self.variation, generator, size))
+                films.append(film.varied(self.settings.variation, generator, size))
             number += 1
         return FilmBatch.of(films)
 

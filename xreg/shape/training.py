@@ -131,7 +131,7 @@ class Trainer:
             self.net.parameters(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
         )
         self.variation = settings.variation.on_grids_of(self.voxels)
-        self.films = FilmDraws(source, settings, self.variation)
+        self.films = FilmDraws(source, replace(settings, variation=self.variation))
         self.film_share = settings.film_share if isinstance(self.net, RayNet) else 0.0
         self.step, self.mark, self.budget = 0, 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []

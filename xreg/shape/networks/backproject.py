@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xreg.shape.networks.views import Views
 
-_CERTAIN = 30.0  # a logit whose probability is 1
+CERTAIN = 30.0  # a logit whose probability is 1
 
 
 @dataclass(frozen=True)
@@ -116,4 +116,4 @@ def hull(masks: Float[Tensor, "B V L N"], seen: Bool[Tensor, "B V N"]) -> Float[
     masks: logits.  30, which is certain, where no film sees the voxel.  A. Laurentini, "The visual hull
     concept for silhouette-based image understanding", PAMI 16 (1994).
     """
-    return masks.masked_fill(~seen[:, :, None], _CERTAIN).amin(1)
+    return masks.masked_fill(~seen[:, :, None], CERTAIN).amin(1)

@@ -37,8 +37,7 @@ def _one(read: Read, film: Tensor, ray: Tensor, finest_mm: float) -> FilmMaps:
     zoom = min(_MOST, USUAL_MM * math.exp(float(ray[0, 9])) / finest_mm)
     if zoom < _LEAST:
         return whole
-    parts, count = ("masks", "thickness", "level"), torch.ones_like(film)
-    sums = torch.cat([getattr(whole, name).reshape(1, -1, *film.shape[-2:]) for name in parts], 1)
+    sums, count = _stacked(whole), torch.ones_like(film)
     closer = ray.clone()
     closer[:, 9] -= math.log(zoom)
     free = 1 - 1 / zoom
@@ -46,12 +45,16 @@ def _one(read: Read, film: Tensor, ray: Tensor, finest_mm: float) -> FilmMaps:
     for x, y in product(steps, steps):
         there, back = _zoomed(film.shape, 1 / zoom, x, y), _zoomed(film.shape, zoom, -x * zoom, -y * zoom)
         found = read(film_inputs(_sampled(film[None], there)[0], closer))
-        told = torch.cat([getattr(found, name).reshape(1, -1, *film.shape[-2:]) for name in parts], 1)
-        sums = sums + _sampled(told, back)
+        sums = sums + _sampled(_stacked(found), back)
         count = count + _sampled(torch.ones_like(film)[None], back)[0]
     labels = whole.masks.shape[1]
     masks, thickness, level = (sums / count).split([labels, labels, 1], 1)
     return FilmMaps(masks, thickness, level[:, 0], whole.presence)
+
+
+def _stacked(maps: FilmMaps) -> Float[Tensor, "N C H W"]:
+    """All that is told pixel by pixel."""
+    return torch.cat([maps.masks, maps.thickness, maps.level[:, None]], 1)
 
 
 def _zoomed(shape: torch.Size, scale: float, x: float, y: float) -> Tensor:

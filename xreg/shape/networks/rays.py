@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from xreg.shape.networks.backproject import Lattice, Places, fuse, hull, look_up, stride
+from xreg.shape.networks.backproject import CERTAIN, Lattice, Places, fuse, hull, look_up, stride
 from xreg.shape.networks.closer import read_closer
 from xreg.shape.networks.decoder import PointHead, SpaceDecoder, sample_space
 from xreg.shape.networks.encoder import FilmEncoder
@@ -20,7 +20,6 @@ from xreg.shape.schemes import Scheme
 
 _STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
 _READERS = ("encoder", "heads")
-_FAR = 30.0  # a logit of what is certain
 _UNLIKELY = 0.1  # of the doubt: a label that has less everywhere is not asked about again
 
 
@@ -73,17 +72,20 @@ class RayNet(nn.Module):
         finest_mm: for hulls, films are read in enlarged parts too (`closer`).
         """
         lattice = Lattice.coarse(views.shape, stride(views.shape, self.settings.cells))
-        if hulls and finest_mm is not None:
-            films, rays = views.films.flatten(0, 1), views.rays.flatten(0, 1)
-            maps = read_closer(lambda x: self.read(x)[1], films, rays, finest_mm)
-            return Encoded(views, None, maps, None, lattice)
-        features, maps = self.read(views.inputs())
         if hulls:
-            return Encoded(views, None, maps, None, lattice)
+            return Encoded(views, None, self._maps(views, finest_mm), None, lattice)
+        features, maps = self.read(views.inputs())
         index = lattice.index(features.device).expand(len(views.films), -1, -1)
         fused = fuse(*look_up(features, views, index))
         place = index @ views.place[:, :, :3].transpose(1, 2) + views.place[:, None, :, 3]
         return Encoded(views, features, maps, self.decoder(fused, place, lattice), lattice)
+
+    def _maps(self, views: Views, finest_mm: float | None) -> FilmMaps:
+        """What is on the films, read in enlarged parts too where there is a finest_mm."""
+        if finest_mm is None:
+            return self.read(views.inputs())[1]
+        films, rays = views.films.flatten(0, 1), views.rays.flatten(0, 1)
+        return read_closer(lambda inputs: self.read(inputs)[1], films, rays, finest_mm)
 
     def at(
         self, encoded: Encoded, index: Float[Tensor, "B N 3"], labels: Int64[Tensor, " L"] | None = None
@@ -161,7 +163,7 @@ class RayNet(nn.Module):
 
 def _hull_logits(masks: Float[Tensor, "B V K N"], seen: Bool[Tensor, "B V N"]) -> Float[Tensor, "B L N"]:
     """Logits whose odds against the background are those of each structure's visual hull."""
-    least = hull(masks, seen).masked_fill((seen.sum(1) < 2)[:, None], -_FAR)
+    least = hull(masks, seen).masked_fill((seen.sum(1) < 2)[:, None], -CERTAIN)
     return F.pad(least, (0, 0, 1, 0))
 
 
