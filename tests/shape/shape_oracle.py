@@ -5,6 +5,7 @@ import torch
 from xreg.io import VoxelGrid
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme, scheme
+from xreg.shape.shares import Shares
 
 
 class Oracle:
@@ -40,5 +41,11 @@ class Oracle:
         entropy[voxels] = -torch.xlogy(p, p).sum(1)
         shape = self.grid.shape
         return ShapePrediction(
-            labels.reshape(shape), entropy.reshape(shape), None, voxels, p, grid, self.scheme, self.warnings
+            labels.reshape(shape),
+            entropy.reshape(shape),
+            None,
+            Shares.of(voxels, p),
+            grid,
+            self.scheme,
+            self.warnings,
         )

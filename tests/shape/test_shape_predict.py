@@ -144,7 +144,7 @@ def test_what_was_never_shown_is_never_said(folder, case) -> None:
     films = torch.rand(case.films.shape, generator=generator)
     found = model.predict(films, case.cameras, case.grid)
     assert set(found.labels.unique().tolist()) <= {0, 20, 21, 22, 23}
-    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(len(found.voxels)))
+    torch.testing.assert_close(found.shares.values.sum(1), torch.ones(len(found.shares)))
 
 
 def test_damaged_folders(folder, tmp_path, case) -> None:

@@ -155,7 +155,7 @@ def test_measures_have_a_spread_where_the_network_doubts(case) -> None:
 @pytest.mark.parametrize(("doubt", "sure"), [(0.05, True), (0.45, False)])
 def test_the_level_is_a_decision_with_alternatives(case, doubt: float, sure: bool) -> None:
     p = Oracle(case.labels, case.grid, "spine", level_doubt=doubt).predict(None, None, case.grid)
-    level = decide_level(p.labels, p.voxels, p.probabilities, case.grid, SPINE)
+    level = decide_level(p.labels, p.shares, case.grid, SPINE)
     assert level.shift == 0
     assert level.sure is sure
     assert sum(level.shares.values()) == pytest.approx(1.0)
@@ -174,11 +174,11 @@ def test_an_uncertain_level_is_rejected(case) -> None:
 def test_vertebrae_left_out_or_upside_down(case) -> None:
     gap = torch.where(case.labels == 23, 24, case.labels)
     p = Oracle(gap, case.grid, "spine").predict(None, None, case.grid)
-    level = decide_level(p.labels, p.voxels, p.probabilities, case.grid, SPINE)
+    level = decide_level(p.labels, p.shares, case.grid, SPINE)
     assert level.notes == ("L4 is missing between L3 and L5",)
     assert not level.sure
     p = Oracle(case.labels.flip(0), case.grid, "spine").predict(None, None, case.grid)
-    notes = decide_level(p.labels, p.voxels, p.probabilities, case.grid, SPINE).notes
+    notes = decide_level(p.labels, p.shares, case.grid, SPINE).notes
     assert "L2 lies above L1" in notes
 
 

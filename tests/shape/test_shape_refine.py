@@ -12,10 +12,11 @@ from xreg.io import VoxelGrid
 from xreg.shape.atlas import FILE, Atlas, build_atlas
 from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
-from xreg.shape.predict import prediction_of
+from xreg.shape.predict import DOUBT, prediction_of
 from xreg.shape.refine import RefineSettings, _shadows, _volumes, refine
 from xreg.shape.scene import Moves, Scene, overlap
 from xreg.shape.schemes import SCHEMES
+from xreg.shape.shares import Shares
 from xreg.shape.shipped import grid_camera
 from xreg.shape.sources import Member
 from xreg.shape.training import mean_dice
@@ -48,7 +49,7 @@ def doubtful(labels: torch.Tensor, blur: int = 2, names=SPINE):
         one = torch.nn.functional.avg_pool3d(one[None], 3, 1, 1, count_include_pad=False)[0]
     flat = (one / one.sum(0)).flatten(1).T
     voxels = (flat[:, 0] < 0.98).nonzero()[:, 0]
-    return prediction_of(voxels, flat[voxels][None], GRID, names)
+    return prediction_of([Shares.of(voxels, flat[voxels])], GRID, names)
 
 
 def films_of(labels: torch.Tensor):
@@ -127,15 +128,15 @@ def test_what_makes_no_atlas() -> None:
 def test_moves_carry_a_bone_where_they_say(atlas) -> None:
     scene = Scene.of(doubtful(bodies(), 0), atlas, GRID, 1)
     still = Moves.none(3)
-    filled = scene.occupancy(still, 1)
+    filled = scene.filled(still)[1]
     assert float(overlap(filled, scene.wanted[1])) > 0.9
     moved = replace(still, shift=torch.tensor([[0.0, 0, 0], [0.0, 0, 0.2], [0.0, 0, 0]]))
-    higher = scene.occupancy(moved, 1)
+    higher = scene.filled(moved)[1]
     z = scene.points[1][:, 2]
     rise = float((higher * z).sum() / higher.sum() - (filled * z).sum() / filled.sum())
     assert rise == pytest.approx(0.2 * float(scene.size[1]), rel=0.1)
     grown = replace(still, grow=torch.full((3, 3), 0.1))
-    assert float(scene.occupancy(grown, 1).sum() / filled.sum()) == pytest.approx(1.1**3, rel=0.06)
+    assert float(scene.filled(grown)[1].sum() / filled.sum()) == pytest.approx(1.1**3, rel=0.06)
 
 
 def test_gradients_of_the_shadows(atlas) -> None:
@@ -146,7 +147,7 @@ def test_gradients_of_the_shadows(atlas) -> None:
 
     def value(by):
         moves = replace(Moves.none(3), shift=by)
-        return (weights * _shadows(scene, [scene.occupancy(moves, n) for n in range(3)], camera)).sum()
+        return (weights * _shadows(scene, scene.filled(moves), camera)).sum()
 
     value(shift).backward()
     for bone, axis in ((0, 2), (2, 0)):
@@ -167,7 +168,7 @@ def test_a_blurred_prediction_becomes_sharp(atlas) -> None:
     assert all(bone.after > 0.9 for bone in made.bones)
     assert mean_dice(made.prediction.labels, truth) > mean_dice(found.labels, truth) + 0.02
     assert float(made.prediction.entropy.sum()) < float(found.entropy.sum())
-    total = made.prediction.probabilities.sum(1)
+    total = made.prediction.shares.values.sum(1)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0.0)
     assert "3 of 3 bones" in made.text
     assert made.to_json()["bones"][0]["name"] == "L1"
@@ -215,8 +216,12 @@ def test_the_same_bits_again_and_other_bones_untouched(atlas) -> None:
     labels[2:6, 10:18, 10:18] = 23  # L4, which the atlas lacks
     found, (films, cameras) = doubtful(labels), films_of(labels)
     one, two = (refine(found, films, cameras, atlas).prediction for _ in range(2))
-    assert torch.equal(one.probabilities, two.probabilities)
-    torch.testing.assert_close(one.probability("L4"), found.probability("L4"))
+    assert torch.equal(one.shares.values, two.shares.values)
+    before, after = found.probability("L4"), one.probability("L4")
+    kept = before > DOUBT
+    assert int(kept.sum()) > 100
+    torch.testing.assert_close(after[kept], before[kept])
+    assert float(after[~kept].max()) <= DOUBT
 
 
 def test_what_does_not_fit(atlas) -> None:

@@ -91,10 +91,11 @@ def test_dense_and_sparse_answers_agree(case) -> None:
     views = Views.of(case.films, case.cameras, case.grid)
     with torch.no_grad():
         out = net(views)
-        flat, found, _ = net.probabilities(views, 0.9)
+        found, _ = net.probabilities(views, 0.9)
     assert len(out.logits) == 2
     assert out.combined.shape == (1, SPINE, *SHAPE)
-    torch.testing.assert_close(found, out.combined[0].softmax(0).flatten(1)[:, flat].T)
+    dense = out.combined[0].softmax(0).flatten(1)[:, found.voxels]
+    torch.testing.assert_close(found.columns(range(SPINE)), dense.T)
 
 
 def test_views_ask_each_other() -> None:

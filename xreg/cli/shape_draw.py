@@ -24,6 +24,13 @@ from xreg.cli.verb import verb
     show_default=True,
     help="Standard deviation of their view angles, degrees.",
 )
+@click.option(
+    "--bodies",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Part of them whose bones are put in the soft tissue of another patient.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Draw new patients from the CTs in SAMPLES, folders that `xreg shape prepare` wrote.
@@ -44,7 +51,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     with terminal.working("reading patients"):
         _, patients = read_prepared(samples)
         learned = patients_without(patients, options["hold_out"])
-    source = Population(learned, exposure=Exposure(tilt_degrees=options["tilt"]))
+    source = Population(learned, exposure=Exposure(tilt_degrees=options["tilt"]), bodies=options["bodies"])
     count = options["count"]
     with terminal.working("drawing patients") as tell:
         drawn = draw_pool(

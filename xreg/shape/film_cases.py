@@ -43,9 +43,10 @@ class FilmVariation:
     voxels along the longest edge; coarser grids have larger pixels.  aspect: greatest
     log of the stretch.  degrees: standard deviation of a turn, at most twice that.  bend: size of smooth
     shifts, in parts of half the film.  body: standard deviation of the log by which patient and machine are
-    larger together.  gamma: greatest power of grey values.  shade, veil: of smooth factors (log) and of what
-    is added.  sharpness: greatest gain of local contrast; at 0 films are not blurred either.  noise: greatest
-    standard deviation.
+    larger together.  density: standard deviation of what 50 mm of bone add to a film or take from it, of all
+    bones, and half of it of each.  gamma: greatest power of grey values.  shade, veil: of smooth factors
+    (log) and of what is added.  sharpness: greatest gain of local contrast; at 0 films are not blurred
+    either.  noise: greatest standard deviation.
     """
 
     pixel_mm: tuple[float, float] = (1.9, 4.2)
@@ -54,6 +55,7 @@ class FilmVariation:
     degrees: float = 7.0
     bend: float = 0.018
     body: float = 0.1
+    density: float = 0.12
     gamma: float = 1.65
     shade: float = 0.22
     veil: float = 0.06
@@ -66,7 +68,7 @@ class FilmVariation:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high:
                 raise ShapeError(f"{name} must be two positive numbers, the smaller first, got {low}, {high}")
-        names = ("aspect", "degrees", "bend", "body", "shade", "veil", "sharpness", "noise")
+        names = ("aspect", "degrees", "bend", "body", "density", "shade", "veil", "sharpness", "noise")
         if min(getattr(self, name) for name in names) < 0 or self.gamma < 1:
             raise ShapeError(f"film variations must not be negative and gamma at least 1, got {self}")
 
@@ -133,7 +135,7 @@ class BoneFilm:
         columns, rows = rays[3:6].clone(), rays[6:9].clone()
         rays[3:6] = math.cos(angle) * columns + math.sin(angle) * rows
         rays[6:9] = math.cos(angle) * rows - math.sin(angle) * columns
-        film = exposed_anew(film, how, generator)[0]
+        film = exposed_anew(_denser(film, thickness, how.density, generator), how, generator)[0]
         return replace(self, film=film, rays=rays, thickness=body * thickness)
 
 
@@ -165,6 +167,16 @@ def exposed_anew(
 ) -> Float[Tensor, "V H W"]:
     """Films 0 to 1 with other range, contrast, shading, sharpness and noise, each film its own."""
     return torch.stack([_exposed(film, how, generator) for film in films])
+
+
+def _denser(
+    film: Float[Tensor, "1 H W"], thickness: Float[Tensor, "k H W"], size: float, generator: torch.Generator
+) -> Float[Tensor, "1 H W"]:
+    """The film with its bones denser or less so; what is black stays."""
+    gain = size * (
+        torch.randn((), generator=generator) + 0.5 * torch.randn(len(thickness), generator=generator)
+    )
+    return (film + torch.einsum("k,khw->hw", gain, thickness)).clamp_min(0) * (film > 0)
 
 
 def _exposed(film: Float[Tensor, "H W"], how: FilmVariation, generator: torch.Generator) -> Tensor:

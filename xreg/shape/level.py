@@ -7,12 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Bool, Int16
 from torch import Tensor
 
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.centroids import centroids
 from xreg.shape.schemes import VERTEBRAE, Scheme
+from xreg.shape.shares import Shares
 
 SHIFTS = (-2, -1, 0, 1, 2)
 SURE = 0.6  # confidence from which a numbering is taken as it is
@@ -74,31 +75,35 @@ class LevelDecision:
 
 def decide_level(
     labels: Int16[Tensor, "D H W"],
-    voxels: Tensor,
-    probabilities: Float[Tensor, "n L"],
+    said: Shares,
     grid: VoxelGrid,
     scheme: Scheme,
 ) -> LevelDecision:
-    """The decision from a label map and the network's probabilities [n, L] at flat voxel indices [n]."""
-    at = labels.flatten()[voxels].long()
+    """The decision from a label map and what the network said."""
+    at = labels.flatten()[said.voxels].long()
     order = [name for name in VERTEBRAE if name in scheme.names]
     counts = torch.bincount(labels.flatten().long(), minlength=len(scheme))
     found = [name for name in order if counts[scheme.index(name)] >= _LEAST]
     if not found:
         return LevelDecision((), {})
-    means = {name: _mean(probabilities[at == scheme.index(name)]) for name in found}
+    means = {name: _means(said, at == scheme.index(name)) for name in found}
     score = torch.zeros(len(SHIFTS), dtype=torch.float64)
     for column, shift in enumerate(SHIFTS):
         wanted = [(_shifted(name, shift), means[name]) for name in found]
-        kept = [float(mean[scheme.index(n)]) if n in scheme.names else 0.0 for n, mean in wanted]
+        kept = [mean.get(scheme.index(n), 0.0) if n in scheme.names else 0.0 for n, mean in wanted]
         score[column] = torch.tensor(kept, dtype=torch.float64).clamp_min(_FLOOR).log().mean()
     shares = dict(zip(SHIFTS, score.softmax(0).tolist(), strict=True))
     return LevelDecision(tuple(found), shares, _order_notes(found, labels, grid, scheme))
 
 
-def _mean(probabilities: Float[Tensor, "n L"]) -> Float[Tensor, " L"]:
-    """Zero of nothing: the network says nothing of voxels that an atlas alone filled."""
-    return probabilities.double().sum(0) / max(1, len(probabilities))
+def _means(said: Shares, there: Bool[Tensor, " n"]) -> dict[int, float]:
+    """Mean probabilities over some voxels, by label.
+
+    Zero of nothing: the network says nothing of voxels that an atlas alone filled.
+    """
+    values = said.values[there]
+    means = values.double().sum(0) / max(1, len(values))
+    return dict(zip(said.labels.tolist(), means.tolist(), strict=True))
 
 
 def _shifted(name: str, shift: int) -> str:

@@ -22,13 +22,13 @@ from xreg.io import VoxelGrid
 from xreg.shape.bones import BoneMotion, middles, polyaffine_velocity
 from xreg.shape.deform import invertible, random_field
 from xreg.shape.films import AP, CEILING, LATERAL, FilmLook, facing_camera, make_films, normalise
-from xreg.shape.patients import AIR, Patient, sample_points
+from xreg.shape.patients import Patient, sample_points
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme as scheme_of
+from xreg.shape.tissue import in_body_of, vary_tissue
 
 __all__ = ["Exposure", "Variation", "draw_sample", "expose_grid", "film_patient", "refined", "vary"]
 
-_TISSUE = (-200.0, 150.0)  # HU between which organs differ from patient to patient
 _DRAWS = 4
 
 
@@ -101,7 +101,7 @@ def vary(
     """
     warp = _draw_warp(patient, generator, variation, grid or patient.grid, toward)
     hu, labels = patient.at(warp.points(warp.grid, patient))
-    hu = _tissues(hu, warp.grid, variation, generator)
+    hu = vary_tissue(hu, warp.grid, variation, generator)
     return replace(patient, hu=hu, grid=warp.grid, **_sides(patient, labels, warp))
 
 
@@ -113,11 +113,13 @@ def draw_sample(
     *,
     grid: VoxelGrid | None = None,
     toward: Patient | None = None,
+    body: Patient | None = None,
     fine: int = 1,
     size: tuple[int, int] | None = None,
 ) -> Sample:
     """A new patient's coronal and sagittal films, and its labels on ``grid``, as a training takes them.
 
+    body: another patient, in whose soft tissue the bones are put (`xreg.shape.tissue`).
     fine: how much finer than the labels' grid the voxels are of which films are made, 2 where the patient is
     kept at twice the resolution.  size: (H, W) of both films, by default about such a voxel a pixel.  The
     rest as in `vary`.  Draws again, up to four times, where a cut field shows no bone; then ShapeError.
@@ -130,8 +132,11 @@ def draw_sample(
     else:
         raise ShapeError(f"{patient.name}: no bone in {_DRAWS} draws; cut and shift the field less")
     dense = refined(warp.grid, fine)
-    hu = patient.hu_at(warp.points(dense, patient))
-    hu = _tissues(hu, dense, variation, generator)
+    points = warp.points(dense, patient)
+    hu = patient.hu_at(points)
+    if body is not None:
+        hu = in_body_of(hu, patient.labels_at(points), dense, body, generator)
+    hu = vary_tissue(hu, dense, variation, generator)
     films, cameras = expose_grid(hu, dense, generator, exposure, size=size)
     sides = _sides(patient, labels, warp)
     return Sample(films, cameras, grid=warp.grid, scheme=patient.scheme, patient=patient.name, **sides)
@@ -276,19 +281,3 @@ def _lattice(grid: VoxelGrid, n: int) -> VoxelGrid:
     """Every n-th voxel, and on until the last one lies within."""
     change = torch.diag(torch.tensor([n, n, n, 1.0], dtype=torch.float64))
     return VoxelGrid(tuple(max(4, -(-(m - 1) // n) + 1) for m in grid.shape), grid.affine @ change)
-
-
-def _tissues(
-    hu: Tensor, grid: VoxelGrid, variation: Variation, generator: torch.Generator
-) -> Float[Tensor, "D H W"]:
-    """Organs denser or less so, smoothly; bone of more or less contrast; air stays."""
-    gain = math.exp(variation.bone_gain * float(torch.randn((), generator=generator)))
-    whole = 0.5 * variation.tissue_hu * float(torch.randn((), generator=generator))
-    lattice = tuple(-(-n // 4) + 1 for n in grid.shape)
-    field = random_field(lattice, [4 * s for s in grid.spacing], variation.tissue_mm, generator, channels=1)
-    field = F.interpolate(field[None], grid.shape, mode="trilinear", align_corners=True)[0, 0].to(hu.device)
-    low, high = _TISSUE
-    part = ((hu - low) / 100.0).clamp(0.0, 1.0) * ((high - hu) / 50.0).clamp(0.0, 1.0)
-    hu = hu + part * (variation.tissue_hu * field + whole)
-    dense = (hu - high).clamp_min(0.0)
-    return (hu + (gain - 1.0) * dense).clamp_min(AIR)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, Int64
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from xreg.errors import FileError, InputWarning, ShapeError, XregError
@@ -26,6 +26,7 @@ from xreg.shape.networks import Lattice, NetworkSettings, RayNet, SwinX2S, Views
 from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
 from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES, Scheme, scheme
+from xreg.shape.shares import Shares, aligned, mean
 from xreg.shape.spine import count_vertebrae, renumbered
 from xreg.training import MODEL, load_weights, require
 
@@ -41,40 +42,39 @@ class ShapePrediction:
 
     labels [D, H, W] int16 in the numbers of ``scheme``.  entropy [D, H, W], nats: of the probabilities at
     each voxel, at most log of the count of labels.  disagreement [D, H, W], nats: the part of it that comes
-    from the variants of the films (their mutual information), None without variants.  voxels [n]: flat
-    indices of the voxels that may be bone, and their probabilities [n, L]; all others are background.
-    thickness [V, L, H, W]: of each structure along the rays of the films as the network read them
-    (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what was also warned of.
-    uncounted: voxels and probabilities as the network gave them, where its vertebrae were counted anew.
+    from the variants of the films (their mutual information), None without variants.  shares: what the voxels
+    that may be bone may be.  thickness [V, L, H, W]: of each structure along the rays of the films as the
+    network read them (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what
+    was also warned of.  uncounted: the shares as the network gave them, where its vertebrae were counted
+    anew.
     """
 
     labels: Int16[Tensor, "D H W"]
     entropy: Float[Tensor, "D H W"]
     disagreement: Float[Tensor, "D H W"] | None
-    voxels: Int64[Tensor, " n"]
-    probabilities: Float[Tensor, "n L"]
+    shares: Shares
     grid: VoxelGrid
     scheme: Scheme
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
-    uncounted: tuple[Int64[Tensor, " n"], Float[Tensor, "n L"]] | None = None
+    uncounted: Shares | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
         number = self.scheme.index(label) if isinstance(label, str) else int(label)
         elsewhere = 1.0 if number == 0 else 0.0
-        return _dense(self.probabilities[:, number], self.voxels, self.grid, elsewhere)
+        return _dense(self.shares.of_label(number), self.shares.voxels, self.grid, elsewhere)
 
     def expected_volumes(self) -> dict[str, tuple[float, float]]:
         """Volume of each structure found, mm³: what is labelled, and the sum of its probabilities."""
         voxel, found = self.grid.voxel_mm3, {}
         counts = torch.bincount(self.labels.flatten().long(), minlength=len(self.scheme))
-        sums = self.probabilities.double().sum(0)
+        sums = self.shares.sums()
         for number in self.scheme.numbers:
             if counts[number]:
                 found[self.scheme.names[number]] = (
                     float(counts[number]) * voxel,
-                    float(sums[number]) * voxel,
+                    sums.get(number, 0.0) * voxel,
                 )
         return found
 
@@ -172,22 +172,23 @@ class ShapeModel:
         runs, maps = [], []
         for power in _POWERS[:variants]:
             one = views if power == 1.0 else views.with_films(views.films**power)
-            flat, found, seen = self.net.probabilities(one, DOUBT, **known)
+            found, seen = self.net.probabilities(one, DOUBT, **known)
             maps += [] if seen is None else [seen.to("cpu")]
-            runs.append((flat.cpu(), self._known_only(found).cpu()))
-        voxels, stack = _aligned(runs)
+            # what no annotation ever showed was learned as "perhaps background"
+            runs.append(found.only(self.learned).to("cpu"))
+        runs = aligned(runs)
         if not maps:
-            return prediction_of(voxels, stack, grid, self.scheme, said)
+            return prediction_of(runs, grid, self.scheme, said)
         seen, views = FilmMaps.mean(maps), views.to("cpu")
         thickness = F.pad(views.turned(seen.thickness[None] * THICKNESS_MM)[0], (0, 0, 0, 0, 1, 0))
         uncounted = None
         if count:
-            points, mean = points_of(grid, voxels), _mean(stack)
-            line = count_vertebrae(points, mean, grid, self.scheme, seen, views)
+            points, whole = points_of(grid, runs[0].voxels), mean(runs)
+            line = count_vertebrae(points, whole, grid, self.scheme, seen, views)
             if line is not None:
-                uncounted = voxels, mean
-                stack = torch.stack([renumbered(points, run, self.scheme, line) for run in stack])
-        made = prediction_of(voxels, stack, grid, self.scheme, said)
+                uncounted = whole
+                runs = aligned([renumbered(points, run, self.scheme, line) for run in runs])
+        made = prediction_of(runs, grid, self.scheme, said)
         return replace(made, thickness=thickness, uncounted=uncounted)
 
     def _own_grid(self, grid: VoxelGrid) -> VoxelGrid:
@@ -213,12 +214,6 @@ class ShapeModel:
             warnings.warn(text, InputWarning, stacklevel=3)
         return tuple(said)
 
-    def _known_only(self, probabilities: Float[Tensor, "n L"]) -> Float[Tensor, "n L"]:
-        """What no annotation ever showed was learned as `perhaps background`, and becomes that, in place."""
-        unknown = (~self.learned).nonzero()[:, 0]
-        probabilities[:, 0] += probabilities[:, unknown].sum(1)
-        return probabilities.index_fill_(1, unknown, 0.0)
-
 
 def _finest_mm(facts: dict[str, Any]) -> float | None:
     """The least size of the training's pixels, mm."""
@@ -227,26 +222,17 @@ def _finest_mm(facts: dict[str, Any]) -> float | None:
 
 
 def prediction_of(
-    voxels: Int64[Tensor, " n"],
-    stack: Float[Tensor, "R n L"],
-    grid: VoxelGrid,
-    names: Scheme,
-    said: tuple[str, ...] = (),
+    runs: Sequence[Shares], grid: VoxelGrid, names: Scheme, said: tuple[str, ...] = ()
 ) -> ShapePrediction:
-    """The prediction of one or several runs: probabilities at the voxels that may be bone, on the host."""
-    mean = _mean(stack)
-    some = mean.amax(0).nonzero()[:, 0] if len(mean) else torch.arange(mean.shape[1])  # most are nowhere
-    shown = mean[:, some]
-    total = _entropy(shown)
-    apart = (total - _entropy(stack[:, :, some]).mean(0)).clamp_min(0) if len(stack) > 1 else None
-    labels = _dense(some[shown.argmax(1)].to(torch.int16), voxels, grid, 0)
-    doubt = None if apart is None else _dense(apart, voxels, grid, 0.0)
-    entropy = _dense(total, voxels, grid, 0.0)
-    return ShapePrediction(labels, entropy, doubt, voxels, mean, grid, names, said)
-
-
-def _mean(stack: Float[Tensor, "R n L"]) -> Float[Tensor, "n L"]:
-    return stack[0] if len(stack) == 1 else stack.mean(0)
+    """The prediction of one or several aligned opinions on the voxels that may be bone, on the host."""
+    whole = mean(runs)
+    total = whole.entropy()
+    labels = _dense(whole.best().to(torch.int16), whole.voxels, grid, 0)
+    doubt = None
+    if len(runs) > 1:
+        apart = total - torch.stack([run.entropy() for run in runs]).mean(0)
+        doubt = _dense(apart.clamp_min(0), whole.voxels, grid, 0.0)
+    return ShapePrediction(labels, _dense(total, whole.voxels, grid, 0.0), doubt, whole, grid, names, said)
 
 
 def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) -> Float[Tensor, "D H W"]:
@@ -254,21 +240,3 @@ def _dense(values: Tensor, voxels: Tensor, grid: VoxelGrid, elsewhere: float) ->
     whole = values.new_full((math.prod(grid.shape),), elsewhere)
     whole[voxels] = values
     return whole.reshape(grid.shape)
-
-
-def _entropy(p: Float[Tensor, "*b L"]) -> Float[Tensor, "*b"]:
-    """Of probabilities, in nats."""
-    return -torch.xlogy(p, p).sum(-1)
-
-
-def _aligned(runs: list[tuple[Tensor, Tensor]]) -> tuple[Int64[Tensor, " n"], Float[Tensor, "R n L"]]:
-    """Runs on the voxels that any of them kept; where one did not, it found background."""
-    if len(runs) == 1:
-        return runs[0][0], runs[0][1][None]
-    voxels = torch.cat([flat for flat, _ in runs]).unique()
-    count = runs[0][1].shape[1]
-    stack = runs[0][1].new_zeros(len(runs), len(voxels), count)
-    stack[:, :, 0] = 1.0
-    for own, (flat, found) in zip(stack, runs, strict=True):
-        own[torch.searchsorted(voxels, flat)] = found
-    return voxels, stack

@@ -197,8 +197,7 @@ def reconstruct(
     measures = measure(found.labels, grid, found.scheme, samples=_drawn(found, settings))
     tell("bones back into the films")
     fits = tuple(fit_film(f, c, found) for f, c in zip(*fitted(stack, cameras, grid), strict=True))
-    told = found.uncounted or (found.voxels, found.probabilities)
-    level = decide_level(found.labels, *told, grid, found.scheme)
+    level = decide_level(found.labels, found.uncounted or found.shares, grid, found.scheme)
     said += [*found.warnings, *(f"vertebrae: {note}" for note in level.notes)]
     return Reconstruction(
         prediction=found,
@@ -244,13 +243,13 @@ def fit_film(film: Float[Tensor, "H W"], camera: Camera, found: ShapePrediction)
 
 def _drawn(found: ShapePrediction, settings: ReconstructSettings) -> list[Tensor]:
     """Label maps as likely as the one that was found, in the scheme's numbers."""
-    most = found.probabilities.amax(0)
-    numbers = [0, *(n for n in found.scheme.numbers if float(most[n]) > _MASS)]
+    most = found.shares.values.amax(0).tolist()
+    numbers = [0, *(n for n, p in zip(found.shares.labels.tolist(), most, strict=True) if n and p > _MASS)]
     dense = torch.zeros(len(numbers), found.labels.numel())
     dense[0] = 1.0
-    kept = found.probabilities[:, numbers]
+    kept = found.shares.columns(numbers)
     kept = torch.where(kept > _MASS, kept, 0.0)  # so that a bone is drawn about where it lies, and quickly
-    dense[:, found.voxels] = (kept / kept.sum(1, keepdim=True)).T.to(dense.dtype)
+    dense[:, found.shares.voxels] = (kept / kept.sum(1, keepdim=True)).T.to(dense.dtype)
     dense = dense.reshape(len(numbers), *found.grid.shape)
     table = torch.tensor(numbers, dtype=torch.int16)
     drawn = draw_labels(dense, found.grid, count=settings.draws, seed=settings.seed)

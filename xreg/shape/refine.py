@@ -25,7 +25,7 @@ from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
 from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import fitted, pixel_mm
-from xreg.shape.predict import ShapePrediction, prediction_of
+from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
 from xreg.shape.scene import Moves, Scene, box_of
 from xreg.similarity import sobel
 
@@ -33,6 +33,7 @@ _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitte
 _GROUPS = 4  # volumes that neighbours along a row are spread over, so that a film tells them apart
 _FAR = 12.0  # largest logit of an atlas' bone
 _FILLED = -4.0  # logit from which an atlas' bone speaks for a voxel
+_OPEN = 0.7  # of the network's share: as sure of background, where no atlas' bone is, there is none
 _SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
 
 
@@ -258,25 +259,31 @@ def _fused(
     found: ShapePrediction, scene: Scene, moves: Moves, used: Tensor, settings: RefineSettings
 ) -> ShapePrediction:
     """Both opinions multiplied, each with a power, at the voxels that either counts as bone."""
-    drawn = {}
+    drawn, pose = {}, moves.pose()
     for bone in used.nonzero()[:, 0].tolist():
         voxels, points = box_of(found.grid, scene.points[bone])
-        logit = scene.logit(moves, bone, points, found.grid).clamp(-_FAR, _FAR)
-        near = logit > _FILLED
+        logit = scene.logit(pose, bone, points, found.grid).clamp(-_FAR, _FAR)
+        near = (logit > _FILLED).nonzero()[:, 0]
         drawn[scene.numbers[bone]] = voxels[near], logit[near]
-    voxels = torch.cat([found.voxels, *(v for v, _ in drawn.values())]).unique()
-    network = found.probabilities.new_zeros(len(voxels), len(found.scheme))
-    network[:, 0] = 1.0
-    network[torch.searchsorted(voxels, found.voxels)] = found.probabilities
-    numbers = [0, *drawn]
-    logits = network.new_full((len(voxels), len(numbers)), -_FAR)
-    logits[:, 0] = 0.0
-    for column, (own, logit) in enumerate(drawn.values(), 1):
-        logits[torch.searchsorted(voxels, own), column] = logit
-    mine = network[:, numbers]
+    voxels = torch.cat([found.shares.voxels, *(v for v, _ in drawn.values())]).unique()
+    numbers = torch.tensor([0, *sorted(drawn)])
+    both = found.shares.on(voxels, torch.cat([found.shares.labels, numbers]).unique())
+    places = torch.searchsorted(both.labels, numbers)
+    mine = both.values[:, places]
     share = mine.sum(1, keepdim=True)
-    mine = mine.div_(share.clamp_min(1e-9)).clamp_min_(1e-5).log_()
-    both = mine.mul_(settings.trust).add_(logits, alpha=1 - settings.trust)
-    network[:, numbers] = share * both.softmax(1)
-    made = prediction_of(voxels, network[None], found.grid, found.scheme, found.warnings)
+    asked = mine[:, 0] < _OPEN * share[:, 0]
+    for own, _ in drawn.values():
+        asked[torch.searchsorted(voxels, own)] = True
+    rows = asked.nonzero()[:, 0]
+    place = asked.cumsum(0) - 1
+    logits = mine.new_full((len(rows), len(numbers)), (settings.trust - 1) * _FAR)
+    logits[:, 0] = 0.0
+    for column, number in enumerate(numbers[1:].tolist(), 1):
+        own, logit = drawn[number]
+        logits[place[torch.searchsorted(voxels, own)], column] = (1 - settings.trust) * logit
+    own = mine[rows].div_(share[rows].clamp_min(1e-9)).clamp_min_(1e-5).log_()
+    mine.zero_()[:, 0] = share[:, 0]
+    mine[rows] = share[rows] * logits.add_(own, alpha=settings.trust).softmax(1)
+    both.values[:, places] = mine
+    made = prediction_of([both.likely(DOUBT)], found.grid, found.scheme, found.warnings)
     return replace(made, thickness=found.thickness, uncounted=found.uncounted)

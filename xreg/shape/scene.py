@@ -42,17 +42,29 @@ class Moves:
     def parts(self) -> tuple[Tensor, ...]:
         return self.turn, self.shift, self.grow, self.bend
 
+    def pose(self) -> Pose:
+        """What they do to points."""
+        back = roma.rotvec_to_rotmat(self.turn) * torch.exp(-self.grow)[:, None]
+        return Pose(back.unbind(), self.shift.unbind(), self.bend.mT.unbind())
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """Moves as they act, a bone each: back [3, 3] of its turn and growth, shift [3], bend [6, 3]."""
+
+    back: tuple[Tensor, ...]
+    shift: tuple[Tensor, ...]
+    bend: tuple[Tensor, ...]
+
     def local(
         self, points: Float[Tensor, "n 3"], bone: int, place: Tensor, size: float, reach: Tensor
     ) -> Float[Tensor, "n 3"]:
         """World points (mm) about a bone's place, in units of the atlas' bone."""
-        away = (points - place) / size - self.shift[bone]
-        turned = away @ roma.rotvec_to_rotmat(self.turn[bone])
-        y = turned * torch.exp(-self.grow[bone])
+        y = ((points - place) / size - self.shift[bone]) @ self.back[bone]
         z = y / reach
         a, b, c = z.unbind(-1)
-        bent = torch.stack([a * a, b * b, c * c, a * b, b * c, c * a], -1) @ self.bend[bone].T
-        return y + bent * reach.mean()
+        powers = torch.stack([a * a, b * b, c * c, a * b, b * c, c * a], -1)
+        return torch.addmm(y, powers, self.bend[bone] * reach.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +102,8 @@ class Scene:
         """
         scheme, parts, pooled = found.scheme, [], _pooled(found, grid, n)
         for name, shape in atlas.bones.items():
+            if scheme.index(name) not in pooled:
+                continue
             dense = pooled[scheme.index(name)].reshape(grid.shape)
             least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
@@ -110,41 +124,40 @@ class Scene:
             torch.tensor(size), voxels, points, wanted, grid, rows,
         )  # fmt: skip
 
-    def distance(self, moves: Moves, bone: int, points: Tensor) -> Float[Tensor, " n"]:
+    def distance(self, pose: Pose, bone: int, points: Tensor) -> Float[Tensor, " n"]:
         """Signed distance (mm) from the moved bone at world points."""
         shape, size = self.shapes[bone], float(self.size[bone])
-        local = moves.local(points, bone, self.place[bone], size, shape.reach)
+        local = pose.local(points, bone, self.place[bone], size, shape.reach)
         return size * shape.distance(self.examples[bone], local)
 
-    def occupancy(self, moves: Moves, bone: int) -> Float[Tensor, " n"]:
-        """How much of each of the bone's voxels it fills."""
-        return torch.sigmoid(self.logit(moves, bone, self.points[bone], self.grid))
-
     def filled(self, moves: Moves) -> list[Float[Tensor, " n"]]:
-        """The occupancy of each bone."""
-        return [self.occupancy(moves, bone) for bone in range(len(self.names))]
+        """How much of each of its voxels each bone fills."""
+        pose = moves.pose()
+        return [self.logit(pose, n, at, self.grid).sigmoid() for n, at in enumerate(self.points)]
 
     def overlaps(self, filled: list[Tensor]) -> Float[Tensor, " B"]:
         """Soft Dice of what each bone fills with what the network says."""
         return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
 
-    def logit(self, moves: Moves, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
+    def logit(self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
         """Log odds that the moved bone fills voxels of ``grid`` at world points."""
-        return -self.distance(moves, bone, points) / _softness(grid)
+        return -self.distance(pose, bone, points) / _softness(grid)
 
 
 def _softness(grid: VoxelGrid) -> float:
     return _SOFT * sum(grid.spacing) / 3
 
 
-def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> Float[Tensor, "L N"]:
-    """Mean probabilities over the blocks of n³ voxels that make up ``grid``, all structures at once."""
+def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> dict[int, Float[Tensor, " N"]]:
+    """Mean probabilities over the blocks of n³ voxels that make up ``grid``, by label."""
     depth, height, width = grid.shape
-    i, j, k = Lattice(found.grid.shape).index_at(found.voxels).long().div(n, rounding_mode="floor").T
+    said = found.shares
+    i, j, k = Lattice(found.grid.shape).index_at(said.voxels).long().div(n, rounding_mode="floor").T
     whole = (i < width) & (j < height) & (k < depth)
     block = ((k * height + j) * width + i)[whole]
-    made = found.probabilities.new_zeros(depth * height * width, len(found.scheme))
-    return made.index_add_(0, block, found.probabilities[whole]).div_(n**3).T.contiguous()
+    made = said.values.new_zeros(depth * height * width, len(said.labels))
+    made.index_add_(0, block, said.values[whole]).div_(n**3)
+    return dict(zip(said.labels.tolist(), made.T.contiguous(), strict=True))
 
 
 def _start(

@@ -21,6 +21,7 @@ from xreg.shape import samples as sample_files
 from xreg.shape.patients import Patient
 from xreg.shape.population import Exposure, Variation, draw_sample
 from xreg.shape.samples import Sample
+from xreg.shape.tissue import covers
 from xreg.training import step_generator, step_seed
 
 POOL = "pool.json"
@@ -68,8 +69,9 @@ class Population:
     """New patients by `xreg.shape.population`, among them, now and then, samples as they are.
 
     Old patients are taken in proportion to the bones that they show, so that bones are seen alike often.
-    toward: chance that a new patient goes a part of the way to another's bones.  as_they_are: share of the
-    samples; their patients must be among ``patients``.
+    toward: chance that a new patient goes a part of the way to another's bones.  bodies: chance that its
+    bones are put in the body of another that is large enough.  as_they_are: share of the samples; their
+    patients must be among ``patients``.
     """
 
     patients: Sequence[Patient]
@@ -77,6 +79,7 @@ class Population:
     variation: Variation = field(default_factory=Variation)
     exposure: Exposure = field(default_factory=Exposure)
     toward: float = 0.4
+    bodies: float = 0.0
     as_they_are: float = 0.1
 
     @property
@@ -97,7 +100,19 @@ class Population:
         patient = self.patients[int(torch.multinomial(self._shares, 1, generator=generator))]
         others = [p for p in self.patients if p is not patient]
         toward = _pick(others, generator) if others and near < self.toward else None
-        return draw_sample(patient, generator, self.variation, self.exposure, toward=toward)
+        return draw_sample(
+            patient, generator, self.variation, self.exposure,
+            toward=toward, body=self._body(patient, others, generator),
+        )  # fmt: skip
+
+    def _body(
+        self, patient: Patient, others: Sequence[Patient], generator: torch.Generator
+    ) -> Patient | None:
+        """In whose soft tissue the bones are put; None for the patient's own."""
+        if not self.bodies or float(torch.rand((), generator=generator)) >= self.bodies:
+            return None
+        large = [p for p in others if covers(p, patient.grid)]
+        return _pick(large, generator) if large else None
 
 
 def case_of(source: Source, seed: int, step: int, number: int) -> tuple[Sample, torch.Generator]:

@@ -22,6 +22,7 @@ from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import VERTEBRAE, Scheme
+from xreg.shape.shares import Shares
 
 # From one vertebra's middle to the next, C1 first: means of seven labelled scans, smoothed by hand.
 GAPS_MM = (
@@ -38,6 +39,7 @@ _FLOOR = 0.02  # of a mask: a network is never that sure
 _NEVER = -1e9
 _SHARP = 0.5  # of a level, about a vertebra's middle, that is its own
 _REACH_MM = 15.0  # beyond the ends of the line
+_TRACE = 1e-3  # of being vertebra: less of it becomes background
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class SpineLine:
 
 def count_vertebrae(
     points: Float[Tensor, "n 3"],
-    probabilities: Float[Tensor, "n L"],
+    found: Shares,
     grid: VoxelGrid,
     names: Scheme,
     maps: FilmMaps,
@@ -91,7 +93,7 @@ def count_vertebrae(
 ) -> SpineLine | None:
     """The spine's line and levels; None where there is too little spine to count, or it has no names.
 
-    points, probabilities: of the voxels that may be bone, in the world (mm).  maps: of the films in
+    points: world mm of the voxels that may be bone.  found: what these may be.  maps: of the films in
     ``views``, whose grid this is.  All on the host.
     """
     spine = names.groups.get("spine", ())
@@ -99,11 +101,12 @@ def count_vertebrae(
         return None
     sacrum = names.names.index("sacrum") if "sacrum" in names.names else None
     numbers = [*spine, *([sacrum] if sacrum else [])]
-    line = _middle_line(points, probabilities[:, numbers].sum(1), grid.voxel_mm3)
+    shares = found.columns(numbers)
+    line = _middle_line(points, shares.sum(1), grid.voxel_mm3)
     if len(line) < 4:
         return None
     films = _in_films(line, grid, maps, views, numbers)
-    own = (films + _in_space(line, points, probabilities[:, numbers])) / 2
+    own = (films + _in_space(line, points, shares)) / 2
     if sacrum is None:
         own = F.pad(own, (0, 1), value=_NEVER)
     levels, size = _best_path(line, own, settings)
@@ -114,22 +117,28 @@ def count_vertebrae(
 
 def renumbered(
     points: Float[Tensor, "n 3"],
-    probabilities: Float[Tensor, "n L"],
+    found: Shares,
     names: Scheme,
     line: SpineLine,
     settings: SpineSettings = SpineSettings(),
-) -> Float[Tensor, "n L"]:
+) -> Shares:
     """Each voxel's probability of being a vertebra, shared out among them by where it lies on the line."""
     spine = torch.tensor(names.groups["spine"])
-    total = probabilities[:, spine].sum(1)
-    there = (total > 1e-3).nonzero()[:, 0]
+    vertebra = torch.isin(found.labels, spine)
+    total = found.values[:, vertebra].sum(1)
+    there = (total > _TRACE).nonzero()[:, 0]
     levels = line.at(points[there])
-    off = (levels[:, None] - torch.arange(len(spine))) / _SHARP
-    split = probabilities[there][:, spine] / total[there, None]
-    shares = (settings.keep * split.clamp_min(1e-3).log() - off**4).softmax(1)
-    made = probabilities.clone()
-    made[there[:, None], spine] = total[there, None] * shares
-    return made
+    low, high = levels.aminmax() if len(there) else (torch.zeros(()), torch.zeros(()))
+    near = torch.arange(max(0, int(low.floor()) - 1), min(len(spine), int(high.ceil()) + 2))
+    own = found.columns(spine[near])[there] / total[there, None]
+    off = ((levels[:, None] - near) / _SHARP).square_().square_()
+    shares = own.clamp_(min=1e-3).log_().mul_(settings.keep).sub_(off).softmax(1)
+    labels = torch.cat([found.labels[~vertebra], spine[near]]).sort().values
+    made = found.values.new_zeros(len(found), len(labels))
+    made[:, ~torch.isin(labels, spine)] = found.values[:, ~vertebra]
+    made[there[:, None], torch.searchsorted(labels, spine[near])] = total[there, None] * shares
+    made[:, 0] += total.masked_fill_(total > _TRACE, 0.0)
+    return Shares(found.voxels, labels, made)
 
 
 def _middle_line(

@@ -73,7 +73,7 @@ class FitSettings:
     mode: str = "exact"
     held_out: float = 0.02
     check_every: int = 25
-    patience: int = 2
+    patience: int = 1
     poses: bool = False
     pose_rounds: int = 6
     intrinsics: bool = False

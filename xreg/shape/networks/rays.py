@@ -17,6 +17,7 @@ from xreg.shape.networks.heads import FilmHeads, FilmMaps
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
+from xreg.shape.shares import Shares
 
 _STEPS = (4, 2, 1)  # voxels between those that are asked, pass by pass
 _READERS = ("encoder", "heads")
@@ -120,15 +121,14 @@ class RayNet(nn.Module):
         hulls: bool = False,
         finest_mm: float | None = None,
         chunk: int = 1 << 16,
-    ) -> tuple[Tensor, Tensor, FilmMaps | None]:
+    ) -> tuple[Shares, FilmMaps | None]:
         """Voxels of one case that may hold bone, their probabilities, and what is on the films.
 
         Every fourth voxel along each axis is asked first, then every second and then all, each time only
         about those whose background has less than 1 - doubt, and about labels that got more than a tenth of
         that anywhere.  hulls: let the films' masks alone say what is where: a structure's odds are the least
         of those that it covers the voxel's pixel, and where fewer than two films see there is nothing.
-        finest_mm: as in `encode`.  Returns flat indices [n] into the grid, probabilities [n, L], and the
-        films' maps.
+        finest_mm: as in `encode`.  Returns what those voxels may be, and the films' maps.
         """
         encoded = self.encode(views, hulls=hulls, finest_mm=finest_mm)
         maybe = torch.ones(Lattice.coarse(views.shape, _STEPS[0]).counts, dtype=torch.bool)
@@ -146,19 +146,17 @@ class RayNet(nn.Module):
                 maybe = _finer(maybe.reshape(lattice.counts), finer)
                 likely[0] = True
                 labels = labels[likely]
-        kept = found[:, 0] < 1 - doubt
-        flat = flat[kept]
-        whole = found.new_zeros(len(flat), len(self.names))
-        whole[:, labels] = found[kept]
-        return flat, whole, encoded.maps
+        return Shares(flat, labels, found).likely(doubt), encoded.maps
 
     def _ask(
         self, encoded: Encoded, index: Float[Tensor, "N 3"], labels: Int64[Tensor, " L"], chunk: int
     ) -> Float[Tensor, "N L"]:
         if not len(index):
             return index.new_zeros(0, len(labels))
-        logits = (self.at(encoded, part[None], labels)[0][0] for part in index.split(chunk))
-        return torch.cat([part.float().softmax(0).T for part in logits])
+        made = index.new_empty(len(index), len(labels))
+        for part, values in zip(index.split(chunk), made.split(chunk), strict=True):
+            values.copy_(self.at(encoded, part[None], labels)[0][0].float().softmax(0).T)
+        return made
 
 
 def _hull_logits(masks: Float[Tensor, "B V K N"], seen: Bool[Tensor, "B V N"]) -> Float[Tensor, "B L N"]:

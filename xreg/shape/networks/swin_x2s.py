@@ -24,6 +24,7 @@ from xreg.shape.networks.backproject import Places
 from xreg.shape.networks.settings import NetworkSettings, Output
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import Scheme
+from xreg.shape.shares import Shares
 
 _MULTIPLE = 32  # by which the deepest level is coarser than the grid
 _LEVELS = 6
@@ -110,14 +111,14 @@ class SwinX2S(nn.Module):
         return Output(tuple(x if places is None else places.take(x) for x in logits), None)
 
     @torch.no_grad()
-    def probabilities(self, views: Views, doubt: float, chunk: int = 0) -> tuple[Tensor, Tensor, None]:
-        """Voxels of one case whose background has less than 1 - doubt, and their probabilities [n, L].
+    def probabilities(self, views: Views, doubt: float, chunk: int = 0) -> tuple[Shares, None]:
+        """What the voxels of one case may be whose background has less than 1 - doubt.
 
         It tells nothing of what is on the films: None.
         """
         found = self(views).combined[0].float().softmax(0).flatten(1)
         flat = (found[0] < 1 - doubt).nonzero()[:, 0]
-        return flat, found[:, flat].T.contiguous(), None
+        return Shares.of(flat, found[:, flat].T.contiguous()), None
 
     def films(self, views: Views) -> tuple[Float[Tensor, "B 1 D W"], Float[Tensor, "B 1 D H"]]:
         """The film along j and the one along i, looked up at the grid's middle plane.
