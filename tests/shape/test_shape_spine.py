@@ -2,41 +2,16 @@
 
 import pytest
 import torch
+from spine_phantom import ALL, FIRST, GRID, LAST, SACRUM, SPINE, spine
 
 from xreg.geometry import se3
-from xreg.io import VoxelGrid
 from xreg.shape.centroids import points_of
 from xreg.shape.films import facing_camera, label_thickness
 from xreg.shape.networks import Views
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shares import Shares
-from xreg.shape.spine import GAPS_MM, SpineLine, count_vertebrae, renumbered
-
-ALL = SCHEMES["all"]
-SPINE = list(ALL.groups["spine"])
-SACRUM = ALL.index("sacrum")
-GRID = VoxelGrid.box((100, 40, 40), (160.0, 160.0, 400.0), (5.0, -10.0, 60.0))
-FIRST, LAST = ALL.index("T9"), ALL.index("L5")
-
-
-def spine(size: float = 1.0) -> torch.Tensor:
-    """Labels of T9 to L5 and a sacrum, stacked along a line that leans and bends."""
-    points = points_of(GRID, torch.arange(100 * 40 * 40)).reshape(100, 40, 40, 3)
-    top = float(GRID.center[2]) + 175.0
-    down = top - points[..., 2]
-    off = points[..., :2] - GRID.center[:2].float()
-    off[..., 0] -= 0.1 * (down - 150)
-    off[..., 1] -= 18 * torch.sin(down / 60)
-    inside = off.norm(dim=-1) < 18
-    labels = torch.zeros(GRID.shape, dtype=torch.int16)
-    edge = 0.0
-    for number in range(FIRST, LAST + 1):
-        height = size * GAPS_MM[SPINE.index(number)]
-        labels[inside & (down >= edge) & (down < edge + height)] = number
-        edge += height
-    labels[inside & (down >= edge) & (down < edge + 70)] = SACRUM
-    return labels
+from xreg.shape.spine import SpineLine, count_vertebrae, renumbered
 
 
 def doubted(labels: torch.Tensor, shift: float, spread: float) -> Shares:

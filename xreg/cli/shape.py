@@ -12,6 +12,7 @@ VERBS = (
     "evaluate",
     "prepare",
     "train",
+    "train-spine",
 )
 
 
@@ -19,12 +20,16 @@ class ShapeVerbs(click.Group):
     """The verbs by name; the module of a verb is imported when it is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in VERBS if find_spec(f"xreg.cli.shape_{name}")]
+        return [name for name in VERBS if find_spec(_module(name))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        return import_module(f"xreg.cli.shape_{name}").command
+        return import_module(_module(name)).command
+
+
+def _module(name: str) -> str:
+    return f"xreg.cli.shape_{name.replace('-', '_')}"
 
 
 @click.group("shape", cls=ShapeVerbs, short_help="Films to labelled bones: data, training, evaluation.")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int16
+from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
 from xreg.io.voxel_grid import VoxelGrid
@@ -78,14 +78,22 @@ def decide_level(
     said: Shares,
     grid: VoxelGrid,
     scheme: Scheme,
+    *,
+    numberings: Float[Tensor, " 5"] | None = None,
 ) -> LevelDecision:
-    """The decision from a label map and what the network said."""
+    """The decision from a label map and what the network said.
+
+    numberings: mean logarithms of the shifts of SHIFTS by a reader of the spine, which then decide.
+    """
     at = labels.flatten()[said.voxels].long()
     order = [name for name in VERTEBRAE if name in scheme.names]
     counts = torch.bincount(labels.flatten().long(), minlength=len(scheme))
     found = [name for name in order if counts[scheme.index(name)] >= _LEAST]
     if not found:
         return LevelDecision((), {})
+    if numberings is not None:
+        shares = dict(zip(SHIFTS, numberings.double().softmax(0).tolist(), strict=True))
+        return LevelDecision(tuple(found), shares, _order_notes(found, labels, grid, scheme))
     means = {name: _means(said, at == scheme.index(name)) for name in found}
     score = torch.zeros(len(SHIFTS), dtype=torch.float64)
     for column, shift in enumerate(SHIFTS):

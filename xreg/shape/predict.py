@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from xreg.shape.networks.heads import THICKNESS_MM, FilmMaps
 from xreg.shape.networks.views import fitted
 from xreg.shape.schemes import SCHEMES, Scheme, scheme
 from xreg.shape.shares import Shares, aligned, mean
-from xreg.shape.spine import count_vertebrae, renumbered
+from xreg.shape.spine import SpineSettings, count_vertebrae, renumbered, renumbered_maps
+from xreg.shape.spine_reading import SpineModel
 from xreg.training import MODEL, load_weights, require
 
 DOUBT = 0.05  # of not being background, from which a voxel is looked at and kept
@@ -46,7 +48,7 @@ class ShapePrediction:
     that may be bone may be.  thickness [V, L, H, W]: of each structure along the rays of the films as the
     network read them (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what
     was also warned of.  uncounted: the shares as the network gave them, where its vertebrae were counted
-    anew.
+    anew.  numberings: what a reader of the spine says of the levels, had they been shifted (`SpineLine`).
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -58,6 +60,7 @@ class ShapePrediction:
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
     uncounted: Shares | None = None
+    numberings: Float[Tensor, " 5"] | None = None
 
     def probability(self, label: int | str) -> Float[Tensor, "D H W"]:
         """How likely each voxel is of a structure, by number or name."""
@@ -83,8 +86,14 @@ class ShapeModel:
     """A network with what it was trained for."""
 
     def __init__(
-        self, net: RayNet | SwinX2S, facts: dict[str, Any], source: str, device: torch.device
+        self,
+        net: RayNet | SwinX2S,
+        facts: dict[str, Any],
+        source: str,
+        device: torch.device,
+        spine: SpineModel | None = None,
     ) -> None:
+        self.spine = spine
         self.net, self.facts, self.source, self.device = net.eval(), facts, source, device
         self.scheme = scheme(facts["scheme"])
         self.learned = torch.tensor([n in facts["learned"] for n in self.scheme.names], device=device)
@@ -119,7 +128,10 @@ class ShapeModel:
             raise FileError(f"{file}: is not a network that this xreg can make ({error})") from error
         load_weights(net, tensors, file)
         device = torch.device(device)
-        model = cls(net.to(device), facts, str(file), device)
+        spine = SpineModel.beside(file.parent)
+        if spine is not None:
+            facts = {**facts, "patients": list(dict.fromkeys((*facts["patients"], *spine.facts["patients"])))}
+        model = cls(net.to(device), facts, str(file), device, spine)
         model.require(scheme, labels)
         return model
 
@@ -164,6 +176,7 @@ class ShapeModel:
             raise ShapeError(f"variants must be 1 to {len(_POWERS)}, got {variants}")
         films = torch.as_tensor(films)
         films = films.float() if normalised else normalise(films)
+        whole = films, tuple(cameras)
         films, cameras = fitted(films, cameras, self._own_grid(grid))
         views = Views.of(films, cameras, grid).to(self.device)
         said = self._look(views)
@@ -181,15 +194,19 @@ class ShapeModel:
             return prediction_of(runs, grid, self.scheme, said)
         seen, views = FilmMaps.mean(maps), views.to("cpu")
         thickness = F.pad(views.turned(seen.thickness[None] * THICKNESS_MM)[0], (0, 0, 0, 0, 1, 0))
-        uncounted = None
+        uncounted = numberings = None
         if count:
-            points, whole = points_of(grid, runs[0].voxels), mean(runs)
-            line = count_vertebrae(points, whole, grid, self.scheme, seen, views)
+            points, told = points_of(grid, runs[0].voxels), mean(runs)
+            read = None if self.spine is None else partial(self.spine.read, *whole)
+            line = count_vertebrae(points, told, grid, self.scheme, seen, views, read=read)
             if line is not None:
-                uncounted = whole
-                runs = aligned([renumbered(points, run, self.scheme, line) for run in runs])
+                uncounted, numberings = told, line.numberings
+                keep = SpineSettings().keep if read is None else 0.0
+                runs = aligned([renumbered(points, run, self.scheme, line, keep) for run in runs])
+                if read is not None:
+                    thickness = renumbered_maps(thickness, cameras, self.scheme, line)
         made = prediction_of(runs, grid, self.scheme, said)
-        return replace(made, thickness=thickness, uncounted=uncounted)
+        return replace(made, thickness=thickness, uncounted=uncounted, numberings=numberings)
 
     def _own_grid(self, grid: VoxelGrid) -> VoxelGrid:
         """A grid as coarse as those of the training, by whose voxels films are averaged."""

@@ -197,7 +197,8 @@ def reconstruct(
     measures = measure(found.labels, grid, found.scheme, samples=_drawn(found, settings))
     tell("bones back into the films")
     fits = tuple(fit_film(f, c, found) for f, c in zip(*fitted(stack, cameras, grid), strict=True))
-    level = decide_level(found.labels, found.uncounted or found.shares, grid, found.scheme)
+    told = found.uncounted or found.shares
+    level = decide_level(found.labels, told, grid, found.scheme, numberings=found.numberings)
     said += [*found.warnings, *(f"vertebrae: {note}" for note in level.notes)]
     return Reconstruction(
         prediction=found,

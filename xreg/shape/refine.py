@@ -286,4 +286,5 @@ def _fused(
     mine[rows] = share[rows] * logits.add_(own, alpha=settings.trust).softmax(1)
     both.values[:, places] = mine
     made = prediction_of([both.likely(DOUBT)], found.grid, found.scheme, found.warnings)
-    return replace(made, thickness=found.thickness, uncounted=found.uncounted)
+    kept = {name: getattr(found, name) for name in ("thickness", "uncounted", "numberings")}
+    return replace(made, **kept)

@@ -10,6 +10,7 @@ programming: A. J. Viterbi, IEEE Trans. Inf. Theory 13, 1967).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from xreg.geometry import se3
+from xreg.geometry import Camera, se3
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape.level import SHIFTS
 from xreg.shape.networks.heads import FilmMaps
 from xreg.shape.networks.views import Views
 from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.shares import Shares
+from xreg.shape.spine_reading import LevelShares
+from xreg.shape.strips import LINE_MM, middle_line
 
 # From one vertebra's middle to the next, C1 first: means of seven labelled scans, smoothed by hand.
 GAPS_MM = (
@@ -30,15 +34,13 @@ GAPS_MM = (
     29.0, 30.0, 32.0, 33.5, 34.0, 31.5, 29.0, 29.0,
 )  # fmt: skip
 _SIZES = (0.7, 0.76, 0.83, 0.91, 1.0, 1.1, 1.2, 1.32)  # of a patient, against those
-_STEP_MM = 6.0  # along the line
 _PARTS = 32  # of a level, that a path can tell apart
-_SMOOTH_MM = 10.0  # of the line
-_LEAST_MM2 = 150.0  # of spine in a slice, from which the line runs there
 _SLOPES = (0.5, 1.8)  # least and greatest speed of a path, against the usual
 _FLOOR = 0.02  # of a mask: a network is never that sure
 _NEVER = -1e9
 _SHARP = 0.5  # of a level, about a vertebra's middle, that is its own
 _REACH_MM = 15.0  # beyond the ends of the line
+_THIN_MM = 0.5  # of vertebrae along a ray: less is shown as none
 _TRACE = 1e-3  # of being vertebra: less of it becomes background
 
 
@@ -48,7 +50,7 @@ class SpineSettings:
 
     pace, size: standard deviations, as logarithms, of the distance between two vertebrae against that of the
     patient, and of the patient against the usual.  sixth: what it costs to find L6.  keep: power of the
-    network's own split of a voxel among vertebrae.
+    network's own split of a voxel among vertebrae.  reader: as labels, of what a reader of the spine says.
     """
 
     labels: float = 1.2
@@ -56,6 +58,7 @@ class SpineSettings:
     size: float = 0.12
     sixth: float = 3.0
     keep: float = 0.5
+    reader: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +66,14 @@ class SpineLine:
     """The line through the spine's middle, from the top, and where on it which vertebra lies.
 
     points [n, 3], mm.  levels [n]: 0 at the middle of the scheme's first vertebra; NaN in the sacrum.  size:
-    of the patient, against the usual.
+    of the patient, against the usual.  numberings [5]: mean logarithm of what a reader gives the levels
+    shifted by -2 to 2 (`xreg.shape.level`), None without one.
     """
 
     points: Float[Tensor, "n 3"]
     levels: Float[Tensor, " n"]
     size: float
+    numberings: Float[Tensor, " 5"] | None = None
 
     def at(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, " m"]:
         """The levels of points about the line, each by the line's nearest piece."""
@@ -90,11 +95,14 @@ def count_vertebrae(
     maps: FilmMaps,
     views: Views,
     settings: SpineSettings = SpineSettings(),
+    *,
+    read: Callable[[Tensor], LevelShares] | None = None,
 ) -> SpineLine | None:
     """The spine's line and levels; None where there is too little spine to count, or it has no names.
 
     points: world mm of the voxels that may be bone.  found: what these may be.  maps: of the films in
-    ``views``, whose grid this is.  All on the host.
+    ``views``, whose grid this is.  read: what a reader of the spine says along a line, which then counts
+    instead of the labels' shares.  All on the host.
     """
     spine = names.groups.get("spine", ())
     if [names.names[n] for n in spine] != list(VERTEBRAE):
@@ -102,17 +110,32 @@ def count_vertebrae(
     sacrum = names.names.index("sacrum") if "sacrum" in names.names else None
     numbers = [*spine, *([sacrum] if sacrum else [])]
     shares = found.columns(numbers)
-    line = _middle_line(points, shares.sum(1), grid.voxel_mm3)
+    line = middle_line(points, shares.sum(1), grid.voxel_mm3)
     if len(line) < 4:
         return None
-    films = _in_films(line, grid, maps, views, numbers)
-    own = (films + _in_space(line, points, shares)) / 2
-    if sacrum is None:
-        own = F.pad(own, (0, 1), value=_NEVER)
-    levels, size = _best_path(line, own, settings)
+    states = (torch.arange(len(spine) * _PARTS) + 0.5) / _PARTS - 0.5
+    if read is None:
+        films = _in_films(line, grid, maps, views, numbers)
+        own = settings.labels * (films + _in_space(line, points, shares)) / 2
+        below = own[:, -1] if sacrum else torch.full_like(own[:, 0], _NEVER)
+        low = states.floor().long().clamp(0, len(spine) - 2)
+        own = torch.lerp(own[:, low], own[:, low + 1], (states - low).clamp(0, 1).expand(len(own), -1))
+    else:
+        told = read(line)
+        own, below = settings.reader * told.at(states), settings.reader * told.sacrum
+    levels, size = _best_path(line, states, own, below, settings)
     if int(levels.isfinite().sum()) < 4:
         return None
-    return SpineLine(line, levels, size)
+    return SpineLine(line, levels, size, None if read is None else _numberings(told, levels))
+
+
+def _numberings(told: LevelShares, levels: Float[Tensor, " n"]) -> Float[Tensor, " 5"]:
+    """How well each shift of the levels agrees with what was read, on average along the line."""
+    there = levels.isfinite()
+    number, last = levels[there].round().long(), told.numbers.shape[1] - 2
+    moved = number[:, None] + torch.tensor(SHIFTS)
+    said = told.numbers[there].gather(1, moved.clamp(0, last))
+    return said.masked_fill((moved < 0) | (moved > last), math.log(1e-4)).mean(0)
 
 
 def renumbered(
@@ -120,19 +143,20 @@ def renumbered(
     found: Shares,
     names: Scheme,
     line: SpineLine,
-    settings: SpineSettings = SpineSettings(),
+    keep: float = SpineSettings.keep,
 ) -> Shares:
-    """Each voxel's probability of being a vertebra, shared out among them by where it lies on the line."""
+    """Each voxel's probability of being a vertebra, shared out among them by where it lies on the line.
+
+    keep: as in `SpineSettings`.
+    """
     spine = torch.tensor(names.groups["spine"])
     vertebra = torch.isin(found.labels, spine)
     total = found.values[:, vertebra].sum(1)
     there = (total > _TRACE).nonzero()[:, 0]
-    levels = line.at(points[there])
-    low, high = levels.aminmax() if len(there) else (torch.zeros(()), torch.zeros(()))
-    near = torch.arange(max(0, int(low.floor()) - 1), min(len(spine), int(high.ceil()) + 2))
-    own = found.columns(spine[near])[there] / total[there, None]
-    off = ((levels[:, None] - near) / _SHARP).square_().square_()
-    shares = own.clamp_(min=1e-3).log_().mul_(settings.keep).sub_(off).softmax(1)
+    near, shares = _shared(line.at(points[there]), len(spine))
+    if keep:
+        own = found.columns(spine[near])[there] / total[there, None]
+        shares = (shares.log() + keep * own.clamp_min(1e-3).log()).softmax(1)
     labels = torch.cat([found.labels[~vertebra], spine[near]]).sort().values
     made = found.values.new_zeros(len(found), len(labels))
     made[:, ~torch.isin(labels, spine)] = found.values[:, ~vertebra]
@@ -141,26 +165,34 @@ def renumbered(
     return Shares(found.voxels, labels, made)
 
 
-def _middle_line(
-    points: Float[Tensor, "n 3"], weight: Float[Tensor, " n"], voxel_mm3: float
-) -> Float[Tensor, "m 3"]:
-    """Middles of the spine's slices, from the top, smoothed; as far as there is enough of it."""
-    low, high = points[:, 2].aminmax() if len(points) else (torch.zeros(()), torch.zeros(()))
-    count = int((high - low) / _STEP_MM) + 1
-    slices = ((high - points[:, 2]) / _STEP_MM).long().clamp(0, count - 1)
-    heavy = weight.square()  # what is in doubt has little to say of where the middle is
-    sums = torch.cat([weight[:, None], heavy[:, None], heavy[:, None] * points], 1)
-    sums = sums.new_zeros(count, 5).index_add(0, slices, sums)
-    reach = math.ceil(2.5 * _SMOOTH_MM / _STEP_MM)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) * _STEP_MM / _SMOOTH_MM) ** 2)
-    kernel = (kernel / kernel.sum())[None, None]
-    sums = F.conv1d(F.pad(sums.T[:, None], (reach, reach)), kernel)[:, 0].T
-    there = (sums[:, 0] * voxel_mm3 / _STEP_MM > _LEAST_MM2).nonzero()[:, 0]
-    if not len(there):
-        return points[:0]
-    line = sums[:, 2:] / sums[:, 1:2].clamp_min(1e-9)
-    line[:, 2] = high - (torch.arange(count) + 0.5) * _STEP_MM
-    return line[int(there[0]) : int(there[-1]) + 1]
+def renumbered_maps(
+    thickness: Float[Tensor, "V L H W"], cameras: Sequence[Camera], names: Scheme, line: SpineLine
+) -> Float[Tensor, "V L H W"]:
+    """The vertebrae's thickness in films, shared out among them by where the pixel lies on the line.
+
+    A pixel counts as the point of its ray at the depth of the line's middle.
+    """
+    spine, made = list(names.groups["spine"]), thickness.clone()
+    middle = line.points[line.levels.isfinite()].mean(0)
+    for film, camera in zip(made, cameras, strict=True):
+        total = film[spine].sum(0)
+        there = total > _THIN_MM
+        v, u = there.nonzero().T
+        depth = float(se3.apply(camera.camera_from_world, middle[None].double())[0, 2])
+        points = camera.unproject(torch.stack([u, v], 1).double(), depth).float()
+        near, shares = _shared(line.at(points), len(spine))
+        film[spine] = 0.0
+        for column, number in enumerate(near.tolist()):
+            film[spine[number], v, u] = total[v, u] * shares[:, column]
+    return made
+
+
+def _shared(levels: Float[Tensor, " n"], count: int) -> tuple[Int64[Tensor, " k"], Float[Tensor, "n k"]]:
+    """What part of each point at a level belongs to which of ``count`` vertebrae; those that any may be."""
+    low, high = levels.aminmax() if len(levels) else (torch.zeros(()), torch.zeros(()))
+    near = torch.arange(max(0, int(low.floor()) - 1), min(count, int(high.ceil()) + 2))
+    off = ((levels[:, None] - near) / _SHARP).square_().square_()
+    return near, off.neg_().softmax(1)
 
 
 def _in_films(
@@ -185,7 +217,7 @@ def _in_space(
     line: Float[Tensor, "n 3"], points: Float[Tensor, "m 3"], probabilities: Float[Tensor, "m K"]
 ) -> Float[Tensor, "n K"]:
     """Logarithms of the labels' shares of each slice of the line, by the probabilities of its voxels."""
-    slices = ((line[0, 2] - points[:, 2]) / _STEP_MM).round().long()
+    slices = ((line[0, 2] - points[:, 2]) / LINE_MM).round().long()
     inside = (slices >= 0) & (slices < len(line))
     sums = probabilities.new_zeros(len(line), probabilities.shape[1])
     sums.index_add_(0, slices[inside], probabilities[inside])
@@ -196,21 +228,20 @@ def _in_space(
 
 def _best_path(
     line: Float[Tensor, "n 3"],
-    own: Float[Tensor, "n K1"],
+    states: Float[Tensor, " K"],
+    own: Float[Tensor, "n K"],
+    below: Float[Tensor, " n"],
     settings: SpineSettings,
 ) -> tuple[Float[Tensor, " n"], float]:
     """Levels along the line (NaN in the sacrum), and the patient's size, by dynamic programming.
 
+    own, below: what a cm of the line gains at each level, and in the sacrum.
     Each size is a row: they are worked out side by side, and the best is taken.
     """
-    count = own.shape[1] - 1
-    levels = (torch.arange(count * _PARTS) + 0.5) / _PARTS - 0.5
+    count, levels = len(states) // _PARTS, states
     steps = (line[1:] - line[:-1]).norm(dim=1)
-    length = F.pad(steps, (1, 0), value=_STEP_MM)[:, None] / 10  # cm
-    low = levels.floor().long().clamp(0, count - 2)
-    part = (levels - low).clamp(0, 1)
-    gain = settings.labels * length * ((1 - part) * own[:, low] + part * own[:, low + 1])
-    below = settings.labels * own[:, -1] * length[:, 0]
+    length = F.pad(steps, (1, 0), value=LINE_MM)[:, None] / 10  # cm
+    gain, below = length * own, length[:, 0] * below
     sizes = torch.tensor(_SIZES)
     gaps = sizes[:, None] * torch.tensor(GAPS_MM[:count])[levels.round().long().clamp(0, count - 1)]
     fifth = count - 2  # L5, before L6

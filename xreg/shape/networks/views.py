@@ -174,9 +174,15 @@ def fitted(
 
     Networks are trained on such films, and finer ones would be another scale to them.
     """
-    voxel = sum(grid.spacing) / 3
-    sizes = [pixel_mm(camera, grid.center) for camera in cameras]
-    n = int(max(1, min(voxel / max(sizes) + 0.5, *(min(c.size) // 8 for c in cameras))))
+    return averaged(films, cameras, sum(grid.spacing) / 3, grid.center)
+
+
+def averaged(
+    films: Float[Tensor, "V H W"], cameras: Sequence[Camera], size_mm: float, point: Float[Tensor, " 3"]
+) -> tuple[Float[Tensor, "V h w"], tuple[Camera, ...]]:
+    """Films averaged over blocks of pixels until a pixel is about ``size_mm`` at a point."""
+    sizes = [pixel_mm(camera, point) for camera in cameras]
+    n = int(max(1, min(size_mm / max(sizes) + 0.5, *(min(c.size) // 8 for c in cameras))))
     if n == 1:
         return films, tuple(cameras)
     height, width = (m // n * n for m in films.shape[-2:])
