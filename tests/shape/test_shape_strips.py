@@ -131,7 +131,15 @@ def test_shares_of_levels() -> None:
     told = LevelShares(parts.log(), numbers.log())
     levels = torch.arange(0, 24.9, 1 / 32)
     assert float(levels[told.at(levels)[0].argmax()]) == pytest.approx(20.0, abs=0.07)
-    assert float(told.sacrum[0]) == pytest.approx(math.log(1e-3 / 8))
+    usual = 2 * 0.497 * math.log(0.497) + 6 * 1e-3 * math.log(1e-3)
+    assert float(told.sacrum[0]) == pytest.approx(math.log(1e-3) + usual, rel=0.01)
+    twice = told.weighed(2.0, 0.5)
+    torch.testing.assert_close(
+        twice.at(levels[640:641]),
+        (2 * parts[0, 3].log() + 0.5 * numbers[0, 20].log()).reshape(1, 1),
+        atol=0.2,
+        rtol=0,
+    )
 
 
 # ---- training ----

@@ -47,9 +47,9 @@ class RefineSettings:
     size, bend in parts of its extent.  prior, rows, films, maps: what those count for against the overlap.
     """
 
-    steps: int = 24
+    steps: int = 28
     rate: float = 0.04
-    trust: float = 0.5
+    trust: float = 0.35
     least: float = 0.2
     turn_degrees: float = 12.0
     shift: float = 0.25
@@ -57,7 +57,7 @@ class RefineSettings:
     bend: float = 0.05
     prior: float = 0.01
     rows: float = 0.01
-    films: float = 0.5
+    films: float = 1.0
     maps: float = 0.3
 
     def __post_init__(self) -> None:

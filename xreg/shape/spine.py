@@ -41,6 +41,8 @@ _NEVER = -1e9
 _SHARP = 0.5  # of a level, about a vertebra's middle, that is its own
 _REACH_MM = 15.0  # beyond the ends of the line
 _THIN_MM = 0.5  # of vertebrae along a ray: less is shown as none
+_SACRAL = 3  # points of a line, one after the other, that are sacrum where it begins
+_TOLD_MM, _FAR = 100.0, 0.2  # above the sacrum, where a number counts e times less; at least so much
 _TRACE = 1e-3  # of being vertebra: less of it becomes background
 
 
@@ -50,7 +52,8 @@ class SpineSettings:
 
     pace, size: standard deviations, as logarithms, of the distance between two vertebrae against that of the
     patient, and of the patient against the usual.  sixth: what it costs to find L6.  keep: power of the
-    network's own split of a voxel among vertebrae.  reader: as labels, of what a reader of the spine says.
+    network's own split of a voxel among vertebrae.  parts, numbers: as labels, of what a reader of the spine
+    says of the part of a vertebra and of its number.
     """
 
     labels: float = 1.2
@@ -58,7 +61,8 @@ class SpineSettings:
     size: float = 0.12
     sixth: float = 3.0
     keep: float = 0.5
-    reader: float = 1.0
+    parts: float = 1.0
+    numbers: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +125,29 @@ def count_vertebrae(
         low = states.floor().long().clamp(0, len(spine) - 2)
         own = torch.lerp(own[:, low], own[:, low + 1], (states - low).clamp(0, 1).expand(len(own), -1))
     else:
-        told = read(line)
-        own, below = settings.reader * told.at(states), settings.reader * told.sacrum
+        said = read(line)
+        told = said.weighed(settings.parts, settings.numbers * _near_sacrum(line, said))
+        own, below = told.at(states), told.sacrum
     levels, size = _best_path(line, states, own, below, settings)
     if int(levels.isfinite().sum()) < 4:
         return None
-    return SpineLine(line, levels, size, None if read is None else _numberings(told, levels))
+    return SpineLine(line, levels, size, None if read is None else _numberings(said, levels))
+
+
+def _near_sacrum(line: Float[Tensor, "n 3"], told: LevelShares) -> Float[Tensor, "n 1"]:
+    """How much numbers count along a line: all alike without a sacrum, else the less the further above it.
+
+    A vertebra's own look tells its number badly; that the sacrum follows tells it well, and the parts of
+    vertebrae lead from there upwards.
+    """
+    weight = torch.ones(len(line), 1)
+    sacral = told.numbers[:, -1] > math.log(0.5)
+    rows = (F.avg_pool1d(sacral[None].float(), _SACRAL, 1)[0] == 1).nonzero()[:, 0]
+    if not len(rows):
+        return weight
+    above = (line[1:] - line[:-1]).norm(dim=1).flip(0).cumsum(0).flip(0)
+    above = (F.pad(above, (0, 1)) - above[rows[0]])[:, None]
+    return torch.exp(-above.clamp_min(0) / _TOLD_MM).clamp_min(_FAR)
 
 
 def _numberings(told: LevelShares, levels: Float[Tensor, " n"]) -> Float[Tensor, " 5"]:

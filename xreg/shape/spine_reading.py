@@ -40,10 +40,17 @@ class LevelShares:
         number = levels.round().long().clamp(0, SACRUM - 1)
         return torch.lerp(*both, (place - low).expand_as(both[0])) + self.numbers[:, number]
 
+    def weighed(self, parts: float, numbers: float | Float[Tensor, "n 1"]) -> LevelShares:
+        """The logarithms times what each counts."""
+        return LevelShares(parts * self.parts, numbers * self.numbers)
+
     @property
     def sacrum(self) -> Float[Tensor, " n"]:
-        """How likely it is the sacrum, as logarithms: all parts alike."""
-        return self.numbers[:, SACRUM] - torch.tensor(float(PARTS)).log()
+        """How likely it is the sacrum, as logarithms.
+
+        It has no parts: it gets what a vertebra of the parts that are told would get on average.
+        """
+        return self.numbers[:, SACRUM] + (self.parts.softmax(1) * self.parts).sum(1)
 
 
 class SpineModel:
