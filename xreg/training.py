@@ -7,10 +7,11 @@ two, which are what is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -146,6 +147,17 @@ def step_seed(seed: int, step: int, part: int = 0) -> int:
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """Random numbers of one part of one step."""
     return torch.Generator().manual_seed(step_seed(seed, step, part))
+
+
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Modules that take no generator (when they are made, or drop out) draw from a seed here.
+
+    The global random state is as before afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()

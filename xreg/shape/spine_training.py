@@ -26,6 +26,7 @@ from xreg.training import (
     Budget,
     NetworkFiles,
     descend,
+    drawing_from,
     follow,
     looks_due,
     schedule,
@@ -196,10 +197,8 @@ class _Run:
 
     def __init__(self, cases, settings, folder, held_out) -> None:
         self.cases, self.settings, self.folder, self.held_out = cases, settings, folder, held_out
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(settings.seed)
-        self.net, self.average = SpineReader(settings.width), SpineReader(settings.width)
-        torch.set_rng_state(torch_state)
+        with drawing_from(settings.seed):
+            self.net, self.average = SpineReader(settings.width), SpineReader(settings.width)
         self.average.load_state_dict(self.net.state_dict())
         self.average.eval()
         self.optimiser = torch.optim.AdamW(
@@ -215,8 +214,7 @@ class _Run:
         while (progress := self.budget.spent(self.step)) < 1:
             values, across, levels = self.batch(self.step)
             self.net.train()
-            with torch.random.fork_rng(devices=[]):  # what drops out, too, comes from (seed, step)
-                torch.manual_seed(step_seed(settings.seed, self.step))
+            with drawing_from(step_seed(settings.seed, self.step)):
                 parts = reader_losses(*self.net(values, across), levels)
             rate = settings.rate * schedule(progress, settings.warm_up)
             descend(self.net, self.optimiser, sum(parts.values()), rate=rate, clip=settings.clip)
