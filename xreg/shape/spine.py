@@ -126,12 +126,13 @@ def count_vertebrae(
         own = torch.lerp(own[:, low], own[:, low + 1], (states - low).clamp(0, 1).expand(len(own), -1))
     else:
         said = read(line)
-        told = said.weighed(settings.parts, settings.numbers * _near_sacrum(line, said))
+        near = _near_sacrum(line, said)
+        told = said.weighed(settings.parts, settings.numbers * near)
         own, below = told.at(states), told.sacrum
     levels, size = _best_path(line, states, own, below, settings)
     if int(levels.isfinite().sum()) < 4:
         return None
-    return SpineLine(line, levels, size, None if read is None else _numberings(said, levels))
+    return SpineLine(line, levels, size, None if read is None else _numberings(said, levels, near))
 
 
 def _near_sacrum(line: Float[Tensor, "n 3"], told: LevelShares) -> Float[Tensor, "n 1"]:
@@ -150,13 +151,16 @@ def _near_sacrum(line: Float[Tensor, "n 3"], told: LevelShares) -> Float[Tensor,
     return torch.exp(-above.clamp_min(0) / _TOLD_MM).clamp_min(_FAR)
 
 
-def _numberings(told: LevelShares, levels: Float[Tensor, " n"]) -> Float[Tensor, " 5"]:
-    """How well each shift of the levels agrees with what was read, on average along the line."""
+def _numberings(
+    told: LevelShares, levels: Float[Tensor, " n"], weight: Float[Tensor, "n 1"]
+) -> Float[Tensor, " 5"]:
+    """How well each shift of the levels agrees with what was read, on weighted average along the line."""
     there = levels.isfinite()
     number, last = levels[there].round().long(), told.numbers.shape[1] - 2
     moved = number[:, None] + torch.tensor(SHIFTS)
     said = told.numbers[there].gather(1, moved.clamp(0, last))
-    return said.masked_fill((moved < 0) | (moved > last), math.log(1e-4)).mean(0)
+    said = said.masked_fill((moved < 0) | (moved > last), math.log(1e-4))
+    return (said * weight[there]).sum(0) / weight[there].sum()
 
 
 def renumbered(
