@@ -105,6 +105,17 @@ class NetworkFiles:
         return facts
 
 
+def require_one_end(steps: int | None, minutes: float | None, error: type[XregError]) -> None:
+    """Raise ``error`` unless a training ends after steps or after minutes, just one, and above zero."""
+    if (steps is None) == (minutes is None):
+        raise error(
+            f"a training ends after steps or after minutes: give exactly one, got steps={steps} and "
+            f"minutes={minutes}"
+        )
+    if not (minutes if steps is None else steps) > 0:
+        raise error(f"steps and minutes must be positive, got {steps}, {minutes}")
+
+
 def require_one_beginning(start: object, resume: bool, error: type[XregError]) -> None:
     """Raise ``error`` where a training shall both begin with other weights and go on with its own."""
     if resume and start is not None:

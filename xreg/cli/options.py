@@ -311,6 +311,12 @@ def check_file(path: Path) -> None:
     check_folder(path.parent)
 
 
+def check_budget(options: Mapping[str, Any]) -> None:
+    """Refuse --minutes together with --steps."""
+    if options["minutes"] and options["steps"]:
+        raise click.UsageError("--minutes and --steps exclude each other: give one.")
+
+
 def check_beginning(options: Mapping[str, Any]) -> None:
     """Refuse --resume together with --from."""
     if options["resume"] and options["start"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_beginning, check_folder, shared
+from xreg.cli.options import PATH, check_beginning, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -81,8 +81,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     Where patients have their CT, new patients are made of them as the training goes on. A training that was
     stopped goes on with --resume; with --steps, on the CPU, it then ends with the same bits.
     """
-    if options["minutes"] and options["steps"]:
-        raise click.UsageError("--minutes and --steps exclude each other: give one.")
+    check_budget(options)
     check_beginning(options)
     check_folder(output)
     clock = Clock()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import PATH, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -37,8 +37,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     Films are straightened along the labelled spine; learned is where on a vertebra a row lies, and on which.
     `xreg reconstruct --model net/` then counts by it. Minutes on a CPU do.
     """
-    if options["minutes"] and options["steps"]:
-        raise click.UsageError("--minutes and --steps exclude each other: give one.")
+    check_budget(options)
     check_folder(output)
     clock = Clock()
     from xreg.shape.patients import counted

@@ -15,6 +15,7 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     check_beginning,
+    check_budget,
     check_folder,
     ct_options,
     ct_text,
@@ -154,8 +155,7 @@ def _range(options: dict[str, Any]) -> PoseRange:
 
 def make_settings(options: dict[str, Any]) -> TrainSettings:
     """The settings that `training_options` ask for; UsageError where both kinds of budget are given."""
-    if options["minutes"] and options["steps"]:
-        raise click.UsageError("--minutes and --steps exclude each other: give one.")
+    check_budget(options)
     from xreg.regression import NetworkSettings, TrainSettings, Weights
 
     minutes = None if options["steps"] else options["minutes"] or 5.0

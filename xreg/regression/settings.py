@@ -8,6 +8,7 @@ from typing import Any
 
 from xreg.errors import RegistrationError
 from xreg.regression.network import NetworkSettings
+from xreg.training import require_one_end
 from xreg.xray import AugmentSettings
 
 
@@ -76,14 +77,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "contrast", tuple(float(c) for c in self.contrast))
         object.__setattr__(self, "labels", tuple(self.labels))
-        if (self.steps is None) == (self.minutes is None):
-            raise RegistrationError(
-                f"a training ends after steps or after minutes: give exactly one, got steps={self.steps} and "
-                f"minutes={self.minutes}"
-            )
-        budget = self.minutes if self.steps is None else self.steps
-        if not budget > 0:
-            raise RegistrationError(f"steps and minutes must be positive, got {budget}")
+        require_one_end(self.steps, self.minutes, RegistrationError)
         whole = {"batch": self.batch, "groups": self.groups, "held_out": self.held_out}
         whole |= {"validations": self.validations, "patience": self.patience}
         for name, value in whole.items():

@@ -30,7 +30,8 @@ class LevelDecision:
     is not renumbered.  notes: names that are out of order or left out.
 
     A share is made of the vertebrae's mean probabilities of their shifted names, averaged as logarithms, so
-    that all vertebrae count as one witness: they err together.  It is not calibrated.
+    that all vertebrae count as one witness: they err together; or of what a reader of the spine says along
+    its line, averaged likewise.  It is not calibrated.
     """
 
     found: tuple[str, ...]
@@ -85,7 +86,6 @@ def decide_level(
 
     numberings: mean logarithms of the shifts of SHIFTS by a reader of the spine, which then decide.
     """
-    at = labels.flatten()[said.voxels].long()
     order = [name for name in VERTEBRAE if name in scheme.names]
     counts = torch.bincount(labels.flatten().long(), minlength=len(scheme))
     found = [name for name in order if counts[scheme.index(name)] >= _LEAST]
@@ -94,6 +94,7 @@ def decide_level(
     if numberings is not None:
         shares = dict(zip(SHIFTS, numberings.double().softmax(0).tolist(), strict=True))
         return LevelDecision(tuple(found), shares, _order_notes(found, labels, grid, scheme))
+    at = labels.flatten()[said.voxels].long()
     means = {name: _means(said, at == scheme.index(name)) for name in found}
     score = torch.zeros(len(SHIFTS), dtype=torch.float64)
     for column, shift in enumerate(SHIFTS):

@@ -29,6 +29,7 @@ from xreg.training import (
     drawing_from,
     follow,
     looks_due,
+    require_one_end,
     schedule,
     step_generator,
     step_seed,
@@ -70,10 +71,9 @@ class SpineTrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "off", tuple(float(x) for x in self.off))
-        if (self.steps is None) == (self.minutes is None):
-            raise ShapeError("a training of the spine's reader takes exactly one of steps and minutes")
-        if not (self.minutes if self.steps is None else self.steps) > 0 or min(self.batch, self.rows) < 1:
-            raise ShapeError("steps, minutes, batch and rows must be positive")
+        require_one_end(self.steps, self.minutes, ShapeError)
+        if min(self.batch, self.rows) < 1:
+            raise ShapeError(f"batch and rows must be positive, got {self.batch}, {self.rows}")
 
 
 @dataclass(frozen=True, eq=False)

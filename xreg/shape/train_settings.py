@@ -9,6 +9,7 @@ from typing import Any
 from xreg.errors import ShapeError
 from xreg.shape.film_cases import FilmVariation
 from xreg.shape.networks.settings import PRESETS, NetworkSettings
+from xreg.training import require_one_end
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,7 @@ class ShapeTrainSettings:
     def __post_init__(self) -> None:
         if self.film_share is None:
             object.__setattr__(self, "film_share", 0.9 if self.hulls else 0.6)
-        if (self.steps is None) == (self.minutes is None):
-            raise ShapeError(
-                f"a training ends after steps or after minutes: give exactly one, got steps={self.steps} and "
-                f"minutes={self.minutes}"
-            )
-        if not (self.minutes if self.steps is None else self.steps) > 0:
-            raise ShapeError(f"steps and minutes must be positive, got {self.steps}, {self.minutes}")
+        require_one_end(self.steps, self.minutes, ShapeError)
         names = ("batch", "points", "validations", "film_batch")
         whole = {name: getattr(self, name) for name in names}
         for name, value in whole.items():
