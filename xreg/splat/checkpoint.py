@@ -15,7 +15,7 @@ from xreg.splat.adam import NAMES, Parameters
 from xreg.splat.gaussians import Gaussians
 from xreg.splat.settings import FitSettings
 
-SCHEMA = "xreg.gaussian_fit/4"
+SCHEMA = "xreg.gaussian_fit/5"
 GAIN = 0.01  # of the misfit of held-out rays, from one look to a later one
 FREE = ("seconds", "iterations", "patience")  # settings that may change when a fit goes on
 

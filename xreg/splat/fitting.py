@@ -21,6 +21,7 @@ from xreg.splat.adam import Parameters
 from xreg.splat.checkpoint import Progress, read_checkpoint, write_checkpoint
 from xreg.splat.control import split_and_prune
 from xreg.splat.density import image_maps, solve_density
+from xreg.splat.finish import FINISHED, RESERVE, finished_voxels
 from xreg.splat.gaussians import Gaussians, widened
 from xreg.splat.losses import data_term, random_block, roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
@@ -62,7 +63,8 @@ class FitResult:
     """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look,
     as (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
     by phase.  hat: variance (mm²) by which the Gaussians are wider than the volume's, see `volume`.
-    first: FISTA-TV's volume [D, H, W] that they began from, 1/mm, None of other starts, and what it counts.
+    finished: voxels [D, H, W] as `finished_voxels` makes them, 1/mm; None of other starts than FISTA-TV, and
+    of a fit that was told to end.
     """
 
     gaussians: Gaussians
@@ -73,15 +75,14 @@ class FitResult:
     seconds: dict[str, float] = field(default_factory=dict)
     correction: Correction | None = None
     hat: float = 0.0
-    first: Float[Tensor, "D H W"] | None = None
-    first_share: float = 0.0
+    finished: Float[Tensor, "D H W"] | None = None
 
     def volume(self) -> Volume:
-        """Voxels on the fit's grid, 1/mm: the weighted mean of `gaussian_volume` and the first volume."""
+        """Voxels on the fit's grid, 1/mm: the mean of `gaussian_volume` and the finished voxels."""
         made = self.gaussian_volume()
-        if self.first is None or not self.first_share:
+        if self.finished is None:
             return made
-        return replace(made, mu=torch.lerp(made.mu, self.first.to(made.mu), self.first_share))
+        return replace(made, mu=torch.lerp(made.mu, self.finished.to(made.mu), FINISHED))
 
     def gaussian_volume(self) -> Volume:
         """Voxels on the fit's grid, 1/mm: the Gaussians alone, at voxel centres.
@@ -254,10 +255,11 @@ class _Run:
 
     def descend(self) -> None:
         s, began = self.settings, self.spent
-        while self.progress.step < s.steps and not self.late() and not self.progress.worse_for(s.patience):
+        share, looks = 1 - RESERVE if self.will_finish else 1.0, self.progress
+        while looks.step < s.steps and not self.late(share) and not looks.worse_for(s.patience):
             done = self.progress.step / s.steps
             if s.seconds is not None:
-                done = max(done, min(1.0, (self.spent - began) / max(s.seconds - began, 1e-9)))
+                done = max(done, min(1.0, (self.spent - began) / max(share * s.seconds - began, 1e-9)))
             self.step(s.decay**done)
             self.progress.step += 1
             n = self.progress.step
@@ -350,11 +352,28 @@ class _Run:
         kept = replace(
             best.widened(self.hat), energy_kev=self.energy, provenance={"fit": self.settings.to_dict()}
         )
-        self.seconds["total"] = self.spent
-        return FitResult(
+        found = FitResult(
             kept, self.grid, self.views.cameras, self.progress.step, tuple(self.progress.history),
-            dict(self.seconds), self.correction, self.hat, self.first, self.settings.first_share,
+            correction=self.correction, hat=self.hat,
         )  # fmt: skip
+        if self.will_finish and not self.stopped:
+            found = replace(found, finished=self.finish(found))
+        self.seconds["total"] = self.spent
+        return replace(found, seconds=dict(self.seconds))
+
+    @property
+    def will_finish(self) -> bool:
+        return self.first is not None and self.settings.finish_passes > 0
+
+    def finish(self, found: FitResult) -> Float[Tensor, "D H W"]:
+        s, began = self.settings, self.spent
+        voxels = finished_voxels(
+            self.views, self.grid, found.gaussian_volume().mu, self.first, passes=s.finish_passes,
+            seconds=None if s.seconds is None else max(s.seconds - began, 1e-9),
+            on_pass=lambda n: self.tell("finish", n, s.finish_passes) or self.stopped,
+        )  # fmt: skip
+        self.seconds["finish"] = self.spent - began
+        return voxels
 
 
 def view_psnr(

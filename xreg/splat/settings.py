@@ -27,8 +27,9 @@ class FitSettings:
     voxels: what the result's voxels are: 'samples' of the Gaussians at voxel centres; or 'linear', the
     numbers between which linear interpolation gives what the views show (`FitResult.volume`), for projections
     that were marched through interpolated voxels of this very grid, as R²-Gaussian's protocol does.
-    first_share: what FISTA-TV's first volume counts in those voxels beside the Gaussians, 0 for these alone:
-    the two err differently, so that their mean is often nearer to the truth than either.
+    finish_passes: after a start with FISTA-TV, passes of it at the end that spare the edges of what was
+    found; their voxels count as much as the Gaussians in the result's, for the two err differently.  0 for
+    the Gaussians alone.
 
     weigh_rays: rays count by their noise, which the images tell (`xreg.tomography.ray_weights`), in the first
     volume and in the steps; else all alike.  views: views a step.  loss: 'l2' or 'l1' of rays.  ssim, tv:
@@ -55,7 +56,7 @@ class FitSettings:
     iterations: int | None = None
     voxel_steps: int = 60
     voxels: str = "samples"
-    first_share: float = 0.4
+    finish_passes: int = 8
     weigh_rays: bool = True
     views: int = 4
     loss: str = "l2"
@@ -89,7 +90,7 @@ class FitSettings:
             raise GaussianError(f"voxels must be 'samples' or 'linear', got {self.voxels!r}")
         least = {"voxel_steps": 0, "views": 1, "tv_block": 4, "density_every": 0,
                  "density_iterations": 1, "grow_every": 0, "check_every": 1, "patience": 1,
-                 "pose_rounds": 1}  # fmt: skip
+                 "pose_rounds": 1, "finish_passes": 0}  # fmt: skip
         for name, low in least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise GaussianError(
@@ -107,8 +108,6 @@ class FitSettings:
             raise GaussianError(f"seconds, the time budget, must be positive or None, got {self.seconds!r}")
         if not 0 <= self.held_out < 0.5:
             raise GaussianError(f"held_out, a part of the rays, must lie in [0, 0.5), got {self.held_out}")
-        if not 0 <= self.first_share < 1:
-            raise GaussianError(f"first_share must lie in [0, 1), got {self.first_share}")
         if min(self.ssim, self.tv, self.prune) < 0 or not 0 < self.decay <= 1 or not 0 < self.grow_share <= 1:
             raise GaussianError("ssim, tv and prune must be zero or more, decay and grow_share in (0, 1]")
 

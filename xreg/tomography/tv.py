@@ -4,7 +4,8 @@ Sources: A. Beck, M. Teboulle, "Fast gradient-based algorithms for constrained t
 and deblurring problems", IEEE TIP 18 (2009), for the dual method with a constraint; the same authors, SIAM J.
 Imaging Sci. 2 (2009), for FISTA; A. Chambolle, J. Math. Imaging Vis. 20 (2004), for the dual; B. O'Donoghue,
 E. Candès, Found. Comput. Math. 15 (2015), for the restart; D. Kim, S. Ramani, J. Fessler, IEEE TMI 34
-(2015), for ordered subsets with momentum.
+(2015), for ordered subsets with momentum; E. Candès, M. Wakin, S. Boyd, J. Fourier Anal. Appl. 14 (2008), for
+total variation that counts less where an estimate has edges.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def fista_tv(
     nonnegative: bool = True,
     rays: Float[Tensor, "V H W"] | None = None,
     start: Float[Tensor, "d h w"] | None = None,
+    edges: Float[Tensor, "d h w"] | None = None,
     on_iteration: OnIteration | None = None,
     seconds: float | None = None,
     tolerance: float = 1e-4,
@@ -57,7 +59,8 @@ def fista_tv(
     be unstable: where a pass does not lower the objective, half as many subsets go on, so the last passes
     have few or one; the momentum so far is forgotten where a pass raises it by more than one per cent.  The
     step is 1/‖A‖², by power iteration.  inner: steps of the proximal map, which goes on from the dual of the
-    last.  on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by
+    last.  edges: a volume of the same object where TV is to count less at its edges (`edge_weights`).
+    on_iteration, seconds: as in `os_sart`; it stops where an iteration changes the volume by
     ``tolerance`` of its norm or less.
     Deterministic.  Raises GeometryError, ImageError, VolumeError.
     """
@@ -72,6 +75,7 @@ def fista_tv(
     lipschitz = _SAFETY * _quick_norm(projector, images) ** 2 * float(rays.max())
     absolute = weight * float(projector.adjoint(images).abs().max())
     total = math.sqrt(float((rays * images.square()).sum())) or 1.0
+    most = None if edges is None else edge_weights(start_volume(projector, images, edges), steps)
     watch = Watch(iterations, on_iteration, seconds, tolerance)
     ahead, momentum, dual, last, finished = x, 1.0, None, math.inf, False
     while not finished:
@@ -81,13 +85,13 @@ def fista_tv(
             pull = count * residual
             square += float((pull * residual).sum())
             downhill = ahead - part.adjoint(pull) * (len(projector) / len(part) / lipschitz)
-            new, dual = _prox(downhill, absolute / lipschitz, steps, inner, dual, nonnegative)
+            new, dual = _prox(downhill, absolute / lipschitz, steps, inner, dual, nonnegative, most)
             if float(((ahead - new) * (new - x)).sum()) > 0:
                 momentum = 1.0  # it overshoots: start the momentum anew
             after = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + ((momentum - 1) / after) * (new - x)
             x, momentum = new, after
-        now = 0.5 * square + absolute * tv_value(x, projector.grid.spacing)
+        now = 0.5 * square + absolute * _tv(x, steps, most)
         if now > last and len(parts) > 1:  # they circle the minimum, or run away from it
             parts, picks, counts = _split(projector, images, rays, len(parts) // 2)
             if now > _RUNAWAY * last:
@@ -174,7 +178,22 @@ def tv_value(volume: Float[Tensor, "D H W"], spacing: tuple[float, float, float]
 
     Differences along i, j, k are multiplied by (longest spacing / own spacing), so cubes count plainly.
     """
-    return float(_differences(volume, tv_steps(spacing)).square().sum(0).sqrt().double().sum())
+    return _tv(volume, tv_steps(spacing))
+
+
+def edge_weights(volume: Float[Tensor, "D H W"], steps: Steps) -> Float[Tensor, "D H W"]:
+    """What TV counts at each voxel beside an estimate: ∝ 1/(1 + |∇v|/ε), so that v's own TV stays as it is.
+
+    ε is half the mean of |∇v| where each voxel counts by |∇v|: a fit to a chest and a pelvis of 64³ and 128³.
+    steps: as `tv_steps` gives them.  One everywhere for a volume without edges.
+    """
+    size = _differences(volume, steps).square().sum(0).sqrt()
+    total = float(size.double().sum())
+    if not total > 0:
+        return torch.ones_like(size)
+    soft = 0.5 * _square(size) / total
+    weights = soft / (soft + size)
+    return weights * (total / float((weights * size).double().sum()))
 
 
 def tv_steps(spacing: tuple[float, float, float]) -> Steps:
@@ -184,9 +203,13 @@ def tv_steps(spacing: tuple[float, float, float]) -> Steps:
 
 
 def _prox(
-    noisy: Tensor, weight: float, steps: Steps, iterations: int, dual: Tensor | None, nonnegative: bool
-) -> tuple[Tensor, Tensor]:
-    """x and the dual field [3, D, H, W] that it comes from; fast projected gradient on the dual."""
+    noisy: Tensor, weight: float, steps: Steps, iterations: int, dual: Tensor | None, nonnegative: bool,
+    most: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x and the dual field [3, D, H, W] that it comes from; fast projected gradient on the dual.
+
+    most: what TV counts at each voxel, by which the dual's length is bounded; None for one everywhere.
+    """
     if dual is None:
         dual = noisy.new_zeros(3, *noisy.shape)
     if weight == 0:
@@ -198,7 +221,8 @@ def _prox(
         if nonnegative:
             x.clamp_(min=0)
         new = _differences(x, steps).mul_(rate).add_(ahead)
-        new /= new.square().sum(0).sqrt_().clamp_(min=1)
+        length = new.square().sum(0).sqrt_()
+        new /= (length if most is None else length.div_(most)).clamp_(min=1)
         after = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = torch.lerp(dual, new, 1 + (momentum - 1) / after)
         dual, momentum = new, after
@@ -226,6 +250,11 @@ def _transposed(field: Tensor, steps: Steps) -> Tensor:
         out.narrow(axis, 0, n).sub_(part, alpha=step)
         out.narrow(axis, 1, n).add_(part, alpha=step)
     return out
+
+
+def _tv(x: Tensor, steps: Steps, most: Tensor | None = None) -> float:
+    size = _differences(x, steps).square().sum(0).sqrt()
+    return float((size if most is None else size * most).double().sum())
 
 
 def _square(x: Tensor) -> float:
