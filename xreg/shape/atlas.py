@@ -24,6 +24,7 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
+from xreg.shape.cage import RibCage, build_cages
 from xreg.shape.schemes import scheme as scheme_of
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class BoneShape:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """Shapes of bones by name, and the patients that they come from."""
+    """Shapes of bones by name, whole rib cages, and the patients that they come from."""
 
     bones: Mapping[str, BoneShape]
     patients: tuple[str, ...]
     scheme: str
+    cages: tuple[RibCage, ...] = ()
 
     def save(self, folder: str | PathLike) -> None:
         """Write ``atlas.safetensors`` into a folder that exists, atomically."""
@@ -79,7 +81,10 @@ class Atlas:
             tensors[f"{name}.distances"] = bone.distances.half()
             tensors[f"{name}.reach"] = bone.reach
         sizes = {name: list(bone.sizes) for name, bone in self.bones.items()}
-        facts = {"patients": list(self.patients), "scheme": self.scheme, "sizes": sizes}
+        for n, cage in enumerate(self.cages):
+            tensors |= cage.tensors(f"cage.{n}")
+        cages = [{"patient": cage.patient, "gap": cage.gap} for cage in self.cages]
+        facts = {"patients": list(self.patients), "scheme": self.scheme, "sizes": sizes, "cages": cages}
         save_tensors(Path(folder) / FILE, tensors, facts, schema=SCHEMA)
 
     @classmethod
@@ -98,7 +103,10 @@ class Atlas:
                 name: BoneShape(tensors[f"{name}.distances"].float(), tensors[f"{name}.reach"], tuple(sizes))
                 for name, sizes in facts["sizes"].items()
             }
-            return cls(bones, tuple(facts["patients"]), facts["scheme"])
+            cages = tuple(
+                RibCage.of_tensors(tensors, f"cage.{n}", of) for n, of in enumerate(facts.get("cages", ()))
+            )  # those of an atlas that was made before there were any lie nowhere
+            return cls(bones, tuple(facts["patients"]), facts["scheme"], cages)
         except (KeyError, TypeError) as error:
             raise FileError(f"{file}: lacks an entry or holds a wrong one ({error}); {remedy}") from error
 
@@ -125,7 +133,8 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
     if not found:
         raise ShapeError("no patient shows a whole bone; an atlas needs bones off the border of their grid")
     bones = {name: _shape(found[name]) for name in names.names if name in found}
-    return Atlas(bones, tuple(dict.fromkeys(member.patient for member in chosen)), names.name)
+    patients = tuple(dict.fromkeys(member.patient for member in chosen))
+    return Atlas(bones, patients, names.name, build_cages(chosen))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,29 +4,32 @@ Each bone that the network finds is taken from the patient whose shape fits best
 (`xreg.shape.atlas`), and given a similarity with three scales and a quadratic bend.  Neighbours along the
 spine and down the ribs turn and grow alike.  The bones are rendered by the differentiable projector; what is
 lowered is the distance from the network's probabilities, from its thickness maps, and from the edges in the
-films.  The result and the network's probabilities are then multiplied, each with a power.
+films.  Ribs are fitted with them, since films show them too, but then taken from a whole cage that hangs on
+the vertebrae (`xreg.shape.cage_fit`), if one comes to agree with the films.  The result and the network's
+probabilities are then multiplied, each with a power.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
+from xreg.shape.cage_fit import CageFit, fit_cage
 from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
-from xreg.shape.scene import Moves, Scene, box_of
+from xreg.shape.scene import Moves, Scene, box_of, softness
 from xreg.similarity import sobel
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
@@ -83,21 +86,29 @@ class FittedBone:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """The refined prediction, its bones, and the match of the edges in each film before and after."""
+    """The refined prediction, its bones, and the match of the edges in each film before and after.
+
+    cage: that of the ribs, None where none could be hung up.
+    """
 
     prediction: ShapePrediction
     bones: tuple[FittedBone, ...]
     matches: tuple[tuple[float, float], ...]
     patients: tuple[str, ...]
+    cage: CageFit | None = None
 
     @property
     def text(self) -> str:
         """What was done, in a line."""
-        if not self.bones:
-            return "no bone fitted"
-        used = sum(bone.used for bone in self.bones)
-        films = ", ".join(f"film {n} {a:.2f} to {b:.2f}" for n, (a, b) in enumerate(self.matches))
-        return f"{used} of {len(self.bones)} bones by the atlas; edges match {films}"
+        said = []
+        if self.bones:
+            used = sum(bone.used for bone in self.bones)
+            films = ", ".join(f"film {n} {a:.2f} to {b:.2f}" for n, (a, b) in enumerate(self.matches))
+            said.append(f"{used} of {len(self.bones)} bones by the atlas; edges match {films}")
+        if self.cage is not None and self.cage.used:
+            ribs, before, after = len(self.cage.ribs.unique()), self.cage.before, self.cage.after
+            said.append(f"{ribs} ribs as one cage, {before:.2f} to {after:.2f}")
+        return "; ".join(said) or "no bone fitted"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -105,6 +116,7 @@ class Refined:
             "patients": list(self.patients),
             "bones": [asdict(bone) for bone in self.bones],
             "edge_correlation": [{"before": a, "after": b} for a, b in self.matches],
+            "rib_cage": None if self.cage is None else self.cage.to_json(),
         }
 
 
@@ -130,17 +142,25 @@ def refine(
     grid = found.grid.binned(n)
     seen = fitted(films, cameras, grid)
     scene = Scene.of(found, atlas, grid, n, _volumes(found.thickness, seen[1], grid))
-    if not scene.names:
-        return Refined(found, (), (), atlas.patients)
-    maps = None if found.thickness is None else _grouped(found.thickness, scene, seen[1])
-    with torch.enable_grad():
-        moves, matches, overlaps = _fit(scene, seen, maps, settings)
-    used = overlaps[1] >= settings.least
-    bones = tuple(
-        FittedBone(name, e, float(a), float(b), bool(u))
-        for name, e, a, b, u in zip(scene.names, scene.examples, *overlaps, used, strict=True)
-    )
-    return Refined(_fused(found, scene, moves, used, settings), bones, matches, atlas.patients)
+    cage = fit_cage(found, films, cameras, atlas.cages)
+    ribs = cage.logits(found.grid, found.scheme, softness(found.grid)) if cage and cage.used else {}
+    bones, matches, drawn = (), (), {}
+    if scene.names:
+        maps = None if found.thickness is None else _grouped(found.thickness, scene, seen[1])
+        with torch.enable_grad():
+            moves, matches, overlaps = _fit(scene, seen, maps, settings)
+        used = overlaps[1] >= settings.least
+        used &= torch.tensor([number not in ribs for number in scene.numbers])
+        bones = tuple(
+            FittedBone(name, e, float(a), float(b), bool(u))
+            for name, e, a, b, u in zip(scene.names, scene.examples, *overlaps, used, strict=True)
+        )
+        drawn = _drawn(found.grid, scene, moves, used)
+    if ribs:
+        found = replace(found, shares=cage.renamed(found.shares, found.grid, found.scheme))
+    if drawn or ribs:
+        found = _fused(found, drawn | ribs, settings)
+    return Refined(found, bones, matches, atlas.patients, cage)
 
 
 def _fit(
@@ -255,16 +275,24 @@ def _grouped(
 
 
 @torch.no_grad()
-def _fused(
-    found: ShapePrediction, scene: Scene, moves: Moves, used: Tensor, settings: RefineSettings
-) -> ShapePrediction:
-    """Both opinions multiplied, each with a power, at the voxels that either counts as bone."""
+def _drawn(
+    grid: VoxelGrid, scene: Scene, moves: Moves, used: Tensor
+) -> dict[int, tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]]:
+    """Of each bone that is used, by its number: voxels about it, and the log odds that it fills them."""
     drawn, pose = {}, moves.pose()
     for bone in used.nonzero()[:, 0].tolist():
-        voxels, points = box_of(found.grid, scene.points[bone])
-        logit = scene.logit(pose, bone, points, found.grid).clamp(-_FAR, _FAR)
+        voxels, points = box_of(grid, scene.points[bone])
+        logit = scene.logit(pose, bone, points, grid).clamp(-_FAR, _FAR)
         near = (logit > _FILLED).nonzero()[:, 0]
         drawn[scene.numbers[bone]] = voxels[near], logit[near]
+    return drawn
+
+
+@torch.no_grad()
+def _fused(
+    found: ShapePrediction, drawn: Mapping[int, tuple[Tensor, Tensor]], settings: RefineSettings
+) -> ShapePrediction:
+    """Both opinions multiplied, each with a power, at the voxels that either counts as bone."""
     voxels = torch.cat([found.shares.voxels, *(v for v, _ in drawn.values())]).unique()
     numbers = torch.tensor([0, *sorted(drawn)])
     both = found.shares.on(voxels, torch.cat([found.shares.labels, numbers]).unique())

@@ -141,10 +141,11 @@ class Scene:
 
     def logit(self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
         """Log odds that the moved bone fills voxels of ``grid`` at world points."""
-        return -self.distance(pose, bone, points) / _softness(grid)
+        return -self.distance(pose, bone, points) / softness(grid)
 
 
-def _softness(grid: VoxelGrid) -> float:
+def softness(grid: VoxelGrid) -> float:
+    """Over how many mm a bone's occupancy falls from .73 to .5."""
     return _SOFT * sum(grid.spacing) / 3
 
 
@@ -185,7 +186,7 @@ def _start(
     local = (points - place) / size
     distances = torch.stack([shape.distance(n, local) for n in range(len(shape.distances))])
     kept = (distances.amin(0) < _AROUND) | (wanted > _FOUND / 2)
-    filled = torch.sigmoid(-size * distances[:, kept] / _softness(grid))
+    filled = torch.sigmoid(-size * distances[:, kept] / softness(grid))
     example = int(torch.stack([overlap(one, wanted[kept]) for one in filled]).argmax())
     return example, place, size, flat[kept], points[kept], wanted[kept]
 

@@ -77,9 +77,15 @@ class Shares:
 
     def on(self, voxels: Int64[Tensor, " m"], labels: Int64[Tensor, " k"]) -> Shares:
         """On more voxels, where those that it lacks are background, and with more labels."""
-        values = self.values.new_zeros(len(voxels), len(labels))
+        values, columns = (
+            self.values.new_zeros(len(voxels), len(labels)),
+            torch.searchsorted(labels, self.labels),
+        )
+        if len(voxels) == len(self.voxels):  # they are the same
+            values[:, columns] = self.values
+            return Shares(voxels, labels, values)
         values[:, 0] = 1.0
-        rows, columns = torch.searchsorted(voxels, self.voxels), torch.searchsorted(labels, self.labels)
+        rows = torch.searchsorted(voxels, self.voxels)
         values[rows[:, None], columns] = self.values
         return Shares(voxels, labels, values)
 
