@@ -16,7 +16,7 @@ from xreg.shape import load_shipped
 from xreg.shape.measures import draw_labels, measure, measure_probabilities
 from xreg.shape.measures.femur import Sphere, fit_sphere
 from xreg.shape.measures.field import Bones, angle
-from xreg.shape.measures.pelvis import pelvic_angles
+from xreg.shape.measures.pelvis import pelvic_angles, sacral_plate
 from xreg.shape.measures.spine import fit_bodies
 from xreg.shape.measures.vertebra import Plane, fit_body, fit_plane
 
@@ -349,3 +349,12 @@ def test_a_femur_of_one_column_is_no_femur():
     mine = [m for m in found if "left" in m.name and ("femoral" in m.name or "neck" in m.name)]
     assert len(mine) == 3
     assert all(m.value is None for m in mine)
+
+
+def test_a_sacrum_of_two_halves_has_no_plate():
+    labels = torch.zeros((40, 32, 32), dtype=torch.int16)
+    for side in (slice(4, 9), slice(23, 28)):
+        labels[10:22, 12:20, side] = 50
+    grid = VoxelGrid.box((40, 32, 32), [192.0, 192.0, 240.0])
+    assert sacral_plate(Bones(labels, grid), {}) == "the sacrum has no bone in its midline"
+    assert measure(labels, grid, "all")["lordosis_L1_S1"].value is None

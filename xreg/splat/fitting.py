@@ -27,14 +27,13 @@ from xreg.splat.losses import data_term, random_block, roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
 from xreg.splat.settings import FitSettings
 from xreg.splat.start import (
-    FIRST_PASSES,
     default_count,
     first_gaussians,
     first_volume,
     uniform_gaussians,
 )
 from xreg.splat.views import Views, views_of
-from xreg.tomography.tv import tv_steps, tv_weight
+from xreg.tomography.tv import USUAL_PASSES, tv_steps, tv_weight
 from xreg.volume import Volume
 
 START_SHARE = 0.4  # of the time budget, at most, for the first volume
@@ -202,7 +201,7 @@ class _Run:
                 limit = None if s.seconds is None else START_SHARE * s.seconds
                 mu = first_volume(
                     self.views, self.grid, s.init, seconds=limit,
-                    on_pass=lambda n: self.tell("first volume", n, FIRST_PASSES) or self.stopped,
+                    on_pass=lambda n: self.tell("first volume", n, USUAL_PASSES) or self.stopped,
                 )  # fmt: skip
                 if not float(mu.max()) > 0:
                     raise GaussianError(

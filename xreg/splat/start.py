@@ -16,12 +16,12 @@ from xreg.splat.initialise import SPREAD
 from xreg.splat.settings import FitSettings
 from xreg.splat.views import Views
 from xreg.splat.voxel_fit import fit_to_volume
-from xreg.tomography import Filter, Projector, fdk, fista_tv, usual_subsets
+from xreg.tomography import USUAL_PASSES, Filter, Projector, fdk, fista_tv, usual_subsets
 from xreg.volume import Volume
 
 VOXELS_EACH, RAYS_EACH = 10, 16  # one Gaussian to as many voxels of the grid, or rays, by default
 FEWEST = 2000
-FIRST_PASSES = 12  # of FISTA-TV: what is missing then, the steps on the views and the last passes add
+SETTLED = 0.005  # change of the first volume in a pass from which it is good enough: the rest follows later
 EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
 
 
@@ -47,7 +47,8 @@ def first_volume(
         return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
     projector = Projector(views.cameras, grid)
     return fista_tv(
-        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=FIRST_PASSES,
+        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=USUAL_PASSES,
+        tolerance=SETTLED,
         seconds=seconds,
         on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
     )  # fmt: skip

@@ -39,7 +39,10 @@ def sacral_plate(bones: Bones, bodies: Bodies) -> Plane | str:
     field = bones["sacrum"]
     if any(axis == 2 and end == _upper_end(bones) for axis, end in field.faces):
         return "sacrum touches the upper edge of the volume"
-    up, inside = _start(bones, bodies)
+    start = _start(bones, bodies)
+    if start is None:
+        return "the sacrum has no bone in its midline"
+    up, inside = start
     plane = Plane(inside, up)
     for _ in range(6):
         forward = unit(ANTERIOR - (ANTERIOR @ up) * up)
@@ -96,8 +99,8 @@ def _upper_end(bones: Bones) -> int:
     return 1 if float(bones.grid.affine[2, 2]) > 0 else 0
 
 
-def _start(bones: Bones, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
-    """A first normal of the plate, and a point within S1 below it."""
+def _start(bones: Bones, bodies: Bodies) -> tuple[np.ndarray, np.ndarray] | None:
+    """A first normal of the plate, and a point within S1 below it; None where nothing lies in the middle."""
     field = bones["sacrum"]
     lumbar = [b for n in ("L6", "L5", "L4") if isinstance(b := bodies.get(n), VertebralBody)]
     if lumbar:
@@ -110,6 +113,8 @@ def _start(bones: Bones, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
     index = np.argwhere(depth > 0)
     places = field.world(index)
     midline = np.abs((places - places.mean(0)) @ RIGHT) < 12.0
+    if not midline.any():  # crumbs to both sides
+        return None
     return _START, places[midline][depth[tuple(index[midline].T)].argmax()]
 
 
