@@ -21,7 +21,6 @@ from xreg.volume import Volume
 
 VOXELS_EACH, RAYS_EACH = 10, 16  # one Gaussian to as many voxels of the grid, or rays, by default
 FEWEST = 2000
-SETTLED = 0.005  # change of the first volume in a pass from which it is good enough: the rest follows later
 EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
 
 
@@ -48,7 +47,6 @@ def first_volume(
     projector = Projector(views.cameras, grid)
     return fista_tv(
         projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=USUAL_PASSES,
-        tolerance=SETTLED,
         seconds=seconds,
         on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
     )  # fmt: skip
