@@ -9,9 +9,9 @@ import torch
 
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, build_atlas
-from xreg.shape.cage import RibCage, build_cages, level_gap, middles_of, rib_numbers, spine_at
+from xreg.shape.cage import build_cages, level_gap, rib_numbers, spine_at
 from xreg.shape.cage_fit import CageFit, _about, _splatted, fit_cage
-from xreg.shape.centroids import points_of
+from xreg.shape.centroids import middles_of, points_of
 from xreg.shape.films import label_thickness
 from xreg.shape.predict import prediction_of
 from xreg.shape.refine import RefineSettings, refine
@@ -153,17 +153,13 @@ def test_ribs_are_found_and_named_by_their_vertebrae(atlas) -> None:
 def test_the_cage_that_fits_best_is_taken(atlas) -> None:
     found, films, cameras = misnamed(trunk(wide=1.1))
     (cage,) = atlas.cages
-    other = replace_points(cage, cage.points * torch.tensor([0.5, 1.6, 1.0]), "other")
+    other = replace(cage, points=cage.points * torch.tensor([0.5, 1.6, 1.0]), patient="other")
     assert fit_cage(found, films, cameras, [other, cage]).patient == "p"
     assert fit_cage(found, films, cameras, []) is None
     blind = replace(found, thickness=torch.zeros_like(found.thickness))
     spineless = replace(found, labels=found.labels.masked_fill(found.labels < RIBS[0], 0))
     for poor in (replace(found, thickness=None), blind, spineless):
         assert fit_cage(poor, films, cameras, [cage]) is None
-
-
-def replace_points(cage: RibCage, points: torch.Tensor, patient: str) -> RibCage:
-    return RibCage(patient, points, cage.ribs, cage.edges, cage.gap)
 
 
 def test_a_cages_voxels_are_those_about_its_points(patient) -> None:

@@ -23,7 +23,7 @@ from xreg.io import VoxelGrid, atomic_write, save_image, write_json
 from xreg.io.tensors import save_tensors
 from xreg.pictures import colour, grey, save_picture
 from xreg.renderer import drr
-from xreg.shape.centroids import centroids
+from xreg.shape.centroids import middles_of
 from xreg.shape.films import label_depth, label_thickness
 from xreg.volume import Volume
 
@@ -112,7 +112,7 @@ def annotate(
     thick = label_thickness(compact, grid, at_rest, len(numbers) + 1)
     depth = label_depth(compact, grid, at_rest, thick)[1:]
     thick = thick[1:]
-    middles = se3.apply(pose, se3.apply(grid.affine, centroids(compact, len(numbers) + 1))[1:])
+    middles = se3.apply(pose, middles_of(compact, grid, len(numbers) + 1)[1:])
     structures = tuple(
         _structure(n, volume.label_names.get(n, f"label {n}"), middle, (t, d), camera, least_mm)
         for n, middle, t, d in zip(numbers, middles, thick, depth, strict=True)

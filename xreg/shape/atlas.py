@@ -24,7 +24,8 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
-from xreg.shape.cage import RibCage, build_cages
+from xreg.shape.cage import FEWEST, RibCage, build_cages
+from xreg.shape.centroids import whole_boxes
 from xreg.shape.schemes import scheme as scheme_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _EXAMPLES = 6  # of a bone, spread over the patients
 _PART = 0.75  # of the largest example's size: a smaller one is a bone that the scan cut off
 _MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
 _MOST, _LEAST = 32, 12  # points of a lattice along an edge
-_FEWEST = 24  # voxels of a bone, below which its shape says little
 _MOST_PATIENTS = 40
 
 
@@ -165,17 +165,10 @@ class _Found:
 
 
 def _whole_bones(patient: Member) -> Iterable[tuple[int, _Found]]:
-    from scipy import ndimage
-
     labels = patient.labels.cpu().numpy()
     spacing = patient.grid.spacing
-    for number, box in enumerate(ndimage.find_objects(labels), 1):
-        if box is None or any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True)):
-            continue
-        count = int((labels[box] == number).sum())
-        if count < _FEWEST:
-            continue
-        size = (count * patient.grid.voxel_mm3) ** (1 / 3)
+    for number, box in whole_boxes(labels, FEWEST):
+        size = (int((labels[box] == number).sum()) * patient.grid.voxel_mm3) ** (1 / 3)
         pads = [math.ceil(_MARGIN * size / s) + 1 for s in spacing[::-1]]
         start = [max(0, s.start - p) for s, p in zip(box, pads, strict=True)]
         stop = [min(n, s.stop + p) for s, p, n in zip(box, pads, labels.shape, strict=True)]

@@ -7,7 +7,7 @@ vertebrae they have few ways to lie (`xreg.shape.cage_fit`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from xreg.geometry import se3
-from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.centroids import centroids
+from xreg.shape.centroids import middles_of, whole_boxes
 from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.schemes import scheme as scheme_of
 
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 LEVELS = 12  # of ribs: left 1 to 12 are numbers 0 to 11, right 1 to 12 are 12 to 23
 _FIRST, _LAST = VERTEBRAE.index("C7"), VERTEBRAE.index("L2")  # vertebrae that tell where the spine runs
 _TOP = VERTEBRAE.index("T1")
-_FEWEST = 5  # vertebrae among them, below which nothing is said
+_LEAST_SPINE = 5  # vertebrae among them, below which nothing is said
 _BEYOND = 1  # levels past the last vertebra that the spine's line is trusted
 _LEAST_RIBS = 6  # of a patient whose cage is kept
-_LEAST_VOXELS = 24  # of a rib
+FEWEST = 24  # voxels of a bone, below which its shape says little
 _MOST = 2  # cages
 _MIDDLE, _HALF = 12.5, 7.0  # of the levels, for the line's powers
 
@@ -58,7 +57,7 @@ class RibCage:
 
     def only(self, chosen: Tensor) -> RibCage:
         """With these of its points."""
-        return RibCage(self.patient, self.points[chosen], self.ribs[chosen], self.edges[chosen], self.gap)
+        return replace(self, points=self.points[chosen], ribs=self.ribs[chosen], edges=self.edges[chosen])
 
 
 def rib_numbers(names: Scheme) -> tuple[int, ...]:
@@ -79,18 +78,13 @@ def spine_at(middles: Float64[Tensor, "L 3"], names: Scheme) -> Float[Tensor, "1
     numbers = [names.index(name) for name in VERTEBRAE[_FIRST : _LAST + 1]]
     middles = middles[numbers]
     there = middles[:, 0].isfinite()
-    if int(there.sum()) < _FEWEST:
+    if int(there.sum()) < _LEAST_SPINE:
         return nothing
     levels = torch.arange(_FIRST, _LAST + 1)[there]
     line = torch.linalg.lstsq(_powers(levels), middles[there]).solution
     wanted = torch.arange(_TOP, _TOP + LEVELS)
     near = (wanted >= levels.min() - _BEYOND) & (wanted <= levels.max() + _BEYOND)
     return torch.where(near[:, None], (_powers(wanted) @ line).float(), nothing)
-
-
-def middles_of(labels: Tensor, grid: VoxelGrid, count: int) -> Float64[Tensor, "L 3"]:
-    """Middles of each label's voxels, world mm; NaN where it has none."""
-    return se3.apply(grid.affine.cpu(), centroids(labels, count))
 
 
 def level_gap(spine: Float[Tensor, "12 3"]) -> float:
@@ -115,12 +109,12 @@ def _cage_of(member: Member) -> RibCage | None:
     names = scheme_of(member.scheme)
     numbers, labels = rib_numbers(names), member.labels.cpu()
     spine = spine_at(middles_of(labels, member.grid, len(names)), names)
-    last, points, ribs = torch.tensor(labels.shape) - 1, [], []
+    whole, points, ribs = dict(whole_boxes(labels.numpy(), FEWEST)), [], []
     for rib, number in enumerate(numbers):
-        at = (labels == number).nonzero()
         start = spine[rib % LEVELS]
-        whole = len(at) >= _LEAST_VOXELS and bool(((at > 0) & (at < last)).all())
-        if whole and bool(start.isfinite().all()):
+        if number in whole and bool(start.isfinite().all()):
+            box = whole[number]
+            at = (labels[box] == number).nonzero() + torch.tensor([edge.start for edge in box])
             points.append(se3.apply(member.grid.affine.cpu(), at.flip(1).double()).float() - start)
             ribs.append(torch.full((len(at),), rib))
     if len(points) < _LEAST_RIBS:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from xreg.geometry import Camera, se3
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.cage import LEVELS, RibCage, level_gap, middles_of, rib_numbers, spine_at
-from xreg.shape.centroids import points_of
+from xreg.shape.cage import LEVELS, RibCage, level_gap, rib_numbers, spine_at
+from xreg.shape.centroids import middles_of, points_of
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme
@@ -74,18 +74,15 @@ class CageFit:
 
         soft_mm: over which occupancy falls from .73 to .5.
         """
-        reach = float(self.edges.max()) + _TAIL * soft_mm
-        voxels = _about(self.points, grid, reach)
         from scipy.spatial import cKDTree
 
+        reach = float(self.edges.max()) + _TAIL * soft_mm
+        voxels = _about(self.points, grid, reach)
         tree = cKDTree(self.points.numpy())
         away, nearest = tree.query(points_of(grid, voxels).numpy(), distance_upper_bound=reach)
         met = away < reach
-        voxels, away, nearest = (
-            voxels[met],
-            torch.from_numpy(away[met]).float(),
-            torch.from_numpy(nearest[met]),
-        )
+        voxels, nearest = voxels[met], torch.from_numpy(nearest[met])
+        away = torch.from_numpy(away[met]).float()
         logit = (_FILL * self.edges[nearest] - away) / soft_mm
         kept = logit > -_TAIL
         voxels, logit, ribs = voxels[kept], logit[kept], self.ribs[nearest[kept]]
@@ -142,10 +139,10 @@ def fit_cage(
     found: a prediction with thickness maps and counted vertebrae.  films: 0 to 1, bright where attenuation
     is high.  The same input gives the same bits.  No gradient.
     """
-    numbers, names = rib_numbers(found.scheme), found.scheme
+    names = found.scheme
     spine = spine_at(middles_of(found.labels, found.grid, len(names)), names)
     known = spine[:, 0].isfinite()
-    if not cages or not numbers or found.thickness is None or int(known.sum()) < 2:
+    if not cages or not rib_numbers(names) or found.thickness is None or int(known.sum()) < 2:
         return None
     seen = [
         _seen(film, camera, maps, found)
@@ -159,13 +156,12 @@ def fit_cage(
         if len(cage.ribs):
             fit = _Fit(cage, spine)
             before = fit.match(seen)
-            fit.descend(seen, 0, _TRIAL if len(cages) > 1 else _STEPS)
+            fit.descend(seen, 0, _TRIAL)
             tried.append((fit.match(seen), before, fit))
     if not tried:
         return None
     _, before, best = max(tried, key=lambda one: one[0])
-    if len(cages) > 1:
-        best.descend(seen, _TRIAL, _STEPS)
+    best.descend(seen, _TRIAL, _STEPS)
     with torch.no_grad():
         points, edges = best.moved(best.cage)
     return CageFit(points, best.cage.ribs, edges, before, best.match(seen), best.cage.patient)
@@ -239,8 +235,7 @@ class _Fit:
 
 def _alike(shadow: Tensor, seen: _Seen, blur_mm: float) -> Float[Tensor, ""]:
     """Cosine between a shadow and the thickness that a network sees."""
-    a, b = _blurred(shadow, blur_mm / seen.pixel), seen.ribs[blur_mm]
-    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-9)
+    return cosine(_blurred(shadow, blur_mm / seen.pixel), seen.ribs[blur_mm])
 
 
 def _fine_match(shadow: Tensor, seen: _Seen) -> Float[Tensor, ""]:
@@ -248,7 +243,11 @@ def _fine_match(shadow: Tensor, seen: _Seen) -> Float[Tensor, ""]:
     a = _blurred(shadow, _FINE_MM / seen.pixel)
     a, b = a - _blurred(a, _COARSE_MM / seen.pixel), seen.fine
     count = seen.near.sum()
-    a, b = ((x - (x * seen.near).sum() / count) * seen.near for x in (a, b))
+    return cosine(*((x - (x * seen.near).sum() / count) * seen.near for x in (a, b)))
+
+
+def cosine(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """Of the angle between two images, taken as vectors; 0 where one is empty."""
     return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-9)
 
 

@@ -1,7 +1,10 @@
-"""Where voxels lie, and where the labels of a map have their middles."""
+"""Where voxels lie, where the labels of a map have their middles, and which of them are whole."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, Integer
 from torch import Tensor
@@ -21,6 +24,22 @@ def centroids(labels: Integer[Tensor, "D H W"], count: int) -> Float64[Tensor, "
     size = torch.bincount(numbers, minlength=count)
     sums = [torch.bincount(numbers, weights=axis.double(), minlength=count) for axis in (i, j, k)]
     return (torch.stack(sums, 1).double() / size[:, None]).cpu()  # without a voxel, torch sums in float32
+
+
+def middles_of(labels: Integer[Tensor, "D H W"], grid: VoxelGrid, count: int) -> Float64[Tensor, "L 3"]:
+    """`centroids` in world mm, on the CPU."""
+    return se3.apply(grid.affine.cpu(), centroids(labels, count))
+
+
+def whole_boxes(labels: np.ndarray, fewest: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Numbers and boxes of the labels that do not touch the border and have ``fewest`` voxels or more."""
+    from scipy import ndimage
+
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is None or any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True)):
+            continue
+        if int((labels[box] == number).sum()) >= fewest:
+            yield number, box
 
 
 def points_of(grid: VoxelGrid, flat: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:

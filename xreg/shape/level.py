@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.centroids import centroids
+from xreg.shape.centroids import middles_of
 from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.shares import Shares
 
@@ -122,10 +122,8 @@ def _shifted(name: str, shift: int) -> str:
 
 
 def _order_notes(found: list[str], labels: Tensor, grid: VoxelGrid, scheme: Scheme) -> tuple[str, ...]:
-    middles = centroids(labels, len(scheme))
-    heights = {
-        name: float(grid.affine[2, :3] @ middles[scheme.index(name)] + grid.affine[2, 3]) for name in found
-    }
+    middles = middles_of(labels, grid, len(scheme))
+    heights = {name: float(middles[scheme.index(name), 2]) for name in found}
     notes = []
     for upper, lower in pairwise(found):
         between = VERTEBRAE[VERTEBRAE.index(upper) + 1 : VERTEBRAE.index(lower)]

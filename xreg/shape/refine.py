@@ -25,7 +25,7 @@ from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.renderer import drr
 from xreg.shape.atlas import Atlas
-from xreg.shape.cage_fit import CageFit, fit_cage
+from xreg.shape.cage_fit import CageFit, cosine, fit_cage
 from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
@@ -247,7 +247,7 @@ def _match(film: Float[Tensor, "H W"], shadow: Float[Tensor, "H W"]) -> Float[Te
     near = F.max_pool2d((shadow.detach() > _SEEN).float()[None], 7, 1, 3)[0] > 0
     slopes = torch.stack(sobel(torch.stack([film.to(shadow), shadow])))[:, :, near]
     a, b = slopes.transpose(0, 1).flatten(1)
-    return (a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt().clamp_min(1e-9)
+    return cosine(a, b)
 
 
 def _volumes(

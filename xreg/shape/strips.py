@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from xreg.geometry import Camera, se3
+from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.centroids import centroids, points_of
+from xreg.shape.centroids import middles_of, points_of
 from xreg.shape.networks.views import TOWARDS
 from xreg.shape.schemes import VERTEBRAE, Scheme
 
@@ -139,7 +139,7 @@ def labelled_line(
         return None
     own = labels.reshape(-1)[flat].long()
     rows = flat // (labels.shape[1] * labels.shape[2])
-    middles = se3.apply(grid.affine, centroids(labels, len(names)).nan_to_num()).float()
+    middles = middles_of(labels, grid, len(names)).float()
     along = F.normalize(torch.gradient(line, dim=0)[0], dim=1)
     length = F.pad((line[1:] - line[:-1]).norm(dim=1).cumsum(0), (1, 0))
     known = []

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.splat.start import tv_volume
 from xreg.splat.views import Views
-from xreg.tomography import Projector, fista_tv, usual_subsets
 
 FIRST = 0.4  # what the first volume counts beside the Gaussians, where both tell of edges
 FINISHED = 0.5  # what the finished voxels count beside the Gaussians in a fit's volume
@@ -34,9 +34,4 @@ def finished_voxels(
     passes: few, for the minimum itself is rougher.  on_pass: told the number of each; True ends it.
     """
     mean = torch.lerp(body, first.to(body), FIRST).clamp_min(0)
-    films = views.filled()
-    return fista_tv(
-        Projector(views.cameras, grid), films, rays=views.counts, subsets=usual_subsets(len(films)),
-        iterations=passes, start=mean, edges=mean, seconds=seconds,
-        on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
-    )  # fmt: skip
+    return tv_volume(views, grid, passes, guide=mean, seconds=seconds, on_pass=on_pass)

@@ -41,13 +41,28 @@ def first_volume(
 
     on_pass: told the number of each pass of FISTA-TV; True ends it.
     """
-    films = views.filled()
     if init == "fdk":
-        return fdk(films, views.cameras, grid, filter=Filter("hann")).clamp_min(0)
-    projector = Projector(views.cameras, grid)
+        return fdk(views.filled(), views.cameras, grid, filter=Filter("hann")).clamp_min(0)
+    return tv_volume(views, grid, USUAL_PASSES, seconds=seconds, on_pass=on_pass)
+
+
+def tv_volume(
+    views: Views,
+    grid: VoxelGrid,
+    passes: int,
+    *,
+    guide: Float[Tensor, "D H W"] | None = None,
+    seconds: float | None = None,
+    on_pass: Callable[[int], bool | None] | None = None,
+) -> Float[Tensor, "D H W"]:
+    """Attenuation in 1/mm after so many passes of FISTA-TV over the rays that are used.
+
+    guide: a volume to begin with, whose edges are spared.  on_pass: told the number of each; True ends it.
+    """
+    films = views.filled()
     return fista_tv(
-        projector, films, rays=views.counts, subsets=usual_subsets(len(films)), iterations=USUAL_PASSES,
-        seconds=seconds,
+        Projector(views.cameras, grid), films, rays=views.counts, subsets=usual_subsets(len(films)),
+        iterations=passes, start=guide, edges=guide, seconds=seconds,
         on_iteration=None if on_pass is None else lambda step: on_pass(step.number),
     )  # fmt: skip
 

@@ -187,7 +187,7 @@ def edge_weights(volume: Float[Tensor, "D H W"], steps: Steps) -> Float[Tensor, 
     ε is half the mean of |∇v| where each voxel counts by |∇v|: a fit to a chest and a pelvis of 64³ and 128³.
     steps: as `tv_steps` gives them.  One everywhere for a volume without edges.
     """
-    size = _differences(volume, steps).square().sum(0).sqrt()
+    size = _slopes(volume, steps)
     total = float(size.double().sum())
     if not total > 0:
         return torch.ones_like(size)
@@ -253,8 +253,13 @@ def _transposed(field: Tensor, steps: Steps) -> Tensor:
 
 
 def _tv(x: Tensor, steps: Steps, most: Tensor | None = None) -> float:
-    size = _differences(x, steps).square().sum(0).sqrt()
+    size = _slopes(x, steps)
     return float((size if most is None else size * most).double().sum())
+
+
+def _slopes(x: Tensor, steps: Steps) -> Tensor:
+    """|∇x| at each voxel."""
+    return _differences(x, steps).square().sum(0).sqrt()
 
 
 def _square(x: Tensor) -> float:
