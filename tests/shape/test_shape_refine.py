@@ -12,10 +12,12 @@ from xreg.io import VoxelGrid
 from xreg.shape.atlas import FILE, Atlas, build_atlas
 from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
+from xreg.shape.placing import second_differences, straightened
 from xreg.shape.predict import DOUBT, prediction_of
-from xreg.shape.refine import RefineSettings, _shadows, _volumes, refine
-from xreg.shape.scene import Moves, Scene, overlap
+from xreg.shape.refine import RefineSettings, _volumes, refine
+from xreg.shape.scene import Scene, overlap
 from xreg.shape.schemes import SCHEMES
+from xreg.shape.shadows import _moved, alike, group_shadows, spine_sought
 from xreg.shape.shares import Shares
 from xreg.shape.shipped import grid_camera
 from xreg.shape.sources import Member
@@ -26,8 +28,11 @@ SHAPE, VOXEL = (40, 28, 28), 4.0
 GRID = VoxelGrid.box(SHAPE, [n * VOXEL for n in reversed(SHAPE)], (10.0, -5.0, 20.0))
 
 
-def bodies(shift=(0.0, 0.0, 0.0), turn=0.0, stretch=1.0) -> torch.Tensor:
-    """L1 to L3 as boxes with a spike to the back, about 28 mm wide; moved in mm, turned about x."""
+def bodies(shift=(0.0, 0.0, 0.0), turn=0.0, stretch=1.0, spike=37.0) -> torch.Tensor:
+    """L1 to L3 as boxes with a spike to the back, about 28 mm wide; moved in mm, turned about x.
+
+    spike: how far back it reaches, mm.
+    """
     k, j, i = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in SHAPE), indexing="ij")
     points = torch.stack([i, j, k], -1) @ GRID.affine[:3, :3].T + GRID.affine[:3, 3]
     labels = torch.zeros(SHAPE, dtype=torch.int16)
@@ -37,8 +42,8 @@ def bodies(shift=(0.0, 0.0, 0.0), turn=0.0, stretch=1.0) -> torch.Tensor:
         x, y, z = ((points - middle) / stretch).unbind(-1)
         y, z = c * y + s * z, c * z - s * y
         body = (x.abs() < 17) & (y.abs() < 13) & (z.abs() < 11)
-        spike = (x.abs() < 5) & (y > -37) & (y < 0) & (z.abs() < 5)
-        labels[body | spike] = 20 + n
+        behind = (x.abs() < 5) & (y > -spike) & (y < 0) & (z.abs() < 5)
+        labels[body | behind] = 20 + n
     return labels
 
 
@@ -74,12 +79,39 @@ def test_distances_are_those_of_the_bone(atlas) -> None:
     point = torch.tensor(
         [[10.0, 0.0, 20.0], [10.0 + 27.0, 0.0, 20.0], [10.0, 0.0, 20.0 + 18.0]]
     )  # edges: 16, 12
-    found = size * bone.distance(0, ((point - middle.float()) / size))
+    alone = torch.ones(1)
+    distance, density = bone.at((point - middle.float()) / size, alone)
+    found = size * distance
     assert float(found[0]) < -7
     torch.testing.assert_close(found[1:], torch.tensor([11.0, 6.0]), atol=0.7, rtol=0.0)
     far = torch.tensor([[10.0, 0.0, 400.0], [10.0, 0.0, 500.0]])
-    away = size * bone.distance(0, (far - middle.float()) / size)
+    away = size * bone.at((far - middle.float()) / size, alone)[0]
     assert float(away[1] - away[0]) == pytest.approx(100.0, abs=1.0)  # it goes on beyond the lattice
+    torch.testing.assert_close(density, torch.ones(3))  # there is no CT
+
+
+def test_densities_are_half_those_of_the_ct() -> None:
+    labels = bodies()
+    shell = labels.clone()
+    shell[torch.nn.functional.max_pool3d(-(labels > 0).float()[None], 3, 1, 1)[0] == -1] = 0
+    hu = torch.where(labels == 0, -100.0, torch.where(shell > 0, 645.0, 245.0))
+    hu[labels == 20] = 5000.0  # metal
+    bones = build_atlas([Member("p", "spine", labels, GRID, hu)]).bones
+    mean = float((hu[labels == 21] - 45).mean())
+    inside = bones["L2"].at(torch.zeros(1, 3), torch.ones(1))[1]
+    assert float(inside) == pytest.approx(0.5 + 0.5 * 200 / mean, abs=0.02)
+    outside = bones["L2"].at(torch.tensor([[0.0, -1.0, 0.0]]), torch.ones(1))[1]  # as at the surface
+    assert float(outside) == pytest.approx(0.5 + 0.5 * 600 / mean, abs=0.02)
+    torch.testing.assert_close(bones["L1"].fields[:, 1], torch.ones_like(bones["L1"].fields[:, 1]))
+
+
+def test_examples_are_mixed() -> None:
+    members = [Member(name, "spine", bodies(stretch=s), GRID) for name, s in (("a", 1.0), ("b", 1.1))]
+    bone = build_atlas(members).bones["L2"]
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    one, other, half = (bone.at(points, torch.tensor(w))[0] for w in ([1.0, 0], [0.0, 1], [0.5, 0.5]))
+    torch.testing.assert_close(half, (one + other) / 2)
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_sides_are_mirrored_and_cut_bones_left_out() -> None:
@@ -91,8 +123,8 @@ def test_sides_are_mirrored_and_cut_bones_left_out() -> None:
     found = build_atlas([Member("p", "all", labels, GRID)])
     assert set(found.bones) == {"hip_left", "hip_right"}
     a, b = (found.bones[name] for name in ("hip_left", "hip_right"))
-    torch.testing.assert_close(a.distances.flip(-1), b.distances, atol=1e-5, rtol=0.0)
-    assert not torch.allclose(a.distances, b.distances, atol=0.1)
+    torch.testing.assert_close(a.fields.flip(-1), b.fields, atol=1e-5, rtol=0.0)
+    assert not torch.allclose(a.fields, b.fields, atol=0.1)
     assert right != left
 
 
@@ -109,7 +141,7 @@ def test_files(atlas, tmp_path) -> None:
     atlas.save(tmp_path)
     again = Atlas.beside(tmp_path / "model.safetensors")
     assert (again.patients, again.scheme, list(again.bones)) == (("p",), "spine", ["L1", "L2", "L3"])
-    torch.testing.assert_close(again.bones["L1"].distances, atlas.bones["L1"].distances, atol=2e-3, rtol=0.0)
+    torch.testing.assert_close(again.bones["L1"].fields, atlas.bones["L1"].fields, atol=2e-3, rtol=0.0)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-100])
     with pytest.raises(FileError, match="damaged"):
         Atlas.load(tmp_path)
@@ -127,16 +159,16 @@ def test_what_makes_no_atlas() -> None:
 
 def test_moves_carry_a_bone_where_they_say(atlas) -> None:
     scene = Scene.of(doubtful(bodies(), 0), atlas, GRID, 1)
-    still = Moves.none(3)
-    filled = scene.filled(still)[1]
+    still = scene.still
+    filled = scene.filled(still)[0][1]
     assert float(overlap(filled, scene.wanted[1])) > 0.9
     moved = replace(still, shift=torch.tensor([[0.0, 0, 0], [0.0, 0, 0.2], [0.0, 0, 0]]))
-    higher = scene.filled(moved)[1]
+    higher = scene.filled(moved)[0][1]
     z = scene.points[1][:, 2]
     rise = float((higher * z).sum() / higher.sum() - (filled * z).sum() / filled.sum())
     assert rise == pytest.approx(0.2 * float(scene.size[1]), rel=0.1)
     grown = replace(still, grow=torch.full((3, 3), 0.1))
-    assert float(scene.filled(grown)[1].sum() / filled.sum()) == pytest.approx(1.1**3, rel=0.06)
+    assert float(scene.filled(grown)[0][1].sum() / filled.sum()) == pytest.approx(1.1**3, rel=0.06)
 
 
 def test_gradients_of_the_shadows(atlas) -> None:
@@ -146,8 +178,8 @@ def test_gradients_of_the_shadows(atlas) -> None:
     shift = torch.zeros(3, 3, requires_grad=True)
 
     def value(by):
-        moves = replace(Moves.none(3), shift=by)
-        return (weights * _shadows(scene, scene.filled(moves), camera)).sum()
+        moves = replace(scene.still, shift=by)
+        return (weights * group_shadows(scene, scene.filled(moves)[0], camera)).sum()
 
     value(shift).backward()
     for bone, axis in ((0, 2), (2, 0)):
@@ -155,6 +187,51 @@ def test_gradients_of_the_shadows(atlas) -> None:
         step[bone, axis] = 0.001  # the lattice of distances has cells of 0.06: kinks must not lie between
         slope = float(value(step) - value(-step)) / 0.002
         assert float(shift.grad[bone, axis]) == pytest.approx(slope, rel=0.05)
+
+
+# ---- where bones start ----
+
+
+def test_a_line_of_vertebrae_is_straightened() -> None:
+    line = torch.stack([torch.zeros(7), torch.linspace(0, 20, 7), torch.linspace(0, 180, 7)], 1)
+    lines = [(n, n + 1, n + 2) for n in range(5)]
+    torch.testing.assert_close(straightened(line, lines, torch.ones(7)), line, atol=1e-3, rtol=0.0)
+    off = line.clone()
+    off[3, 1] += 15.0
+    made = straightened(off, lines, torch.ones(7))
+    assert float((made - line)[3].norm()) < 5.0  # of fifteen
+    assert float((made - line).norm(dim=1).max()) < 5.0
+    doubted = straightened(off, lines, torch.tensor([1.0, 1, 1, 0.05, 1, 1, 1]))
+    assert float((doubted - line)[3].norm()) < 1.0
+    elsewhere = torch.cat([off, torch.tensor([[99.0, 0.0, 0.0]])])  # no part of the line
+    assert torch.equal(straightened(elsewhere, lines, torch.ones(8))[7], elsewhere[7])
+    torch.testing.assert_close(second_differences(off, lines)[2], torch.tensor([0.0, -30.0, 0.0]))
+
+
+def test_an_image_is_moved_by_whole_pixels() -> None:
+    image = torch.arange(12.0).view(3, 4)
+    assert torch.equal(_moved(image, 0, 0), image)
+    assert torch.equal(_moved(image, 1, -1), torch.tensor([[0.0, 4, 5, 6], [0, 8, 9, 10], [0, 0, 0, 0]]))
+    assert torch.equal(_moved(image, -3, 2), torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]))
+    assert not _moved(image, 9, 0).any()
+
+
+def test_a_spine_is_sought_where_its_shadow_lies(atlas) -> None:
+    away = (0.0, 12.0, 4.0)
+    films, cameras = films_of(bodies(shift=away))
+    scene = Scene.of(doubtful(bodies()), atlas, GRID, 1)
+    moved = spine_sought(scene, *fitted(films, cameras, GRID)).place - scene.place
+    torch.testing.assert_close(moved, torch.tensor([away]).expand(3, 3), atol=4.1, rtol=0.0)
+    fits = [float((p - torch.tensor(away)).norm(dim=1).mean()) for p in (moved, torch.zeros(3, 3))]
+    assert fits[0] < 0.4 * fits[1]
+
+
+def test_maps_count_at_any_scale() -> None:
+    maps = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    maps[2] = 0.0  # no bone of this group was found
+    assert float(alike(0.5 * maps, maps)) == pytest.approx(1.0, abs=1e-6)
+    assert float(alike(maps.flip(-1), maps)) < 0.9
+    assert float(alike(maps, torch.zeros_like(maps))) == 0.0
 
 
 # ---- the fit ----
@@ -184,6 +261,28 @@ def test_films_move_bones_that_the_network_misplaced(atlas) -> None:
     assert all(after > before for before, after in seen.matches)
 
 
+def test_films_tell_what_bones_are_a_mixture_of() -> None:
+    """Of two patients, one has longer spikes: films of it bring its bones, more than moves alone do."""
+    short, long = (bodies(spike=length) for length in (21.0, 45.0))
+    atlas = build_atlas([Member("short", "spine", short, GRID), Member("long", "spine", long, GRID)])
+    found, cameras = doubtful(bodies(spike=33.0), 4), films_of(long)[1]
+    films = torch.stack([label_thickness(long, GRID, camera, len(SPINE))[1:].sum(0) for camera in cameras])
+    settings = RefineSettings(trust=0.0)
+    mixed = refine(found, films / films.amax(), cameras, atlas, settings)
+    alike = refine(found, films / films.amax(), cameras, atlas, replace(settings, mix=0.01))
+    dice = [mean_dice(made.prediction.labels, long) for made in (alike, mixed)]
+    assert dice[1] > dice[0] + 0.005
+    assert all(mixed.matches[n][1] > alike.matches[n][1] for n in range(2))
+
+
+def test_a_film_without_any_edge_moves_nothing_to_nowhere(atlas) -> None:
+    """A collimated film may be flat where the bones are: no gradient, and none that is not a number."""
+    found, cameras = doubtful(bodies()), films_of(bodies())[1]
+    made = refine(found, torch.zeros(2, *cameras[0].size), cameras, atlas)
+    assert made.matches == ((0.0, 0.0), (0.0, 0.0))
+    assert mean_dice(made.prediction.labels, bodies()) > 0.9
+
+
 def test_maps_of_the_network_count(atlas) -> None:
     truth, wrong = bodies(shift=(0.0, 0.0, 5.0)), bodies()
     films, cameras = films_of(truth)
@@ -197,7 +296,7 @@ def test_maps_of_the_network_count(atlas) -> None:
 
 
 def test_thickness_tells_how_large_a_bone_is(atlas) -> None:
-    """A hull is larger than its bone; the films' thickness is not, and the bone starts as large as that."""
+    """A hull is larger than its bone; the films' thickness is not, and tells half of where a bone starts."""
     labels = bodies()
     known = {"sdd": 1000.0, "sod": 700.0, "size": (70, 60), "spacing": 3.5, "isocenter": GRID.center.tolist()}
     cameras = tuple(Camera.c_arm(primary=p, **known) for p in (0.0, 90.0))
@@ -206,8 +305,8 @@ def test_thickness_tells_how_large_a_bone_is(atlas) -> None:
     true = torch.bincount(labels.flatten().long(), minlength=len(SPINE)) * GRID.voxel_mm3
     torch.testing.assert_close(volumes[20:23], true[20:23].float(), rtol=0.08, atol=0)
     hulls = doubtful(bodies(stretch=1.25))
-    sizes = [Scene.of(hulls, atlas, GRID, 1, told).size for told in (None, volumes)]
-    torch.testing.assert_close(sizes[0] / sizes[1], torch.full((3,), 1.25), rtol=0.06, atol=0)
+    sizes = [Scene.of(hulls, atlas, GRID, 1, volumes=told).size for told in (None, volumes)]
+    torch.testing.assert_close(sizes[0] / sizes[1], torch.full((3,), 1.25**0.5), rtol=0.03, atol=0)
     assert _volumes(None, cameras, GRID) is None
 
 
@@ -231,7 +330,7 @@ def test_what_does_not_fit(atlas) -> None:
     assert mean_dice(kept.prediction.labels, found.labels) == 1.0
     with pytest.raises(ShapeError, match="scheme"):
         refine(found, films, cameras, replace(atlas, scheme="all"))
-    with pytest.raises(ShapeError, match="steps"):
-        RefineSettings(steps=1)
+    with pytest.raises(ShapeError, match="step or more"):
+        RefineSettings(steps=0)
     nothing = doubtful(torch.zeros(SHAPE, dtype=torch.int16))
     assert refine(nothing, films, cameras, atlas).text == "no bone fitted"

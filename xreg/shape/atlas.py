@@ -1,8 +1,8 @@
-"""Shapes of single bones from patients: signed distances about each bone's middle, on small lattices.
+"""Shapes of single bones from patients: signed distances about each bone's middle, on lattices of 4 mm.
 
-A bone is told by where it lies (its centroid), how large it is (the cube root of its volume) and a signed
-distance in units of that size.  The examples of several patients are kept apart: the mean of the distances of
-two ribs that bend differently has no inside.  Left and right bones are mirrored into each other, so that two
+A bone is told by where it lies (its centroid), how large it is (the cube root of its volume), a signed
+distance in units of that size, and how its density varies.  The examples of several patients are kept, and
+mixed when they are fitted.  Left and right bones are mirrored into each other, so that two
 patients give four ribs of a level.
 """
 
@@ -26,17 +26,20 @@ from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
 from xreg.shape.cage import FEWEST, RibCage, build_cages
 from xreg.shape.centroids import whole_boxes
+from xreg.shape.patients import SOFT
 from xreg.shape.schemes import scheme as scheme_of
 
 if TYPE_CHECKING:
     from xreg.shape.sources import Member
 
-SCHEMA = "xreg.shape-atlas/1"
+SCHEMA = "xreg.shape-atlas/2"
 FILE = "atlas.safetensors"
 _EXAMPLES = 6  # of a bone, spread over the patients
 _PART = 0.75  # of the largest example's size: a smaller one is a bone that the scan cut off
 _MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
-_MOST, _LEAST = 32, 12  # points of a lattice along an edge
+_STEP_MM = 4.0  # of a lattice
+_MOST, _LEAST = 80, 12  # points of a lattice along an edge
+_DENSEST = 900.0  # HU above soft tissue: more is metal, or counts as much
 _MOST_PATIENTS = 40
 
 
@@ -44,25 +47,30 @@ _MOST_PATIENTS = 40
 class BoneShape:
     """Examples of one bone: signed distances, negative inside, in units of each bone's size.
 
-    distances [M, d, h, w] about the centroid, RAS.  reach [3]: half the edges (x, y, z) of the lattice, in
-    units of the size.  sizes: mm, of the patients' bones.
+    fields [M, 2, d, h, w] about the centroid, RAS: distances, and how dense the bone is there, with 1 in its
+    mean (everywhere, where a patient has no CT; beyond the bone as at its surface).  reach [3]: half the
+    edges (x, y, z) of the lattice, in units of the size.  sizes: mm, of the patients' bones.
     """
 
-    distances: Float[Tensor, "M d h w"]
+    fields: Float[Tensor, "M 2 d h w"]
     reach: Float[Tensor, " 3"]
     sizes: tuple[float, ...]
 
-    def distance(self, example: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Signed distance at points about the centroid, in units of the size; gradients flow to the points.
+    def at(
+        self, points: Float[Tensor, "n 3"], weights: Float[Tensor, " M"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Signed distance, in units of the size, and density at points about the centroid.
 
-        Beyond the lattice it goes on to grow with the way there.
+        Both are weighted means of the examples'.  Beyond the lattice the distance goes on to grow with the
+        way there.  Gradients flow to points and weights.
         """
         reach = self.reach.to(points)
         at = points / reach
         inside = at.clamp(-1.0, 1.0)
-        field = self.distances[example][None, None].to(points)
-        found = F.grid_sample(field, inside[None, None, None], padding_mode="border", align_corners=True)
-        return found[0, 0, 0, 0] + ((at - inside) * reach).abs().sum(-1)
+        fields = self.fields.flatten(0, 1)[None].to(points)
+        found = F.grid_sample(fields, inside[None, None, None], padding_mode="border", align_corners=True)
+        distance, density = (weights @ found.view(len(weights), -1)).view(2, -1)
+        return distance + ((at - inside) * reach).abs().sum(-1), density
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,7 @@ class Atlas:
         """Write ``atlas.safetensors`` into a folder that exists, atomically."""
         tensors = {}
         for name, bone in self.bones.items():
-            tensors[f"{name}.distances"] = bone.distances.half()
+            tensors[f"{name}.fields"] = bone.fields.half()
             tensors[f"{name}.reach"] = bone.reach
         sizes = {name: list(bone.sizes) for name, bone in self.bones.items()}
         for n, cage in enumerate(self.cages):
@@ -100,7 +108,7 @@ class Atlas:
         tensors, facts = load_tensors(file, schema=SCHEMA, what="an atlas of bones", remedy=remedy)
         try:
             bones = {
-                name: BoneShape(tensors[f"{name}.distances"].float(), tensors[f"{name}.reach"], tuple(sizes))
+                name: BoneShape(tensors[f"{name}.fields"].float(), tensors[f"{name}.reach"], tuple(sizes))
                 for name, sizes in facts["sizes"].items()
             }
             cages = tuple(
@@ -139,29 +147,36 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """A bone cut out: signed distances in mm on voxels, and their place about the centroid."""
+    """A bone cut out: signed distances in mm and densities on voxels, and their place about the centroid."""
 
     distance: np.ndarray
+    density: np.ndarray
     index_from_local: np.ndarray  # [3, 4], mm about the centroid (RAS) to (k, j, i)
     corners: tuple[np.ndarray, np.ndarray]  # of the bone's box, mm about the centroid
     size: float
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """Signed distance at points [..., 3] about the centroid, points and distance in units of the size."""
+        """Signed distance and density [2, ...] at points [..., 3] about the centroid.
+
+        Points and distance are in units of the size.
+        """
         from scipy import ndimage
 
         index = points * self.size @ self.index_from_local[:, :3].T + self.index_from_local[:, 3]
         held = index.clip(0, np.array(self.distance.shape) - 1)
         beyond = np.linalg.norm((index - held) @ np.linalg.inv(self.index_from_local[:, :3]).T, axis=-1)
-        values = ndimage.map_coordinates(self.distance, np.moveaxis(held, -1, 0), order=1)
-        return (values + beyond) / self.size
+        place = np.moveaxis(held, -1, 0)
+        distance, density = (
+            ndimage.map_coordinates(x, place, order=1) for x in (self.distance, self.density)
+        )
+        return np.stack([(distance + beyond) / self.size, density])
 
     def mirrored(self) -> _Found:
         flip = np.diag([-1.0, 1.0, 1.0])
         low, high = self.corners
         swapped = np.array([-high[0], *low[1:]]), np.array([-low[0], *high[1:]])
         change = np.concatenate([self.index_from_local[:, :3] @ flip, self.index_from_local[:, 3:]], 1)
-        return _Found(self.distance, change, swapped, self.size)
+        return _Found(self.distance, self.density, change, swapped, self.size)
 
 
 def _whole_bones(patient: Member) -> Iterable[tuple[int, _Found]]:
@@ -172,15 +187,20 @@ def _whole_bones(patient: Member) -> Iterable[tuple[int, _Found]]:
         pads = [math.ceil(_MARGIN * size / s) + 1 for s in spacing[::-1]]
         start = [max(0, s.start - p) for s, p in zip(box, pads, strict=True)]
         stop = [min(n, s.stop + p) for s, p, n in zip(box, pads, labels.shape, strict=True)]
-        inside = labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] == number
-        yield number, _cut_out(inside, start, patient.grid, size)
+        part = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        hu = None if patient.hu is None else patient.hu[part].cpu().numpy()
+        yield number, _cut_out(labels[part] == number, hu, start, patient.grid, size)
 
 
-def _cut_out(inside: np.ndarray, start: list[int], grid: VoxelGrid, size: float) -> _Found:
+def _cut_out(
+    inside: np.ndarray, hu: np.ndarray | None, start: list[int], grid: VoxelGrid, size: float
+) -> _Found:
     from scipy import ndimage
 
     steps = grid.spacing[::-1]
-    outer, inner = (ndimage.distance_transform_edt(x, sampling=steps) for x in (~inside, inside))
+    outer, nearest = ndimage.distance_transform_edt(~inside, sampling=steps, return_indices=True)
+    inner = ndimage.distance_transform_edt(inside, sampling=steps)
+    density = np.ones(inside.shape) if hu is None else _density(hu, inside)[tuple(nearest)]
     signed = np.where(inside, -inner, outer)
     signed -= np.sign(signed) * np.mean(steps) / 2  # the surface lies half-way to the next voxel's middle
     index = np.argwhere(inside) + start  # (k, j, i)
@@ -191,7 +211,16 @@ def _cut_out(inside: np.ndarray, start: list[int], grid: VoxelGrid, size: float)
     corners = world.min(0) - middle - half, world.max(0) - middle + half
     back = grid.index_from_world.numpy()[:3][::-1]  # rows (k, j, i)
     offset = back[:, :3] @ middle + back[:, 3] - start
-    return _Found(signed, np.concatenate([back[:, :3], offset[:, None]], 1), corners, size)
+    return _Found(signed, density, np.concatenate([back[:, :3], offset[:, None]], 1), corners, size)
+
+
+def _density(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Half-way from even density to that of a CT, with 1 in the bone's mean.
+
+    CT numbers say less of another patient's bone than shapes do, and metal says nothing.
+    """
+    above = (hu - SOFT).clip(0, _DENSEST)
+    return (1 + above / max(float(above[inside].mean()), 1.0)) / 2
 
 
 def _shape(found: list[_Found]) -> BoneShape:
@@ -199,7 +228,7 @@ def _shape(found: list[_Found]) -> BoneShape:
     whole = [one for one in found if one.size >= _PART * largest]
     whole = whole[:: math.ceil(len(whole) / _EXAMPLES)]
     reach = np.max([np.maximum(-one.corners[0], one.corners[1]) / one.size for one in whole], 0) + _MARGIN
-    counts = np.clip(np.round(reach / reach.max() * (_MOST - 1)) + 1, _LEAST, _MOST).astype(int)
+    counts = np.clip(np.ceil(2 * reach * largest / _STEP_MM) + 1, _LEAST, _MOST).astype(int)
     lines = [np.linspace(-r, r, n) for r, n in zip(reach, counts, strict=True)]
     z, y, x = np.meshgrid(*lines[::-1], indexing="ij")
     points = np.stack([x, y, z], -1)

@@ -248,7 +248,7 @@ def _fine_match(shadow: Tensor, seen: _Seen) -> Float[Tensor, ""]:
 
 def cosine(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
     """Of the angle between two images, taken as vectors; 0 where one is empty."""
-    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-9)
+    return (a * b).sum() / (a.square().sum() * b.square().sum()).clamp_min(1e-18).sqrt()
 
 
 def _about(points: Float[Tensor, "N 3"], grid: VoxelGrid, reach: float) -> Int64[Tensor, " m"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import roma
@@ -15,6 +16,7 @@ from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
 from xreg.shape.networks import Lattice
+from xreg.shape.placing import straightened
 from xreg.shape.predict import ShapePrediction
 
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
@@ -22,39 +24,48 @@ _SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
 _AROUND = 0.35  # of a bone's size, to which voxels about it count
 _SEARCHES = 4  # for its middle
 _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
+_USUAL = 0.5  # what the patients' mean size counts for beside that in the films
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
+_LIGHT = 0.02  # of a bone's volume: with less, its place counts no less
 
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """What is fitted of B bones: turn [B, 3] rad, shift [B, 3] and grow [B, 3] (log), bend [B, 3, 6]."""
+    """What is fitted of B bones: turn [B, 3] rad, shift [B, 3] and grow [B, 3] (log), bend [B, 3, 6].
+
+    mix [B, M]: logits of what each of the atlas' examples counts for; those beyond a bone's count for
+    nothing.
+    """
 
     turn: Tensor
     shift: Tensor
     grow: Tensor
     bend: Tensor
+    mix: Tensor
 
     @classmethod
-    def none(cls, count: int) -> Moves:
-        return cls(*(torch.zeros(count, 3) for _ in range(3)), torch.zeros(count, 3, 6))
+    def none(cls, count: int, examples: int) -> Moves:
+        moved = (torch.zeros(count, 3) for _ in range(3))
+        return cls(*moved, torch.zeros(count, 3, 6), torch.zeros(count, examples))
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        return self.turn, self.shift, self.grow, self.bend
+        return self.turn, self.shift, self.grow, self.bend, self.mix
 
     def pose(self) -> Pose:
         """What they do to points."""
         back = roma.rotvec_to_rotmat(self.turn) * torch.exp(-self.grow)[:, None]
-        return Pose(back.unbind(), self.shift.unbind(), self.bend.mT.unbind())
+        return Pose(back.unbind(), self.shift.unbind(), self.bend.mT.unbind(), self.mix.unbind())
 
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """Moves as they act, a bone each: back [3, 3] of its turn and growth, shift [3], bend [6, 3]."""
+    """Moves as they act, a bone each: back [3, 3] of its turn and growth, shift [3], bend [6, 3], mix [M]."""
 
     back: tuple[Tensor, ...]
     shift: tuple[Tensor, ...]
     bend: tuple[Tensor, ...]
+    mix: tuple[Tensor, ...]
 
     def local(
         self, points: Float[Tensor, "n 3"], bone: int, place: Tensor, size: float, reach: Tensor
@@ -71,21 +82,23 @@ class Pose:
 class Scene:
     """Bones that were found: shapes, where they start, and the voxels about each with what the network says.
 
-    place [B, 3] mm, size [B] mm.  voxels, points, wanted: per bone, flat indices into ``grid``, their world
-    points and the network's probabilities there.
+    place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities.  voxels, points,
+    wanted: flat indices into ``grid`` of those about it, their world points and probabilities.  rows: pairs
+    of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each other.
     """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
     shapes: tuple[BoneShape, ...]
-    examples: tuple[int, ...]
     place: Float[Tensor, "B 3"]
     size: Float[Tensor, " B"]
+    said: tuple[Float[Tensor, "D H W"], ...]
     voxels: tuple[Int64[Tensor, " n"], ...]
     points: tuple[Float[Tensor, "n 3"], ...]
     wanted: tuple[Float[Tensor, " n"], ...]
     grid: VoxelGrid
     rows: tuple[tuple[int, int], ...]
+    lines: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(
@@ -94,59 +107,83 @@ class Scene:
         atlas: Atlas,
         grid: VoxelGrid,
         n: int,
+        *,
         volumes: Float[Tensor, " L"] | None = None,
+        without: Collection[int] = (),
     ) -> Scene:
         """The bones that were found, on ``grid``: voxels of n³ of the prediction's.
 
-        volumes: what the films say of each bone's, mm³; by default what the probabilities do.
+        volumes: what the films say of each bone's, mm³; by default what the probabilities do.  without:
+        numbers of bones to leave alone.
         """
         scheme, parts, pooled = found.scheme, [], _pooled(found, grid, n)
         for name, shape in atlas.bones.items():
-            if scheme.index(name) not in pooled:
+            number = scheme.index(name)
+            if number not in pooled or number in without:
                 continue
-            dense = pooled[scheme.index(name)].reshape(grid.shape)
+            dense = pooled[number].reshape(grid.shape)
             least = _SMALL * min(shape.sizes) ** 3 / grid.voxel_mm3
             if float(dense.sum()) < max(4.0, least) or float(dense.max()) < _FOUND:
                 continue
-            volume = None if volumes is None else float(volumes[scheme.index(name)])
-            parts.append((name, shape, *_start(dense, grid, shape, volume)))
-        columns = zip(*parts, strict=True) if parts else [()] * 8
-        names, shapes, examples, place, size, voxels, points, wanted = columns
-        numbers = tuple(scheme.index(name) for name in names)
-        rows = tuple(
-            (numbers.index(a), numbers.index(b))
-            for group in scheme.groups.values()
-            for a, b in pairwise(group)
-            if a in numbers and b in numbers
-        )
-        return cls(
-            names, numbers, shapes, examples, torch.stack(place) if place else torch.zeros(0, 3),
-            torch.tensor(size), voxels, points, wanted, grid, rows,
-        )  # fmt: skip
+            volume = None if volumes is None else float(volumes[number])
+            parts.append((name, number, shape, dense, *_start(dense, grid, shape, volume)))
+        names, numbers, shapes, said, place, size = zip(*parts, strict=True) if parts else [()] * 6
+        rows, lines = _neighbours(numbers, scheme.groups)
+        place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
+        if lines:
+            part = torch.stack([dense.sum() for dense in said]) * grid.voxel_mm3 / size**3
+            place = straightened(place, lines, part.clamp(_LIGHT, 1.0))
+        empty = cls(names, numbers, shapes, place, size, said, (), (), (), grid, rows, lines)
+        return empty.started_at(place)
 
-    def distance(self, pose: Pose, bone: int, points: Tensor) -> Float[Tensor, " n"]:
-        """Signed distance (mm) from the moved bone at world points."""
-        shape, size = self.shapes[bone], float(self.size[bone])
-        local = pose.local(points, bone, self.place[bone], size, shape.reach)
-        return size * shape.distance(self.examples[bone], local)
+    def started_at(self, place: Float[Tensor, "B 3"]) -> Scene:
+        """The same bones from other places on."""
+        ones = zip(self.said, self.shapes, place, self.size.tolist(), strict=True)
+        about = [_about(*one, self.grid) for one in ones]
+        voxels, points, wanted = zip(*about, strict=True) if about else [()] * 3
+        return replace(self, place=place, voxels=voxels, points=points, wanted=wanted)
 
-    def filled(self, moves: Moves) -> list[Float[Tensor, " n"]]:
-        """How much of each of its voxels each bone fills."""
+    @property
+    def still(self) -> Moves:
+        """Bones as they start."""
+        return Moves.none(len(self.names), max((len(shape.sizes) for shape in self.shapes), default=0))
+
+    def filled(self, moves: Moves) -> tuple[list[Float[Tensor, " n"]], list[Float[Tensor, " n"]]]:
+        """How much of each of its voxels each bone fills, and the density that this brings there."""
         pose = moves.pose()
-        return [self.logit(pose, n, at, self.grid).sigmoid() for n, at in enumerate(self.points)]
+        found = [self.at(pose, n, points, self.grid) for n, points in enumerate(self.points)]
+        filled = [logit.sigmoid() for logit, _ in found]
+        return filled, [part * density for part, (_, density) in zip(filled, found, strict=True)]
 
     def overlaps(self, filled: list[Tensor]) -> Float[Tensor, " B"]:
         """Soft Dice of what each bone fills with what the network says."""
         return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
 
-    def logit(self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid) -> Float[Tensor, " n"]:
-        """Log odds that the moved bone fills voxels of ``grid`` at world points."""
-        return -self.distance(pose, bone, points) / softness(grid)
+    def at(
+        self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Log odds that the moved bone fills voxels of ``grid`` at world points, and its density there."""
+        shape, size = self.shapes[bone], float(self.size[bone])
+        local = pose.local(points, bone, self.place[bone], size, shape.reach)
+        weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
+        distance, density = shape.at(local, weights)
+        return distance * (-size / softness(grid)), density
 
 
 def softness(grid: VoxelGrid) -> float:
     """Over how many mm a bone's occupancy falls from .73 to .5."""
     return _SOFT * sum(grid.spacing) / 3
+
+
+def _neighbours(
+    numbers: tuple[int, ...], groups: dict[str, tuple[int, ...]]
+) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int, int], ...]]:
+    """Places of neighbouring bones among those that are there, by twos, and of vertebrae by threes."""
+    at = {number: place for place, number in enumerate(numbers)}
+    rows = [(at[a], at[b]) for group in groups.values() for a, b in pairwise(group) if {a, b} <= at.keys()]
+    spine = groups.get("spine", ())
+    threes = [three for three in zip(spine, spine[1:], spine[2:], strict=False) if set(three) <= at.keys()]
+    return tuple(rows), tuple((at[a], at[b], at[c]) for a, b, c in threes)
 
 
 def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> dict[int, Float[Tensor, " N"]]:
@@ -163,8 +200,8 @@ def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> dict[int, Float[
 
 def _start(
     dense: Float[Tensor, "D H W"], grid: VoxelGrid, shape: BoneShape, volume: float | None = None
-) -> tuple[int, Tensor, float, Tensor, Tensor, Tensor]:
-    """The example that overlaps most where a bone starts, where that is, how large, and the voxels about it.
+) -> tuple[Float[Tensor, " 3"], float]:
+    """Where a bone starts, and how large: halfway from what is seen to the patients' mean.
 
     Its middle is that of what lies within its own reach: a network in doubt leaves crumbs elsewhere.
     volume: its own, mm³; by default that of the probabilities near it.
@@ -179,16 +216,19 @@ def _start(
         place = (near[:, None] * points).sum(0) / near.sum()
     size = (float(near.sum()) * grid.voxel_mm3 if volume is None else volume) ** (1 / 3)
     size = min(max(size, _SMALLEST * middle), _LARGEST * middle)
+    return place, size ** (1 - _USUAL) * middle**_USUAL
+
+
+def _about(
+    dense: Float[Tensor, "D H W"], shape: BoneShape, place: Tensor, size: float, grid: VoxelGrid
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 3"], Float[Tensor, " n"]]:
+    """The voxels about a bone, their points, and the probabilities there."""
     reach = shape.reach * size * (1 + _AROUND)
-    corners = torch.stack([place - reach, place + reach])
-    flat, points = box_of(grid, corners)
+    flat, points = box_of(grid, torch.stack([place - reach, place + reach]))
     wanted = dense.reshape(-1)[flat]
-    local = (points - place) / size
-    distances = torch.stack([shape.distance(n, local) for n in range(len(shape.distances))])
-    kept = (distances.amin(0) < _AROUND) | (wanted > _FOUND / 2)
-    filled = torch.sigmoid(-size * distances[:, kept] / softness(grid))
-    example = int(torch.stack([overlap(one, wanted[kept]) for one in filled]).argmax())
-    return example, place, size, flat[kept], points[kept], wanted[kept]
+    alike = torch.ones(len(shape.sizes)) / len(shape.sizes)
+    kept = (shape.at((points - place) / size, alike)[0] < _AROUND) | (wanted > _FOUND / 2)
+    return flat[kept], points[kept], wanted[kept]
 
 
 def overlap(a: Tensor, b: Tensor) -> Float[Tensor, ""]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
-from jaxtyping import Int16
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from xreg.errors import FileError, ShapeError
@@ -29,12 +29,16 @@ T = TypeVar("T")
 
 
 class Member(NamedTuple):
-    """Who is in a source: a patient, and its labels in the numbers of a scheme, on a grid."""
+    """Who is in a source: a patient, and its labels in the numbers of a scheme, on a grid.
+
+    hu: CT numbers on that grid, None where there is no CT.
+    """
 
     patient: str
     scheme: str
     labels: Int16[Tensor, "D H W"] | None
     grid: VoxelGrid
+    hu: Float[Tensor, "D H W"] | None = None
 
 
 class Source(Protocol):
@@ -85,7 +89,7 @@ class Population:
     @property
     def members(self) -> tuple[Member, ...]:
         """One a patient."""
-        return tuple(Member(p.name, p.scheme, p.labels, p.grid) for p in self.patients)
+        return tuple(Member(p.name, p.scheme, p.labels, p.grid, p.hu) for p in self.patients)
 
     @cached_property
     def _shares(self) -> Tensor:

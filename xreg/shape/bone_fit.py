@@ -1,0 +1,138 @@
+"""How bones of an atlas are moved until films and a network's maps of them agree with their shadows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.errors import ShapeError
+from xreg.geometry import Camera
+from xreg.shape.placing import BEND_MM, second_differences
+from xreg.shape.scene import Moves, Scene
+from xreg.shape.shadows import alike, edge_match, group_shadows, shadow, spine_sought
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How an atlas is fitted, and how much it counts.
+
+    steps, rate: of Adam.  trust: power of the network's probabilities, the atlas' being 1 - trust.  least:
+    overlap (soft Dice) with the network below which a bone is left alone.  turn_degrees, shift, grow, bend:
+    standard deviations of a bone's pose and shape; shift in parts of its size, bend in parts of its extent;
+    mix: of the logits of what an example counts for.  prior, rows, line: what those count for, what
+    neighbours do not share, and a bend in the line of vertebrae; films, maps, overlap: what the edges in the
+    films, the network's thickness maps and its probabilities count for.
+    """
+
+    steps: int = 28
+    rate: float = 0.04
+    trust: float = 0.25
+    least: float = 0.2
+    turn_degrees: float = 12.0
+    shift: float = 0.25
+    grow: float = 0.12
+    bend: float = 0.05
+    mix: float = 2.0
+    prior: float = 0.01
+    rows: float = 0.01
+    line: float = 0.02
+    films: float = 1.0
+    maps: float = 1.0
+    overlap: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.rate > 0 or not 0 <= self.trust <= 1 or not 0 <= self.least <= 1:
+            raise ShapeError(
+                "refinement needs a step or more, a rate above 0, trust and least in 0..1, got "
+                f"{self.steps}, {self.rate}, {self.trust}, {self.least}"
+            )
+        if min(self.spread) <= 0:
+            raise ShapeError("standard deviations of a refinement must be above 0")
+
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """Standard deviations of the parts of `Moves`."""
+        return torch.pi / 180 * self.turn_degrees, self.shift, self.grow, self.bend, self.mix
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Films at the grid on which bones are fitted, and what a network says of bones' thickness there.
+
+    maps: as `xreg.shape.shadows.grouped` gives them, None from a network that does not say.
+    """
+
+    films: Float[Tensor, "V H W"]
+    cameras: Sequence[Camera]
+    maps: Float[Tensor, "V G H W"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class BoneFit:
+    """Bones where they came to lie.  matches: of the edges in each film, and overlaps: of each bone with the
+    network, before and after."""
+
+    scene: Scene
+    moves: Moves
+    matches: tuple[tuple[float, float], ...]
+    overlaps: tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
+
+
+def fit_bones(scene: Scene, seen: Seen, settings: RefineSettings) -> BoneFit:
+    """Move a scene's bones until they fit; the same input gives the same bits."""
+    first = _state(scene, scene.still, seen)
+    if settings.films:
+        scene = spine_sought(scene, seen.films, seen.cameras)
+    free = [part.requires_grad_() for part in scene.still.parts]
+    rates = [settings.rate / settings.grow * s for s in settings.spread]
+    groups = [{"params": [part], "lr": rate} for part, rate in zip(free, rates, strict=True)]
+    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    for _ in range(settings.steps):
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            _loss(scene, Moves(*free), seen, settings).backward()
+        optimiser.step()
+    moves = Moves(*(part.detach() for part in free))
+    last = _state(scene, moves, seen)
+    return BoneFit(scene, moves, tuple(zip(first[0], last[0], strict=True)), (first[1], last[1]))
+
+
+def _loss(scene: Scene, moves: Moves, seen: Seen, settings: RefineSettings) -> Float[Tensor, ""]:
+    filled, dense = scene.filled(moves)
+    loss = settings.overlap * (1 - scene.overlaps(filled).mean()) + _prior(scene, moves, settings)
+    for number, (film, camera) in enumerate(zip(seen.films, seen.cameras, strict=True)):
+        if settings.films:
+            cast = shadow(scene, range(len(dense)), dense, camera)
+            loss = loss + settings.films * (1 - edge_match(film, cast)) / len(seen.films)
+        if settings.maps and seen.maps is not None:
+            apart = 1 - alike(group_shadows(scene, filled, camera), seen.maps[number])
+            loss = loss + settings.maps * apart / len(seen.films)
+    return loss
+
+
+def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor, ""]:
+    """What moves cost: each bone's own, in standard deviations, and those that neighbours do not share."""
+    scaled = [part / s for part, s in zip(moves.parts, settings.spread, strict=True)]
+    cost = settings.prior * sum(part.square().flatten(1).sum(1).mean() for part in scaled)
+    if scene.rows:
+        a, b = torch.tensor(scene.rows).T
+        both = torch.cat([scaled[0], scaled[2]], 1)
+        cost = cost + settings.rows * (both[a] - both[b]).square().sum(1).mean()
+    if scene.lines:
+        places = scene.place + moves.shift * scene.size[:, None]
+        bends = second_differences(places, scene.lines) / BEND_MM
+        cost = cost + settings.line * bends.square().sum(1).mean()
+    return cost
+
+
+@torch.no_grad()
+def _state(scene: Scene, moves: Moves, seen: Seen) -> tuple[list[float], Float[Tensor, " B"]]:
+    """How edges match in each film, and how bones overlap with the network's."""
+    filled, dense = scene.filled(moves)
+    cast = [shadow(scene, range(len(dense)), dense, camera) for camera in seen.cameras]
+    matches = [float(edge_match(film, one)) for film, one in zip(seen.films, cast, strict=True)]
+    return matches, scene.overlaps(filled)

@@ -1,0 +1,120 @@
+"""What bones of a scene show in films, and how well that matches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.geometry import Camera
+from xreg.renderer import drr
+from xreg.shape.cage_fit import cosine
+from xreg.shape.networks.heads import THICKNESS_MM
+from xreg.shape.scene import Scene
+from xreg.similarity import sobel
+
+GROUPS = 4  # volumes that neighbours along a row are spread over, so that a film tells them apart
+_SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
+_AWAY_MM, _STEP_MM = 16.0, 4.0  # how far a spine is sought about where it starts
+_ALONG_MM = 8.0  # so far along the spine, lest a vertebra be taken for the next
+
+
+def shadow(
+    scene: Scene,
+    members: Sequence[int],
+    values: Sequence[Tensor],
+    camera: Camera,
+    *,
+    most: float | None = None,
+) -> Float[Tensor, "H W"]:
+    """Sum along a camera's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
+
+    members: the bones.  most: of a voxel that several of them fill.
+    """
+    if not members:
+        return torch.zeros(camera.size)
+    body = torch.zeros(scene.grid.shape).reshape(-1)
+    body = body.index_add(
+        0, torch.cat([scene.voxels[n] for n in members]), torch.cat([values[n] for n in members])
+    )
+    if most is not None:
+        body = body.clamp_max(most)
+    volume = scene.grid.volume(body.reshape(scene.grid.shape))
+    return drr(volume, camera, integrator="joseph", storage="float") / THICKNESS_MM
+
+
+def group_shadows(scene: Scene, filled: Sequence[Tensor], camera: Camera) -> Float[Tensor, "G H W"]:
+    """Thickness (in 50 mm) of groups of bones along a camera's rays."""
+    groups = ([n for n, number in enumerate(scene.numbers) if number % GROUPS == g] for g in range(GROUPS))
+    return torch.stack([shadow(scene, group, filled, camera, most=1.0) for group in groups])
+
+
+def grouped(
+    thickness: Float[Tensor, "V L H W"], scene: Scene, cameras: Sequence[Camera]
+) -> Float[Tensor, "V G h w"]:
+    """The network's thickness of the bones that are fitted, as `group_shadows` has it.
+
+    It may be finer than the films are here, since the grid was binned.
+    """
+    thickness = F.adaptive_avg_pool2d(thickness, cameras[0].size)
+    made = thickness.new_zeros(thickness.shape[0], GROUPS, *thickness.shape[-2:])
+    for number in scene.numbers:
+        made[:, number % GROUPS] += thickness[:, number] / THICKNESS_MM
+    return made
+
+
+def alike(shadows: Float[Tensor, "G H W"], maps: Float[Tensor, "G H W"]) -> Float[Tensor, ""]:
+    """Mean cosine of groups' shadows and maps, of the groups that a map shows: no scale counts."""
+    shown = maps.flatten(1).amax(1) > 0
+    pairs = zip(shadows[shown], maps[shown], strict=True)
+    return torch.stack([cosine(a, b) for a, b in pairs]).mean() if bool(shown.any()) else maps.new_zeros(())
+
+
+def edge_match(film: Float[Tensor, "H W"], cast: Float[Tensor, "H W"]) -> Float[Tensor, ""]:
+    """Correlation of the gradients of a film and of bones' shadow, near the bones."""
+    near = F.max_pool2d((cast.detach() > _SEEN).float()[None], 7, 1, 3)[0] > 0
+    slopes = torch.stack(sobel(torch.stack([film.to(cast), cast])))[:, :, near]
+    a, b = slopes.transpose(0, 1).flatten(1)
+    return cosine(a, b)
+
+
+@torch.no_grad()
+def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[Camera]) -> Scene:
+    """The spine shifted as a whole to where its shadow matches the films best, near where it starts.
+
+    A network may see a spine too far to the back or the front, by more than a descent finds back.  The
+    shadows of bones that shift a little shift alike: they are drawn once, and moved by whole pixels.
+    """
+    spine = sorted({n for line in scene.lines for n in line})
+    if not spine:
+        return scene
+    rest, dense = sorted(set(range(len(scene.names))) - set(spine)), scene.filled(scene.still)[1]
+    places = scene.place.clone()
+    row = F.normalize(places[spine[-1]] - places[spine[0]], dim=0)
+    steps = torch.arange(-_AWAY_MM, _AWAY_MM + 1, _STEP_MM)
+    offsets = torch.cartesian_prod(steps, steps, steps)
+    offsets = offsets[(offsets @ row).abs() <= _ALONG_MM]
+    offsets = offsets[offsets.norm(dim=1).argsort(stable=True)]  # of equals the nearest
+    middle, total = places[spine].mean(0).double(), torch.zeros(len(offsets))
+    for film, camera in zip(films, cameras, strict=True):
+        own, others = (shadow(scene, members, dense, camera) for members in (spine, rest))
+        at = camera.project(torch.cat([middle[None], middle + offsets.double()]))
+        shifts, which = (at[1:] - at[0]).round().long().unique(dim=0, return_inverse=True)
+        matches = [float(edge_match(film, _moved(own, *by) + others)) for by in shifts.tolist()]
+        total += torch.tensor(matches)[which]
+    places[spine] += offsets[int(total.argmax())]
+    return scene.started_at(places)
+
+
+def _moved(image: Float[Tensor, "H W"], right: int, down: int) -> Float[Tensor, "H W"]:
+    """An image moved by whole pixels; zeros come in."""
+    made = torch.zeros_like(image)
+    (to_rows, from_rows), (to_columns, from_columns) = (
+        (slice(max(0, n), max(0, size + min(0, n))), slice(max(0, -n), max(0, size - max(0, n))))
+        for n, size in zip((down, right), image.shape, strict=True)
+    )
+    made[to_rows, to_columns] = image[from_rows, from_columns]
+    return made
