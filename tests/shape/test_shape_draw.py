@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from xreg.cli import main
 from xreg.errors import FileError, ShapeError
+from xreg.io.tensors import save_tensors
 from xreg.shape import losses
-from xreg.shape.atlas import Atlas
+from xreg.shape.atlas import FILE, Atlas
 from xreg.shape.networks.backproject import stride
 from xreg.shape.patients import Patient
 from xreg.shape.samples import Sample
@@ -52,6 +53,32 @@ def test_a_pool_is_kept_apart_from_held_out_patients(tmp_path) -> None:
     (tmp_path / "pool" / "pool.json").write_text("{")
     with pytest.raises(FileError, match="draw the pool again"):
         require_apart([tmp_path / "pool"], ["b"])
+
+
+def test_an_atlas_is_made_anew_without_whom_its_network_held_out(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b", "c")
+    words = [str(tmp_path / "in"), "-o", str(tmp_path / "net")]
+    trained = ["shape", "train", *words, "--as-they-are", "--steps", "1", "--hold-out", "c"]
+    assert CliRunner().invoke(main, trained).exit_code == 0
+    first = Atlas.beside(tmp_path / "net")
+    (tmp_path / "net" / FILE).unlink()
+    result = CliRunner().invoke(main, ["shape", "atlas", *words, "--json"])
+    told, again = json.loads(result.stdout), Atlas.beside(tmp_path / "net")
+    assert (told["patients"], told["bones"]) == (["a", "b"], len(again.bones))
+    assert (again.patients, list(again.bones)) == (first.patients, list(first.bones))
+    for name, bone in again.bones.items():
+        assert torch.equal(bone.fields, first.bones[name].fields)
+    other = ["shape", "atlas", words[0], "-o", str(tmp_path / "new")]
+    assert "a, b, c" in CliRunner().invoke(main, other).output
+    wrong = CliRunner().invoke(main, [*other, "--hold-out", "nobody"])
+    assert wrong.exit_code == 1
+    assert "nobody" in wrong.output
+
+
+def test_an_atlas_of_another_version_says_how_to_make_it_anew(tmp_path) -> None:
+    save_tensors(tmp_path / FILE, {"x": torch.zeros(1)}, {}, schema="xreg.shape-atlas/1")
+    with pytest.raises(FileError, match="xreg shape atlas"):
+        Atlas.beside(tmp_path)
 
 
 def test_what_cannot_be_drawn(tmp_path) -> None:

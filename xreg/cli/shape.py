@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import click
 
 VERBS = (
+    "atlas",
     "draw",
     "evaluate",
     "prepare",

@@ -48,7 +48,7 @@ def load_tensors(
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{file}: is damaged, or no safetensors file ({error}); {remedy}") from error
     if head.get("schema") != schema:
-        raise FileError(f"{file}: expected {what} of schema {schema}, got {head.get('schema')!r}")
+        raise FileError(f"{file}: expected {what} of schema {schema}, got {head.get('schema')!r}; {remedy}")
     if head.get("checksum") != checksum(tensors):
         raise FileError(f"{file}: is damaged: its numbers have another checksum than when written; {remedy}")
     try:

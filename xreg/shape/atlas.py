@@ -104,7 +104,8 @@ class Atlas:
     @classmethod
     def load(cls, folder: str | PathLike) -> Atlas:
         """Read what `save` wrote.  Raises FileError where it is missing or damaged."""
-        file, remedy = Path(folder) / FILE, "train anew with xreg shape train, or reconstruct without it"
+        file = Path(folder) / FILE
+        remedy = "make it anew with xreg shape atlas, or reconstruct without it (--no-refine)"
         tensors, facts = load_tensors(file, schema=SCHEMA, what="an atlas of bones", remedy=remedy)
         try:
             bones = {
