@@ -11,9 +11,10 @@ from torch import Tensor
 
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
-from xreg.shape.placing import BEND_MM, second_differences
 from xreg.shape.scene import Moves, Scene
 from xreg.shape.shadows import alike, edge_match, group_shadows, shadow, spine_sought
+
+_BEND_MM = 4.0  # standard deviation of a vertebra's second difference along the spine
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
         both = torch.cat([scaled[0], scaled[2]], 1)
         cost = cost + settings.rows * (both[a] - both[b]).square().sum(1).mean()
     if scene.lines:
+        a, b, c = torch.tensor(scene.lines).T
         places = scene.place + moves.shift * scene.size[:, None]
-        bends = second_differences(places, scene.lines) / BEND_MM
+        bends = (places[a] + places[c] - 2 * places[b]) / _BEND_MM
         cost = cost + settings.line * bends.square().sum(1).mean()
     return cost
 

@@ -1,13 +1,12 @@
 """Bones of an atlas moved, turned, bent and mixed until they fit what a network found and what films show.
 
 Each bone that the network finds is a mixture of the patients' of the atlas, as a signed distance with a
-density (`xreg.shape.atlas`), and given a similarity with three scales and a quadratic bend.  Vertebrae start
-on a straight line through the network's, and the spine where its shadow lies best in the films; a network
-errs much more in where a vertebra is than in whether.  The bones are rendered by the differentiable
-projector; what is lowered is the distance from the edges in the films and from the network's thickness maps
-(`xreg.shape.bone_fit`).  Ribs are then taken from a whole cage that hangs on these vertebrae
-(`xreg.shape.cage_fit`), or fitted one by one where none comes to agree with the films.  The result and the
-network's probabilities are multiplied, each with a power.
+density (`xreg.shape.atlas`), and given a similarity with three scales and a quadratic bend.  The spine starts
+where its shadow lies best in the films; a network errs more in where it is than in whether.  The bones are
+rendered by the differentiable projector; what is lowered is the distance from the edges in the films and from
+the network's thickness maps (`xreg.shape.bone_fit`).  Ribs are then taken from a whole cage that hangs on
+these vertebrae (`xreg.shape.cage_fit`), or fitted one by one where none comes to agree with the films.  The
+result and the network's probabilities are multiplied, each with a power.
 """
 
 from __future__ import annotations

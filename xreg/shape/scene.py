@@ -16,7 +16,6 @@ from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
 from xreg.shape.networks import Lattice
-from xreg.shape.placing import straightened
 from xreg.shape.predict import ShapePrediction
 
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
@@ -26,7 +25,8 @@ _SEARCHES = 4  # for its middle
 _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _USUAL = 0.5  # what the patients' mean size counts for beside that in the films
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
-_LIGHT = 0.02  # of a bone's volume: with less, its place counts no less
+_THIN = 0.5  # of the examples' volume: an even mixture that keeps less is none
+_LEAD = 4.0  # logit of the example that is then begun with
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +130,6 @@ class Scene:
         names, numbers, shapes, said, place, size = zip(*parts, strict=True) if parts else [()] * 6
         rows, lines = _neighbours(numbers, scheme.groups)
         place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
-        if lines:
-            part = torch.stack([dense.sum() for dense in said]) * grid.voxel_mm3 / size**3
-            place = straightened(place, lines, part.clamp(_LIGHT, 1.0))
         empty = cls(names, numbers, shapes, place, size, said, (), (), (), grid, rows, lines)
         return empty.started_at(place)
 
@@ -145,8 +142,22 @@ class Scene:
 
     @property
     def still(self) -> Moves:
-        """Bones as they start."""
-        return Moves.none(len(self.names), max((len(shape.sizes) for shape in self.shapes), default=0))
+        """Bones as they start: even mixtures, or the example that overlaps most where these are too thin."""
+        moves = Moves.none(len(self.names), max((len(shape.sizes) for shape in self.shapes), default=0))
+        pose = moves.pose()
+        for bone, shape in enumerate(self.shapes):
+            if shape.kept < _THIN:
+                moves.mix[bone, self._likest(pose, bone)] = _LEAD
+        return moves
+
+    def _likest(self, pose: Pose, bone: int) -> int:
+        """The example of a bone that overlaps most with what the network says."""
+        shape, size, points = self.shapes[bone], float(self.size[bone]), self.points[bone]
+        local = pose.local(points, bone, self.place[bone], size, shape.reach)
+        logits = [
+            shape.at(local, one)[0] * (-size / softness(self.grid)) for one in torch.eye(len(shape.sizes))
+        ]
+        return int(torch.stack([overlap(one.sigmoid(), self.wanted[bone]) for one in logits]).argmax())
 
     def filled(self, moves: Moves) -> tuple[list[Float[Tensor, " n"]], list[Float[Tensor, " n"]]]:
         """How much of each of its voxels each bone fills, and the density that this brings there."""
