@@ -9,7 +9,7 @@ import torch
 from xreg.errors import FileError, ShapeError
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid
-from xreg.shape.atlas import FILE, Atlas, build_atlas
+from xreg.shape.atlas import FILE, Atlas, BoneShape, build_atlas
 from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import DOUBT, prediction_of
@@ -129,17 +129,20 @@ def test_mixtures_are_as_large_as_their_examples() -> None:
 
 def test_what_has_no_mean_begins_with_an_example() -> None:
     """Thin plates at different places: an even mixture of them has no inside."""
-    plates = [torch.zeros(SHAPE, dtype=torch.int16) for _ in range(2)]
-    for plate, j in zip(plates, (10, 16), strict=True):
-        plate[10:30, j : j + 2, 8:20] = ALL.index("rib_left_6")
-        plate[19:21, 6:22, 8:10] = ALL.index("rib_left_6")  # so that the middles are alike
-    atlas = build_atlas([Member(name, "all", x, GRID) for name, x in zip("ab", plates, strict=True)])
-    assert atlas.bones["rib_left_6"].kept < 0.5
-    for n, plate in enumerate(plates):
-        scene = Scene.of(doubtful(plate, 1, ALL), atlas, GRID, 1)
-        begun = scene.still.mix[scene.names.index("rib_left_6")]
-        assert int(begun.argmax()) in (n, n + 2)  # those of the right are the left ones' mirrored
-        assert float(scene.overlaps(scene.filled(scene.still)[0]).min()) > 0.5
+    line = torch.linspace(-1, 1, 41)
+    plates = torch.stack([(line - at).abs() - 0.1 for at in (-0.3, 0.3)])
+    fields = plates[:, None, None, None, :].expand(2, 2, 5, 5, 41)
+    thin = BoneShape.of(fields, torch.ones(3), (30.0, 30.0))
+    assert thin.kept == 0
+    assert thin.slack == pytest.approx(0.2)
+    short, long = (bodies(spike=length) for length in (21.0, 45.0))
+    atlas = build_atlas([Member("short", "spine", short, GRID), Member("long", "spine", long, GRID)])
+    assert not Scene.of(doubtful(short), atlas, GRID, 1).still.mix.any()  # these have a mean
+    bones = {name: replace(bone, kept=0.3) for name, bone in atlas.bones.items()}
+    for n, labels in enumerate((short, long)):
+        begun = Scene.of(doubtful(labels), replace(atlas, bones=bones), GRID, 1).still.mix
+        assert begun.argmax(1).tolist() == [n] * 3
+        assert float(begun.softmax(1).amax(1).min()) > 0.95
 
 
 def test_sides_are_mirrored_and_cut_bones_left_out() -> None:
