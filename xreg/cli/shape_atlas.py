@@ -63,10 +63,13 @@ def command(
 
 def _held_out(folder: Path, patients: Sequence[Patient]) -> list[str]:
     """Those of the patients that the network in a folder held out; none where there is no network."""
-    from xreg.shape.predict import ShapeModel
-    from xreg.training import MODEL
+    from xreg.shape import checkpoint
+    from xreg.training import MODEL, require
 
-    if not (folder / MODEL).is_file():
+    file = folder / MODEL
+    if not file.is_file():
         return []
+    _, facts = checkpoint.load(file)
+    require(facts, ("held_out",), file)
     there = {patient.name for patient in patients}
-    return [name for name in ShapeModel.load(folder).facts["held_out"] if name in there]
+    return [name for name in facts["held_out"] if name in there]

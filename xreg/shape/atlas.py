@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,28 +51,33 @@ class BoneShape:
     fields [M, 2, d, h, w] about the centroid, RAS: distances, and how dense the bone is there, with 1 in its
     mean (everywhere, where a patient has no CT; beyond the bone as at its surface).  reach [3]: half the
     edges (x, y, z) of the lattice, in units of the size.  sizes: mm, of the patients' bones.
-
-    The mean of distances has less inside than they have, in thin bones none at all.  slack: what is taken off
-    the distances of an even mixture, so that it is as large as the examples.  kept: the part of their volume
-    that it has without.
     """
 
     fields: Float[Tensor, "M 2 d h w"]
     reach: Float[Tensor, " 3"]
     sizes: tuple[float, ...]
-    slack: float
-    kept: float
 
-    @classmethod
-    def of(
-        cls, fields: Float[Tensor, "M 2 d h w"], reach: Float[Tensor, " 3"], sizes: tuple[float, ...]
-    ) -> BoneShape:
-        """From all but what follows from the fields."""
-        distances = fields[:, 0].flatten(1)
+    @property
+    def slack(self) -> float:
+        """What is taken off the distances of an even mixture, so that it is as large as the examples.
+
+        The mean of distances has less inside than they have, in thin bones none at all.
+        """
+        return self._even[0]
+
+    @property
+    def kept(self) -> float:
+        """The part of the examples' volume that an even mixture has without its slack."""
+        return self._even[1]
+
+    @cached_property
+    def _even(self) -> tuple[float, float]:
+        """Slack and kept, when they are first asked for: most bones of an atlas are not in a film."""
+        distances = self.fields[:, 0].flatten(1)
         wanted = max(1, round(float((distances < 0).float().sum(1).mean())))
-        even = distances.mean(0).sort().values
-        slack = max(0.0, float(even[min(wanted, len(even) - 1)]))
-        return cls(fields, reach, sizes, slack, float((even < 0).sum()) / wanted)
+        mean = distances.mean(0)
+        slack = max(0.0, float(mean.kthvalue(min(wanted + 1, len(mean))).values))
+        return slack, float((mean < 0).sum()) / wanted
 
     def at(
         self, points: Float[Tensor, "n 3"], weights: Float[Tensor, " M"]
@@ -128,7 +134,7 @@ class Atlas:
         tensors, facts = load_tensors(file, schema=SCHEMA, what="an atlas of bones", remedy=remedy)
         try:
             bones = {
-                name: BoneShape.of(tensors[f"{name}.fields"].float(), tensors[f"{name}.reach"], tuple(sizes))
+                name: BoneShape(tensors[f"{name}.fields"].float(), tensors[f"{name}.reach"], tuple(sizes))
                 for name, sizes in facts["sizes"].items()
             }
             cages = tuple(
@@ -253,4 +259,4 @@ def _shape(found: list[_Found]) -> BoneShape:
     z, y, x = np.meshgrid(*lines[::-1], indexing="ij")
     points = np.stack([x, y, z], -1)
     fields = torch.from_numpy(np.stack([one.at(points) for one in whole])).float()
-    return BoneShape.of(fields, torch.from_numpy(reach).float(), tuple(one.size for one in whole))
+    return BoneShape(fields, torch.from_numpy(reach).float(), tuple(one.size for one in whole))

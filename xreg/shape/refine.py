@@ -25,6 +25,7 @@ from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.atlas import Atlas
 from xreg.shape.bone_fit import BoneFit, RefineSettings, Seen, fit_bones
+from xreg.shape.cage import rib_numbers
 from xreg.shape.cage_fit import CageFit, fit_cage
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
@@ -102,22 +103,23 @@ def refine(
             f"the atlas speaks the scheme {atlas.scheme!r} and the network {found.scheme.name!r}; take the "
             "atlas that was made beside this network"
         )
-    ribs = {n for side in ("ribs_left", "ribs_right") for n in found.scheme.groups.get(side, ())}
-    first = _bones_of(found, films, cameras, atlas, ribs, settings)
-    drawn = _drawn(found.grid, first, settings)
-    told = replace(found, labels=_fused(found, drawn, settings).labels) if drawn else found
-    cage, fits = fit_cage(told, films, cameras, atlas.cages), [first]
+    ribs = set(rib_numbers(found.scheme))
+    fits = [_bones_of(found, films, cameras, atlas, ribs, settings)]
+    drawn = _drawn(found.grid, fits[0], settings)
+    made = _fused(found, drawn, settings) if drawn else found
+    cage = fit_cage(made, films, cameras, atlas.cages)
     if cage is not None and cage.used:
         found = replace(found, shares=cage.renamed(found.shares, found.grid, found.scheme))
-        drawn |= cage.logits(found.grid, found.scheme, softness(found.grid))
+        more = cage.logits(found.grid, found.scheme, softness(found.grid))
     else:
         others = set(range(len(found.scheme))) - ribs
         fits.append(_bones_of(found, films, cameras, atlas, others, settings))
-        drawn |= _drawn(found.grid, fits[1], settings)
+        more = _drawn(found.grid, fits[1], settings)
+    if more:
+        made = _fused(found, drawn | more, settings)
     fits = [fit for fit in fits if fit is not None]
     bones = tuple(bone for fit in fits for bone in _listed(fit, settings))
-    matches = fits[0].matches if fits else ()
-    return Refined(_fused(found, drawn, settings) if drawn else found, bones, matches, atlas.patients, cage)
+    return Refined(made, bones, fits[0].matches if fits else (), atlas.patients, cage)
 
 
 def _bones_of(

@@ -152,12 +152,10 @@ class Scene:
 
     def _likest(self, pose: Pose, bone: int) -> int:
         """The example of a bone that overlaps most with what the network says."""
-        shape, size, points = self.shapes[bone], float(self.size[bone]), self.points[bone]
-        local = pose.local(points, bone, self.place[bone], size, shape.reach)
-        logits = [
-            shape.at(local, one)[0] * (-size / softness(self.grid)) for one in torch.eye(len(shape.sizes))
-        ]
-        return int(torch.stack([overlap(one.sigmoid(), self.wanted[bone]) for one in logits]).argmax())
+        points, wanted = self.points[bone], self.wanted[bone]
+        alone = torch.eye(len(self.shapes[bone].sizes))
+        logits = [self.at(pose, bone, points, self.grid, weights=one)[0] for one in alone]
+        return int(torch.stack([overlap(logit.sigmoid(), wanted) for logit in logits]).argmax())
 
     def filled(self, moves: Moves) -> tuple[list[Float[Tensor, " n"]], list[Float[Tensor, " n"]]]:
         """How much of each of its voxels each bone fills, and the density that this brings there."""
@@ -171,12 +169,16 @@ class Scene:
         return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
 
     def at(
-        self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid
+        self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid, *, weights: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Log odds that the moved bone fills voxels of ``grid`` at world points, and its density there."""
+        """Log odds that the moved bone fills voxels of ``grid`` at world points, and its density there.
+
+        weights [M]: of the examples, by default what the pose mixes.
+        """
         shape, size = self.shapes[bone], float(self.size[bone])
         local = pose.local(points, bone, self.place[bone], size, shape.reach)
-        weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
+        if weights is None:
+            weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
         distance, density = shape.at(local, weights)
         return distance * (-size / softness(grid)), density
 
