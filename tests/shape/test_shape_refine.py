@@ -14,7 +14,7 @@ from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import DOUBT, prediction_of
 from xreg.shape.refine import RefineSettings, _volumes, refine
-from xreg.shape.scene import Scene, overlap
+from xreg.shape.scene import Scene, overlap, shadow_groups
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shadows import _moved, alike, group_shadows, spine_sought
 from xreg.shape.shares import Shares
@@ -218,6 +218,16 @@ def test_gradients_of_the_shadows(atlas) -> None:
         step[bone, axis] = 0.001  # the lattice of distances has cells of 0.06: kinks must not lie between
         slope = float(value(step) - value(-step)) / 0.002
         assert float(shift.grad[bone, axis]) == pytest.approx(slope, rel=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_both_sides_cast_one_shadow_and_neighbours_do_not(name: str) -> None:
+    names = SCHEMES[name]
+    group = shadow_groups(names)
+    assert torch.equal(group, group[names.mirror])
+    for row in ("spine", "ribs_left", "ribs_right"):
+        own = group[list(names.groups.get(row, ()))]
+        assert bool((own[1:] != own[:-1]).all())
 
 
 # ---- where bones start ----

@@ -17,7 +17,9 @@ from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
 from xreg.shape.networks import Lattice
 from xreg.shape.predict import ShapePrediction
+from xreg.shape.schemes import Scheme
 
+GROUPS = 4  # volumes over which bones are spread, each with a shadow of its own
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
 _SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
 _AROUND = 0.35  # of a bone's size, to which voxels about it count
@@ -85,6 +87,7 @@ class Scene:
     place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities.  voxels, points,
     wanted: flat indices into ``grid`` of those about it, their world points and probabilities.  rows: pairs
     of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each other.
+    groups [B]: of `GROUPS`, those that cast one shadow together.
     """
 
     names: tuple[str, ...]
@@ -99,6 +102,7 @@ class Scene:
     grid: VoxelGrid
     rows: tuple[tuple[int, int], ...]
     lines: tuple[tuple[int, int, int], ...]
+    groups: tuple[int, ...]
 
     @classmethod
     def of(
@@ -129,8 +133,9 @@ class Scene:
             parts.append((name, number, shape, dense, *_start(dense, grid, shape, volume)))
         names, numbers, shapes, said, place, size = zip(*parts, strict=True) if parts else [()] * 6
         rows, lines = _neighbours(numbers, scheme.groups)
+        groups = tuple(shadow_groups(scheme)[list(numbers)].tolist())
         place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
-        empty = cls(names, numbers, shapes, place, size, said, (), (), (), grid, rows, lines)
+        empty = cls(names, numbers, shapes, place, size, said, (), (), (), grid, rows, lines, groups)
         return empty.started_at(place)
 
     def started_at(self, place: Float[Tensor, "B 3"]) -> Scene:
@@ -181,6 +186,15 @@ class Scene:
             weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
         distance, density = shape.at(local, weights)
         return distance * (-size / softness(grid)), density
+
+
+def shadow_groups(names: Scheme) -> Int64[Tensor, " L"]:
+    """The group of each label's bone.
+
+    Neighbours along a row are in different ones, so that a film tells them apart.  Both sides' bones share
+    one: seen from the side they overlap, and a network does not know which is which.
+    """
+    return torch.minimum(torch.arange(len(names)), names.mirror) % GROUPS
 
 
 def softness(grid: VoxelGrid) -> float:

@@ -13,10 +13,9 @@ from xreg.geometry import Camera
 from xreg.renderer import drr
 from xreg.shape.cage_fit import cosine
 from xreg.shape.networks.heads import THICKNESS_MM
-from xreg.shape.scene import Scene
+from xreg.shape.scene import GROUPS, Scene
 from xreg.similarity import sobel
 
-GROUPS = 4  # volumes that neighbours along a row are spread over, so that a film tells them apart
 _SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
 _AWAY_MM, _STEP_MM = 16.0, 4.0  # how far a spine is sought about where it starts
 _ALONG_MM = 8.0  # so far along the spine, lest a vertebra be taken for the next
@@ -48,7 +47,7 @@ def shadow(
 
 def group_shadows(scene: Scene, filled: Sequence[Tensor], camera: Camera) -> Float[Tensor, "G H W"]:
     """Thickness (in 50 mm) of groups of bones along a camera's rays."""
-    groups = ([n for n, number in enumerate(scene.numbers) if number % GROUPS == g] for g in range(GROUPS))
+    groups = ([n for n, own in enumerate(scene.groups) if own == group] for group in range(GROUPS))
     return torch.stack([shadow(scene, group, filled, camera, most=1.0) for group in groups])
 
 
@@ -61,8 +60,8 @@ def grouped(
     """
     thickness = F.adaptive_avg_pool2d(thickness, cameras[0].size)
     made = thickness.new_zeros(thickness.shape[0], GROUPS, *thickness.shape[-2:])
-    for number in scene.numbers:
-        made[:, number % GROUPS] += thickness[:, number] / THICKNESS_MM
+    for number, group in zip(scene.numbers, scene.groups, strict=True):
+        made[:, group] += thickness[:, number] / THICKNESS_MM
     return made
 
 
