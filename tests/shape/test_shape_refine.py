@@ -241,14 +241,26 @@ def test_an_image_is_moved_by_whole_pixels() -> None:
     assert not _moved(image, 9, 0).any()
 
 
-def test_a_spine_is_sought_where_its_shadow_lies(atlas) -> None:
-    away = (0.0, 12.0, 4.0)
-    films, cameras = films_of(bodies(shift=away))
+@pytest.mark.parametrize(("top", "bottom"), [(12.0, 12.0), (12.0, 0.0), (0.0, -12.0)])
+def test_a_spine_is_sought_where_its_shadow_lies(atlas, top: float, bottom: float) -> None:
+    """Shifted to the front, or with one end further to it than the other."""
+    away = torch.tensor([[0.0, y, 0.0] for y in (top, (top + bottom) / 2, bottom)])
+    labels = torch.zeros(SHAPE, dtype=torch.int16)
+    for number, shift in zip((20, 21, 22), away.tolist(), strict=True):
+        labels[bodies(shift=shift) == number] = number
+    films, cameras = films_of(labels)
     scene = Scene.of(doubtful(bodies()), atlas, GRID, 1)
     moved = spine_sought(scene, *fitted(films, cameras, GRID)).place - scene.place
-    torch.testing.assert_close(moved, torch.tensor([away]).expand(3, 3), atol=4.1, rtol=0.0)
-    fits = [float((p - torch.tensor(away)).norm(dim=1).mean()) for p in (moved, torch.zeros(3, 3))]
+    torch.testing.assert_close(moved, away, atol=4.1, rtol=0.0)
+    fits = [float((p - away).norm(dim=1).mean()) for p in (moved, torch.zeros(3, 3))]
     assert fits[0] < 0.4 * fits[1]
+
+
+def test_a_single_film_moves_a_spine_across_its_beam_alone(atlas) -> None:
+    films, cameras = films_of(bodies(shift=(8.0, 0.0, 0.0)))
+    scene = Scene.of(doubtful(bodies()), atlas, GRID, 1)
+    moved = spine_sought(scene, films[:1], cameras[:1]).place - scene.place
+    torch.testing.assert_close(moved, torch.tensor([[8.0, 0.0, 0.0]]).expand(3, 3), atol=4.1, rtol=0.0)
 
 
 def test_maps_count_at_any_scale() -> None:

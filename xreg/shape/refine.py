@@ -31,6 +31,7 @@ from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
 from xreg.shape.scene import Scene, box_of, softness
 from xreg.shape.shadows import grouped
+from xreg.shape.starts import started_by_maps
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
 _FAR = 12.0  # largest logit of an atlas' bone
@@ -133,11 +134,15 @@ def _bones_of(
     """Bones of the atlas but some, fitted; None where none of them was found."""
     n = max(1, -(-max(found.grid.shape) // _EDGE))
     grid = found.grid.binned(n)
+    own = fitted(films, cameras, found.grid)[1]
     films, cameras = fitted(films, cameras, grid)
     scene = Scene.of(found, atlas, grid, n, volumes=_volumes(found.thickness, cameras, grid), without=without)
     if not scene.names:
         return None
-    maps = None if found.thickness is None else grouped(found.thickness, scene, cameras)
+    maps = None
+    if found.thickness is not None:
+        maps = grouped(found.thickness, scene, cameras)
+        scene = started_by_maps(scene, found.thickness, own, found.scheme)
     return fit_bones(scene, Seen(films, cameras, maps), settings)
 
 

@@ -17,8 +17,9 @@ from xreg.shape.scene import GROUPS, Scene
 from xreg.similarity import sobel
 
 _SEEN = 0.02  # of 50 mm of bone, from which a pixel shows it
-_AWAY_MM, _STEP_MM = 16.0, 4.0  # how far a spine is sought about where it starts
-_ALONG_MM = 8.0  # so far along the spine, lest a vertebra be taken for the next
+_AWAY_MM, _STEP_MM = 16.0, 4.0  # how far the ends of a spine are sought from where they start
+_CALM = 0.02  # of a film's match, that moving an end so far must gain
+_ALIKE = 0.1  # sine of the angle between two beams from which both count
 
 
 def shadow(
@@ -82,30 +83,50 @@ def edge_match(film: Float[Tensor, "H W"], cast: Float[Tensor, "H W"]) -> Float[
 
 @torch.no_grad()
 def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[Camera]) -> Scene:
-    """The spine shifted as a whole to where its shadow matches the films best, near where it starts.
+    """The spine shifted and tilted as a whole to where its shadow matches the films best.
 
-    A network may see a spine too far to the back or the front, by more than a descent finds back.  The
-    shadows of bones that shift a little shift alike: they are drawn once, and moved by whole pixels.
+    A network may see a spine too far to the back or the front, its upper end more than the lower, by more
+    than a descent finds back.  In each film its ends are moved across it, and what lies between in
+    proportion; along it nothing moves, since levels tell that better.  Shadows are drawn once, and moved by
+    whole pixels.
     """
     spine = sorted({n for line in scene.lines for n in line})
     if not spine:
         return scene
     rest, dense = sorted(set(range(len(scene.names))) - set(spine)), scene.filled(scene.still)[1]
-    places = scene.place.clone()
-    row = F.normalize(places[spine[-1]] - places[spine[0]], dim=0)
-    steps = torch.arange(-_AWAY_MM, _AWAY_MM + 1, _STEP_MM)
-    offsets = torch.cartesian_prod(steps, steps, steps)
-    offsets = offsets[(offsets @ row).abs() <= _ALONG_MM]
-    offsets = offsets[offsets.norm(dim=1).argsort(stable=True)]  # of equals the nearest
-    middle, total = places[spine].mean(0).double(), torch.zeros(len(offsets))
+    places = scene.place[spine]
+    row = F.normalize(places[-1] - places[0], dim=0)
+    part = ((places - places[0]) @ row / (places[-1] - places[0]).norm()).clamp(0, 1)
+    ends = torch.cartesian_prod(*[torch.arange(-_AWAY_MM, _AWAY_MM + 1, _STEP_MM)] * 2)
+    ends = ends[ends.abs().amax(1).argsort(stable=True)]  # of equals the nearest
+    moves = torch.lerp(ends[:, :1], ends[:, 1:], part)
+    cost = _CALM * (ends / _AWAY_MM).square().sum(1)
+    ways, found = [], []
     for film, camera in zip(films, cameras, strict=True):
-        own, others = (shadow(scene, members, dense, camera) for members in (spine, rest))
-        at = camera.project(torch.cat([middle[None], middle + offsets.double()]))
-        shifts, which = (at[1:] - at[0]).round().long().unique(dim=0, return_inverse=True)
-        matches = [float(edge_match(film, _moved(own, *by) + others)) for by in shifts.tolist()]
-        total += torch.tensor(matches)[which]
-    places[spine] += offsets[int(total.argmax())]
-    return scene.started_at(places)
+        way = F.normalize(torch.linalg.cross(row, camera.camera_from_world[2, :3].to(row)), dim=0)
+        own = [shadow(scene, [n], dense, camera) for n in spine]
+        others = shadow(scene, rest, dense, camera)
+        slope = camera.project((places + way).double()) - camera.project(places.double())
+        pixels = (moves[..., None] * slope.float()).round().long().tolist()
+        matches = torch.tensor([float(edge_match(film, _laid(own, by, others))) for by in pixels])
+        ways.append(way)
+        found.append(moves[int((matches - cost).argmax())])
+    across = torch.linalg.pinv(torch.stack([*ways, row]), rtol=_ALIKE) @ torch.stack(
+        [*found, torch.zeros(len(spine))]
+    )
+    whole = scene.place.clone()
+    whole[spine] += across.T
+    return scene.started_at(whole)
+
+
+def _laid(
+    shadows: Sequence[Float[Tensor, "H W"]], by: Sequence[Sequence[int]], upon: Float[Tensor, "H W"]
+) -> Float[Tensor, "H W"]:
+    """Shadows, each moved by its pixels (right, down), added to another."""
+    whole = upon.clone()
+    for image, move in zip(shadows, by, strict=True):
+        whole += _moved(image, *move)
+    return whole
 
 
 def _moved(image: Float[Tensor, "H W"], right: int, down: int) -> Float[Tensor, "H W"]:

@@ -1,0 +1,98 @@
+"""Where bones start by a network's maps of their thickness: the middles of their shadows, triangulated.
+
+Where the masks of two films cross, a visual hull is wider than its bone, mostly behind it, and its middle is
+off by centimetres where a view is turned.  The middle of a bone's thickness, though, is its own middle's
+image (exactly for parallel beams).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from xreg.geometry import Camera
+from xreg.shape.networks.views import pixel_mm
+from xreg.shape.scene import Scene
+from xreg.shape.schemes import Scheme
+
+_AROUND = 1.2  # of a bone's reach, within which its thickness counts for its middle
+_SEARCHES = 4  # for that
+_ALIKE = 0.5  # cosine of both sides' maps from which a film does not tell them apart
+_LOOSE = 0.01  # what the place before counts for, against a film's ray
+_MOST_MM = 25.0  # from where the probabilities put a bone: a middle further away is a mistake's
+
+_Ray = tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]
+
+
+@torch.no_grad()
+def started_by_maps(
+    scene: Scene, thickness: Float[Tensor, "V L H W"], cameras: Sequence[Camera], names: Scheme
+) -> Scene:
+    """A scene whose bones start where the middles of their thickness in the films meet.
+
+    thickness: of each label, mm, in the films of ``cameras``.  Films from the side share a hip's or a rib's
+    thickness between left and right: where both maps are alike, only the middle of both is taken from them.
+    """
+    places = scene.place.clone()
+    for bones in _both_sides(scene, names):
+        maps = thickness[:, [scene.numbers[bone] for bone in bones]]
+        if float(maps.flatten(2).amax(2).min()) <= 0:
+            continue
+        reach = _AROUND * max(float(scene.size[b]) * float(scene.shapes[b].reach.max()) for b in bones)
+        apart = float((places[bones[0]] - places[bones[-1]]).norm()) / 2
+        pixels = [pixel_mm(camera, scene.grid.center) for camera in cameras]
+        views = list(zip(maps, cameras, pixels, strict=True))
+        whole = [_ray(camera, _middle(part.sum(0), (reach + apart) / pixel)) for part, camera, pixel in views]
+        middle = _met(whole, places[bones].mean(0))
+        for n, bone in enumerate(bones):
+            own = [
+                _ray(camera, _middle(part[n], reach / pixel)) for part, camera, pixel in views if _told(part)
+            ]
+            found = middle if len(bones) == 1 else _met(own, middle)
+            if float((found - scene.place[bone]).norm()) < _MOST_MM:
+                places[bone] = found
+    return scene.started_at(places)
+
+
+def _both_sides(scene: Scene, names: Scheme) -> list[list[int]]:
+    """Bones of the scene, each with its other side where that is there."""
+    at = {number: bone for bone, number in enumerate(scene.numbers)}
+    pairs = {tuple(sorted({n, int(names.mirror[n])} & at.keys())) for n in at}
+    return [[at[number] for number in pair] for pair in sorted(pairs)]
+
+
+def _told(maps: Float[Tensor, "k H W"]) -> bool:
+    """Whether a film tells both sides apart."""
+    return len(maps) == 1 or float(F.cosine_similarity(*maps.flatten(1), dim=0)) < _ALIKE
+
+
+def _middle(shown: Float[Tensor, "H W"], reach: float) -> Float[Tensor, " 2"]:
+    """Pixel (u, v) of the middle of what lies within ``reach`` px of it: networks leave crumbs elsewhere."""
+    v, u = (torch.arange(n, dtype=torch.float32) for n in shown.shape)
+    weight = shown.square()
+    for _ in range(_SEARCHES + 1):
+        total = weight.sum().clamp_min(1e-9)
+        at = torch.stack([(weight.sum(0) * u).sum(), (weight.sum(1) * v).sum()]) / total
+        near = ((v - at[1]).abs() < reach)[:, None] & ((u - at[0]).abs() < reach)
+        weight = shown * near
+    return at
+
+
+def _ray(camera: Camera, pixel: Float[Tensor, " 2"]) -> _Ray:
+    """A point of a pixel's ray, and its direction."""
+    near, far = (camera.unproject(pixel[None].double(), depth)[0] for depth in (1.0, 1001.0))
+    return near, F.normalize(far - near, dim=0)
+
+
+def _met(rays: Sequence[_Ray], start: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:
+    """The point nearest to all rays; of several, as in the depth of a single one, nearest to ``start``."""
+    eye = torch.eye(3, dtype=torch.float64)
+    across, known = _LOOSE * eye, _LOOSE * start.double()
+    for point, along in rays:
+        off = eye - along[:, None] * along
+        across, known = across + off, known + off @ point
+    return torch.linalg.solve(across, known).float()
