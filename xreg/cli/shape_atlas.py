@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder
+from xreg.cli.options import PATH, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @verb("atlas", "Keep patients' bones, which xreg reconstruct fits to films.")
 @click.argument("samples", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of a network, or a new one.")
+@shared("output", "Folder of a network, or a new one.", required=True)
 @click.option(
     "--hold-out",
     multiple=True,

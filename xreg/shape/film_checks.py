@@ -15,6 +15,7 @@ from torch import Tensor
 from xreg.errors import GeometryError, ImageError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
+from xreg.shape.meeting import Ray, meeting, ray_at
 from xreg.shape.prepare import upright
 
 # Correlation of the steps of both profiles.  The eight published patients have .91 to .997; films of two
@@ -210,26 +211,23 @@ def _room(camera: Camera, point: Tensor, direction: Tensor) -> float:
     return float((room / slope.clamp_min(1e-9)).min())
 
 
-def _middle_ray(camera: Camera) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
+def _middle_ray(camera: Camera) -> Ray:
     """A point and the direction of the ray through the middle of the film."""
     height, width = camera.size
-    middle = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], dtype=torch.float64)
-    start, end = (camera.unproject(middle, depth)[0] for depth in (0.0, 1.0))
-    return start, (end - start) / (end - start).norm()
+    return ray_at(camera, torch.tensor([(width - 1) / 2, (height - 1) / 2]))
 
 
-def _nearest(rays: list[tuple[Tensor, Tensor]]) -> Float[Tensor, " 3"]:
-    planes = [torch.eye(3, dtype=torch.float64) - d[:, None] * d for _, d in rays]
-    matrix = sum(planes)
+def _nearest(rays: list[Ray]) -> Float[Tensor, " 3"]:
+    matrix, side = meeting(rays)
     if float(torch.linalg.eigvalsh(matrix)[0]) < np.sin(np.radians(_SAME_WAY)) ** 2 / 2:
         raise GeometryError(
             f"the beams of these films run the same way (within {_SAME_WAY:g}°), so they do not say how deep "
             "the patient lies; give films from two sides, or a center or grid"
         )
-    return torch.linalg.solve(matrix, sum(p @ o for p, (o, _) in zip(planes, rays, strict=True)))
+    return torch.linalg.solve(matrix, side)
 
 
-def _gap(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+def _gap(a: Ray, b: Ray) -> float:
     """The least distance (mm) of two rays."""
     normal = torch.linalg.cross(a[1], b[1])
     if float(normal.norm()) < 1e-6:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import roma
@@ -84,10 +85,9 @@ class Pose:
 class Scene:
     """Bones that were found: shapes, where they start, and the voxels about each with what the network says.
 
-    place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities.  voxels, points,
-    wanted: flat indices into ``grid`` of those about it, their world points and probabilities.  rows: pairs
-    of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each other.
-    groups [B]: of `GROUPS`, those that cast one shadow together.
+    place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities on ``grid``.  rows:
+    pairs of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each
+    other.  groups [B]: of `GROUPS`, those that cast one shadow together.
     """
 
     names: tuple[str, ...]
@@ -96,9 +96,6 @@ class Scene:
     place: Float[Tensor, "B 3"]
     size: Float[Tensor, " B"]
     said: tuple[Float[Tensor, "D H W"], ...]
-    voxels: tuple[Int64[Tensor, " n"], ...]
-    points: tuple[Float[Tensor, "n 3"], ...]
-    wanted: tuple[Float[Tensor, " n"], ...]
     grid: VoxelGrid
     rows: tuple[tuple[int, int], ...]
     lines: tuple[tuple[int, int, int], ...]
@@ -135,15 +132,29 @@ class Scene:
         rows, lines = _neighbours(numbers, scheme.groups)
         groups = tuple(shadow_groups(scheme)[list(numbers)].tolist())
         place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
-        empty = cls(names, numbers, shapes, place, size, said, (), (), (), grid, rows, lines, groups)
-        return empty.started_at(place)
+        return cls(names, numbers, shapes, place, size, said, grid, rows, lines, groups)
 
-    def started_at(self, place: Float[Tensor, "B 3"]) -> Scene:
-        """The same bones from other places on."""
-        ones = zip(self.said, self.shapes, place, self.size.tolist(), strict=True)
+    @property
+    def voxels(self) -> tuple[Int64[Tensor, " n"], ...]:
+        """Flat indices into ``grid`` of the voxels about each bone where it starts."""
+        return self._near[0]
+
+    @property
+    def points(self) -> tuple[Float[Tensor, "n 3"], ...]:
+        """World points of those voxels."""
+        return self._near[1]
+
+    @property
+    def wanted(self) -> tuple[Float[Tensor, " n"], ...]:
+        """What the network says there."""
+        return self._near[2]
+
+    @cached_property
+    def _near(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Voxels, points and wanted, when they are first asked for: starts are moved before."""
+        ones = zip(self.said, self.shapes, self.place, self.size.tolist(), strict=True)
         about = [_about(*one, self.grid) for one in ones]
-        voxels, points, wanted = zip(*about, strict=True) if about else [()] * 3
-        return replace(self, place=place, voxels=voxels, points=points, wanted=wanted)
+        return tuple(zip(*about, strict=True)) if about else ((),) * 3
 
     @property
     def still(self) -> Moves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,7 @@ def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[
     )
     whole = scene.place.clone()
     whole[spine] += across.T
-    return scene.started_at(whole)
+    return replace(scene, place=whole)
 
 
 def _laid(

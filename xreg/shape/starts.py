@@ -8,6 +8,7 @@ image (exactly for parallel beams).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.geometry import Camera
+from xreg.shape.meeting import Ray, meeting, ray_at
 from xreg.shape.networks.views import pixel_mm
 from xreg.shape.scene import Scene
 from xreg.shape.schemes import Scheme
@@ -24,8 +26,6 @@ _SEARCHES = 4  # for that
 _ALIKE = 0.5  # cosine of both sides' maps from which a film does not tell them apart
 _LOOSE = 0.01  # what the place before counts for, against a film's ray
 _MOST_MM = 25.0  # from where the probabilities put a bone: a middle further away is a mistake's
-
-_Ray = tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]
 
 
 @torch.no_grad()
@@ -38,24 +38,25 @@ def started_by_maps(
     thickness between left and right: where both maps are alike, only the middle of both is taken from them.
     """
     places = scene.place.clone()
+    pixels = [pixel_mm(camera, scene.grid.center) for camera in cameras]
     for bones in _both_sides(scene, names):
         maps = thickness[:, [scene.numbers[bone] for bone in bones]]
         if float(maps.flatten(2).amax(2).min()) <= 0:
             continue
         reach = _AROUND * max(float(scene.size[b]) * float(scene.shapes[b].reach.max()) for b in bones)
         apart = float((places[bones[0]] - places[bones[-1]]).norm()) / 2
-        pixels = [pixel_mm(camera, scene.grid.center) for camera in cameras]
         views = list(zip(maps, cameras, pixels, strict=True))
-        whole = [_ray(camera, _middle(part.sum(0), (reach + apart) / pixel)) for part, camera, pixel in views]
-        middle = _met(whole, places[bones].mean(0))
-        for n, bone in enumerate(bones):
-            own = [
-                _ray(camera, _middle(part[n], reach / pixel)) for part, camera, pixel in views if _told(part)
-            ]
-            found = middle if len(bones) == 1 else _met(own, middle)
-            if float((found - scene.place[bone]).norm()) < _MOST_MM:
-                places[bone] = found
-    return scene.started_at(places)
+        whole = [ray_at(camera, _middle(part.sum(0), (reach + apart) / px)) for part, camera, px in views]
+        found = [_met(whole, places[bones].mean(0))] * len(bones)
+        if len(bones) > 1:
+            clear = [view for view in views if _told_apart(view[0])]
+            for n, middle in enumerate(found):
+                own = [ray_at(camera, _middle(part[n], reach / px)) for part, camera, px in clear]
+                found[n] = _met(own, middle)
+        for bone, place in zip(bones, found, strict=True):
+            if float((place - scene.place[bone]).norm()) < _MOST_MM:
+                places[bone] = place
+    return replace(scene, place=places)
 
 
 def _both_sides(scene: Scene, names: Scheme) -> list[list[int]]:
@@ -65,9 +66,9 @@ def _both_sides(scene: Scene, names: Scheme) -> list[list[int]]:
     return [[at[number] for number in pair] for pair in sorted(pairs)]
 
 
-def _told(maps: Float[Tensor, "k H W"]) -> bool:
+def _told_apart(maps: Float[Tensor, "2 H W"]) -> bool:
     """Whether a film tells both sides apart."""
-    return len(maps) == 1 or float(F.cosine_similarity(*maps.flatten(1), dim=0)) < _ALIKE
+    return float(F.cosine_similarity(*maps.flatten(1), dim=0)) < _ALIKE
 
 
 def _middle(shown: Float[Tensor, "H W"], reach: float) -> Float[Tensor, " 2"]:
@@ -82,17 +83,8 @@ def _middle(shown: Float[Tensor, "H W"], reach: float) -> Float[Tensor, " 2"]:
     return at
 
 
-def _ray(camera: Camera, pixel: Float[Tensor, " 2"]) -> _Ray:
-    """A point of a pixel's ray, and its direction."""
-    near, far = (camera.unproject(pixel[None].double(), depth)[0] for depth in (1.0, 1001.0))
-    return near, F.normalize(far - near, dim=0)
-
-
-def _met(rays: Sequence[_Ray], start: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:
+def _met(rays: Sequence[Ray], start: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:
     """The point nearest to all rays; of several, as in the depth of a single one, nearest to ``start``."""
-    eye = torch.eye(3, dtype=torch.float64)
-    across, known = _LOOSE * eye, _LOOSE * start.double()
-    for point, along in rays:
-        off = eye - along[:, None] * along
-        across, known = across + off, known + off @ point
-    return torch.linalg.solve(across, known).float()
+    across, known = meeting(rays)
+    loose = _LOOSE * torch.eye(3, dtype=torch.float64)
+    return torch.linalg.solve(across + loose, known + _LOOSE * start.double()).float()
