@@ -56,7 +56,7 @@ class FitSettings:
     iterations: int | None = None
     voxel_steps: int = 60
     voxels: str = "samples"
-    finish_passes: int = 10
+    finish_passes: int = 14
     weigh_rays: bool = True
     views: int = 4
     loss: str = "l2"

@@ -55,11 +55,12 @@ def tv_volume(
     seconds: float | None = None,
     on_pass: Callable[[int], bool | None] | None = None,
 ) -> Float[Tensor, "D H W"]:
-    """Attenuation in 1/mm after so many passes of FISTA-TV over the rays that are used.
+    """Attenuation in 1/mm after so many passes of FISTA-TV over the rays that are used, or with a guide all.
 
-    guide: a volume to begin with, whose edges are spared.  on_pass: told the number of each; True ends it.
+    guide: a volume to begin with, whose edges are spared; the rays that are kept out have judged it by then.
+    on_pass: told the number of each; True ends it.
     """
-    films = views.filled()
+    films = views.filled() if guide is None else views.films
     return fista_tv(
         Projector(views.cameras, grid), films, rays=views.counts, subsets=usual_subsets(len(films)),
         iterations=passes, start=guide, edges=guide, seconds=seconds,
