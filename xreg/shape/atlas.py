@@ -93,9 +93,19 @@ class BoneShape:
         fields = self.fields.flatten(0, 1)[None].to(points)
         found = F.grid_sample(fields, inside[None, None, None], padding_mode="border", align_corners=True)
         distance, density = (weights @ found.view(len(weights), -1)).view(2, -1)
+        return distance - self._slack_of(weights) + ((at - inside) * reach).abs().sum(-1), density
+
+    def _slack_of(self, weights: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+        """Nothing of one example, and all of it of an even mixture."""
         count = max(2, len(weights))
-        distance = distance - self.slack * (1 - weights.square().sum()) * count / (count - 1)
-        return distance + ((at - inside) * reach).abs().sum(-1), density
+        return self.slack * (1 - weights.square().sum()) * count / (count - 1)
+
+    def mixed(self, weights: Float[Tensor, " M"]) -> BoneShape:
+        """The mixture as the only example."""
+        fields = torch.einsum("m,m...->...", weights, self.fields)
+        fields[0] -= self._slack_of(weights)
+        size = sum(float(w) * size for w, size in zip(weights, self.sizes, strict=True))
+        return BoneShape(fields[None], self.reach, (size,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
+from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.scene import Moves, Scene
 from xreg.shape.shadows import alike, edge_match, group_shadows, shadow, spine_sought
 
@@ -21,7 +22,9 @@ _BEND_MM = 4.0  # standard deviation of a vertebra's second difference along the
 class RefineSettings:
     """How an atlas is fitted, and how much it counts.
 
-    steps, rate: of Adam.  trust: power of the network's probabilities, the atlas' being 1 - trust.  least:
+    steps, rate: of Adam, on a grid of up to 80 voxels an edge, where examples are mixed too; close_steps,
+    close_rate: of those that follow on the prediction's own grid, where that is finer, the rate as a part of
+    the first.  trust: power of the network's probabilities, the atlas' being 1 - trust.  least:
     overlap (soft Dice) with the network below which a bone is left alone.  turn_degrees, shift, grow, bend:
     standard deviations of a bone's pose and shape; shift in parts of its size, bend in parts of its extent;
     mix: of the logits of what an example counts for.  prior, rows, line: what those count for, what
@@ -29,8 +32,10 @@ class RefineSettings:
     films, the network's thickness maps and its probabilities count for.
     """
 
-    steps: int = 28
+    steps: int = 12
     rate: float = 0.04
+    close_steps: int = 16
+    close_rate: float = 0.5
     trust: float = 0.25
     least: float = 0.2
     turn_degrees: float = 12.0
@@ -46,11 +51,14 @@ class RefineSettings:
     overlap: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.rate > 0 or not 0 <= self.trust <= 1 or not 0 <= self.least <= 1:
+        shares = self.trust, self.least
+        if self.steps < 1 or self.close_steps < 0 or not all(0 <= share <= 1 for share in shares):
             raise ShapeError(
-                "refinement needs a step or more, a rate above 0, trust and least in 0..1, got "
-                f"{self.steps}, {self.rate}, {self.trust}, {self.least}"
+                "refinement needs a step or more, trust and least in 0..1, got "
+                f"{self.steps}, {self.close_steps}, {self.trust}, {self.least}"
             )
+        if min(self.rate, self.close_rate) <= 0:
+            raise ShapeError(f"rates of a refinement must be above 0, got {self.rate}, {self.close_rate}")
         if min(self.spread) <= 0:
             raise ShapeError("standard deviations of a refinement must be above 0")
 
@@ -62,14 +70,17 @@ class RefineSettings:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Films at the grid on which bones are fitted, and what a network says of bones' thickness there.
+    """Films at the grid on which bones are fitted, and what a network says of bones' thickness.
 
-    maps: as `xreg.shape.shadows.grouped` gives them, None from a network that does not say.
+    maps: as `xreg.shape.shadows.grouped` gives them, None from a network that does not say; in views
+    ``told``; blocks: for the scene's blocks of voxels.
     """
 
     films: Float[Tensor, "V H W"]
     cameras: Sequence[Camera]
     maps: Float[Tensor, "V G H W"] | None
+    told: Sequence[Camera]
+    blocks: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,34 +94,52 @@ class BoneFit:
     overlaps: tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
 
 
-def fit_bones(scene: Scene, seen: Seen, settings: RefineSettings) -> BoneFit:
-    """Move a scene's bones until they fit; the same input gives the same bits."""
+def fit_bones(
+    scene: Scene, seen: Seen, settings: RefineSettings, *, close: tuple[VoxelGrid, int, Seen] | None = None
+) -> BoneFit:
+    """Move a scene's bones until they fit; the same input gives the same bits.
+
+    close: a finer grid, how much finer, and what is seen at it, where the last steps are done.
+    """
     first = _state(scene, scene.still, seen)
     if settings.films:
         scene = spine_sought(scene, seen.films, seen.cameras)
-    free = [part.requires_grad_() for part in scene.still.parts]
-    rates = [settings.rate / settings.grow * s for s in settings.spread]
-    groups = [{"params": [part], "lr": rate} for part, rate in zip(free, rates, strict=True)]
-    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
-    for _ in range(settings.steps):
-        optimiser.zero_grad()
-        with torch.enable_grad():
-            _loss(scene, Moves(*free), seen, settings).backward()
-        optimiser.step()
-    moves = Moves(*(part.detach() for part in free))
+    moves = _descended(scene, scene.still, seen, settings, settings.steps)
+    scene, moves = scene.settled(moves)
+    slower, there, at = replace(settings, rate=settings.rate * settings.close_rate), scene, seen
+    if close is not None:
+        grid, n, at = close
+        slower, there = replace(slower, overlap=0.0), scene.closer(moves, grid, n)
+    moves = _descended(there, moves, at, slower, settings.close_steps)
     last = _state(scene, moves, seen)
     return BoneFit(scene, moves, tuple(zip(first[0], last[0], strict=True)), (first[1], last[1]))
 
 
+def _descended(scene: Scene, start: Moves, seen: Seen, settings: RefineSettings, steps: int) -> Moves:
+    """Moves after so many steps of Adam."""
+    free = [part.clone().requires_grad_() for part in start.parts]
+    rates = [settings.rate / settings.grow * s for s in settings.spread]
+    groups = [{"params": [part], "lr": rate} for part, rate in zip(free, rates, strict=True)]
+    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            _loss(scene, Moves(*free), seen, settings).backward()
+        optimiser.step()
+    return Moves(*(part.detach() for part in free))
+
+
 def _loss(scene: Scene, moves: Moves, seen: Seen, settings: RefineSettings) -> Float[Tensor, ""]:
     filled, dense = scene.filled(moves)
-    loss = settings.overlap * (1 - scene.overlaps(filled).mean()) + _prior(scene, moves, settings)
-    for number, (film, camera) in enumerate(zip(seen.films, seen.cameras, strict=True)):
+    loss = _prior(scene, moves, settings)
+    if settings.overlap:
+        loss = loss + settings.overlap * (1 - scene.overlaps(filled).mean())
+    for number, (film, camera, told) in enumerate(zip(seen.films, seen.cameras, seen.told, strict=True)):
         if settings.films:
             cast = shadow(scene, range(len(dense)), dense, camera)
             loss = loss + settings.films * (1 - edge_match(film, cast)) / len(seen.films)
         if settings.maps and seen.maps is not None:
-            apart = 1 - alike(group_shadows(scene, filled, camera), seen.maps[number])
+            apart = 1 - alike(group_shadows(scene, filled, told, blocks=seen.blocks), seen.maps[number])
             loss = loss + settings.maps * apart / len(seen.films)
     return loss
 

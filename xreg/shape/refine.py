@@ -114,7 +114,7 @@ def refine(
         more = cage.logits(found.grid, found.scheme, softness(found.grid))
     else:
         others = set(range(len(found.scheme))) - ribs
-        fits.append(_bones_of(found, films, cameras, atlas, others, settings))
+        fits.append(_bones_of(found, films, cameras, atlas, others, settings, close=False))
         more = _drawn(found.grid, fits[1], settings)
     if more:
         made = _fused(found, drawn | more, settings)
@@ -130,11 +130,16 @@ def _bones_of(
     atlas: Atlas,
     without: Collection[int],
     settings: RefineSettings,
+    *,
+    close: bool = True,
 ) -> BoneFit | None:
-    """Bones of the atlas but some, fitted; None where none of them was found."""
+    """Bones of the atlas but some, fitted; None where none of them was found.
+
+    close: whether the last steps are done on the prediction's own grid.
+    """
     n = max(1, -(-max(found.grid.shape) // _EDGE))
     grid = found.grid.binned(n)
-    own = fitted(films, cameras, found.grid)[1]
+    fine, own = fitted(films, cameras, found.grid)
     films, cameras = fitted(films, cameras, grid)
     scene = Scene.of(found, atlas, grid, n, volumes=_volumes(found.thickness, cameras, grid), without=without)
     if not scene.names:
@@ -143,7 +148,8 @@ def _bones_of(
     if found.thickness is not None:
         maps = grouped(found.thickness, scene, cameras)
         scene = started_by_maps(scene, found.thickness, own, found.scheme)
-    return fit_bones(scene, Seen(films, cameras, maps), settings)
+    finer = (found.grid, n, Seen(fine, own, maps, cameras, blocks=True)) if close and n > 1 else None
+    return fit_bones(scene, Seen(films, cameras, maps, cameras), settings, close=finer)
 
 
 def _listed(fit: BoneFit, settings: RefineSettings) -> list[FittedBone]:

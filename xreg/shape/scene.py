@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import roma
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from xreg.geometry import se3
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
-from xreg.shape.networks import Lattice
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme
 
@@ -24,6 +25,7 @@ GROUPS = 4  # volumes over which bones are spread, each with a shadow of its own
 _FOUND = 0.1  # probability from which a voxel counts for a bone's box
 _SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
 _AROUND = 0.35  # of a bone's size, to which voxels about it count
+_CLOSE = 4.0  # log odds against filling a voxel, to which it counts on a finer grid
 _SEARCHES = 4  # for its middle
 _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _USUAL = 0.5  # what the patients' mean size counts for beside that in the films
@@ -81,13 +83,26 @@ class Pose:
         return torch.addmm(y, powers, self.bend[bone] * reach.mean())
 
 
+class Near(NamedTuple):
+    """Of each bone: flat indices into a grid of the voxels about it, and their world points.
+
+    wanted: what the network says there.  blocks: flat indices into a coarser grid, of the blocks of voxels.
+    """
+
+    voxels: tuple[Int64[Tensor, " n"], ...]
+    points: tuple[Float[Tensor, "n 3"], ...]
+    wanted: tuple[Float[Tensor, " n"], ...] = ()
+    blocks: tuple[Int64[Tensor, " n"], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Bones that were found: shapes, where they start, and the voxels about each with what the network says.
 
     place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities on ``grid``.  rows:
     pairs of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each
-    other.  groups [B]: of `GROUPS`, those that cast one shadow together.
+    other.  groups [B]: of `GROUPS`, those that cast one shadow together.  about: the voxels, where they are
+    not those about the bones where they start.  coarse: the grid of their blocks.
     """
 
     names: tuple[str, ...]
@@ -100,6 +115,8 @@ class Scene:
     rows: tuple[tuple[int, int], ...]
     lines: tuple[tuple[int, int, int], ...]
     groups: tuple[int, ...]
+    about: Near | None = None
+    coarse: VoxelGrid | None = None
 
     @classmethod
     def of(
@@ -137,24 +154,31 @@ class Scene:
     @property
     def voxels(self) -> tuple[Int64[Tensor, " n"], ...]:
         """Flat indices into ``grid`` of the voxels about each bone where it starts."""
-        return self._near[0]
+        return self._near.voxels
 
     @property
     def points(self) -> tuple[Float[Tensor, "n 3"], ...]:
         """World points of those voxels."""
-        return self._near[1]
+        return self._near.points
 
     @property
     def wanted(self) -> tuple[Float[Tensor, " n"], ...]:
         """What the network says there."""
-        return self._near[2]
+        return self._near.wanted
+
+    @property
+    def blocks(self) -> tuple[Int64[Tensor, " n"], ...]:
+        """Flat indices into ``coarse`` of the blocks that hold those voxels."""
+        return self._near.blocks
 
     @cached_property
-    def _near(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Voxels, points and wanted, when they are first asked for: starts are moved before."""
+    def _near(self) -> Near:
+        """Looked for when they are first asked for: starts are moved before."""
+        if self.about is not None:
+            return self.about
         ones = zip(self.said, self.shapes, self.place, self.size.tolist(), strict=True)
         about = [_about(*one, self.grid) for one in ones]
-        return tuple(zip(*about, strict=True)) if about else ((),) * 3
+        return Near(*zip(*about, strict=True)) if about else Near((), ())
 
     @property
     def still(self) -> Moves:
@@ -179,6 +203,33 @@ class Scene:
         found = [self.at(pose, n, points, self.grid) for n, points in enumerate(self.points)]
         filled = [logit.sigmoid() for logit, _ in found]
         return filled, [part * density for part, (_, density) in zip(filled, found, strict=True)]
+
+    @torch.no_grad()
+    def settled(self, moves: Moves) -> tuple[Scene, Moves]:
+        """Bones whose only example is what the moves mix, and these moves: they lie the same, and are told
+        sooner."""
+        weights = [
+            mix[: len(shape.sizes)].softmax(0) for mix, shape in zip(moves.mix, self.shapes, strict=True)
+        ]
+        shapes = tuple(shape.mixed(w) for shape, w in zip(self.shapes, weights, strict=True))
+        alone = replace(moves, mix=torch.zeros(len(shapes), 1))
+        return replace(self, shapes=shapes, about=self._near), alone
+
+    @torch.no_grad()
+    def closer(self, moves: Moves, grid: VoxelGrid, n: int) -> Scene:
+        """The bones on a grid n times as fine, told at the voxels that they fill as they lie, and close by.
+
+        There is nothing of the network.
+        """
+        pose, parts = moves.pose(), []
+        for bone, points in enumerate(self.points):
+            flat, points = box_of(grid, points)
+            block, whole = _blocks(flat, grid, self.grid, n)
+            kept = (self.at(pose, bone, points, grid)[0] > -_CLOSE) & whole
+            parts.append((flat[kept], points[kept], block[kept]))
+        voxels, points, blocks = zip(*parts, strict=True)
+        near = Near(voxels, points, blocks=blocks)
+        return replace(self, grid=grid, about=near, coarse=self.grid)
 
     def overlaps(self, filled: list[Tensor]) -> Float[Tensor, " B"]:
         """Soft Dice of what each bone fills with what the network says."""
@@ -226,14 +277,23 @@ def _neighbours(
 
 def _pooled(found: ShapePrediction, grid: VoxelGrid, n: int) -> dict[int, Float[Tensor, " N"]]:
     """Mean probabilities over the blocks of n³ voxels that make up ``grid``, by label."""
-    depth, height, width = grid.shape
     said = found.shares
-    i, j, k = Lattice(found.grid.shape).index_at(said.voxels).long().div(n, rounding_mode="floor").T
-    whole = (i < width) & (j < height) & (k < depth)
-    block = ((k * height + j) * width + i)[whole]
-    made = said.values.new_zeros(depth * height * width, len(said.labels))
-    made.index_add_(0, block, said.values[whole]).div_(n**3)
+    block, whole = _blocks(said.voxels, found.grid, grid, n)
+    made = said.values.new_zeros(math.prod(grid.shape), len(said.labels))
+    made.index_add_(0, block[whole], said.values[whole]).div_(n**3)
     return dict(zip(said.labels.tolist(), made.T.contiguous(), strict=True))
+
+
+def _blocks(
+    flat: Int64[Tensor, " n"], grid: VoxelGrid, coarse: VoxelGrid, n: int
+) -> tuple[Int64[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Flat indices into ``coarse``, whose voxels are blocks of n³, of those that hold a grid's voxels.
+
+    And whether they do: at the far border voxels may be left over.
+    """
+    depth, height, width = coarse.shape
+    k, j, i = (index.div(n, rounding_mode="floor") for index in torch.unravel_index(flat, grid.shape))
+    return (k * height + j) * width + i, (i < width) & (j < height) & (k < depth)
 
 
 def _start(

@@ -30,27 +30,33 @@ def shadow(
     camera: Camera,
     *,
     most: float | None = None,
+    blocks: bool = False,
 ) -> Float[Tensor, "H W"]:
     """Sum along a camera's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
 
-    members: the bones.  most: of a voxel that several of them fill.
+    members: the bones.  most: of a voxel that several of them fill.  blocks: of the scene's blocks of voxels
+    instead, which is quicker.
     """
     if not members:
         return torch.zeros(camera.size)
-    body = torch.zeros(scene.grid.shape).reshape(-1)
+    grid, places = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
+    body = torch.zeros(grid.shape).reshape(-1)
+    share = grid.voxel_mm3 / scene.grid.voxel_mm3
     body = body.index_add(
-        0, torch.cat([scene.voxels[n] for n in members]), torch.cat([values[n] for n in members])
+        0, torch.cat([places[n] for n in members]), torch.cat([values[n] for n in members]) / share
     )
     if most is not None:
         body = body.clamp_max(most)
-    volume = scene.grid.volume(body.reshape(scene.grid.shape))
+    volume = grid.volume(body.reshape(grid.shape))
     return drr(volume, camera, integrator="joseph", storage="float") / THICKNESS_MM
 
 
-def group_shadows(scene: Scene, filled: Sequence[Tensor], camera: Camera) -> Float[Tensor, "G H W"]:
-    """Thickness (in 50 mm) of groups of bones along a camera's rays."""
+def group_shadows(
+    scene: Scene, filled: Sequence[Tensor], camera: Camera, *, blocks: bool = False
+) -> Float[Tensor, "G H W"]:
+    """Thickness (in 50 mm) of groups of bones along a camera's rays; blocks: as in `shadow`."""
     groups = ([n for n, own in enumerate(scene.groups) if own == group] for group in range(GROUPS))
-    return torch.stack([shadow(scene, group, filled, camera, most=1.0) for group in groups])
+    return torch.stack([shadow(scene, group, filled, camera, most=1.0, blocks=blocks) for group in groups])
 
 
 def grouped(
