@@ -210,7 +210,7 @@ def test_gradients_of_the_shadows(atlas) -> None:
 
     def value(by):
         moves = replace(scene.still, shift=by)
-        return (weights * group_shadows(scene, scene.filled(moves)[0], camera)).sum()
+        return (weights * group_shadows(scene, scene.filled(moves)[0], [camera])[0]).sum()
 
     value(shift).backward()
     for bone, axis in ((0, 2), (2, 0)):
@@ -300,8 +300,7 @@ def test_films_move_bones_that_the_network_misplaced(atlas) -> None:
 
 def test_films_tell_what_bones_are_a_mixture_of() -> None:
     """Of two patients, one has longer spikes: films of it bring its bones, more than moves alone do."""
-    short, long = (bodies(spike=length) for length in (21.0, 45.0))
-    atlas = build_atlas([Member("short", "spine", short, GRID), Member("long", "spine", long, GRID)])
+    atlas, long = two_patients(), bodies(spike=45.0)
     found, cameras = doubtful(bodies(spike=33.0), 4), films_of(long)[1]
     films = torch.stack([label_thickness(long, GRID, camera, len(SPINE))[1:].sum(0) for camera in cameras])
     settings = RefineSettings(trust=0.0)
@@ -310,6 +309,60 @@ def test_films_tell_what_bones_are_a_mixture_of() -> None:
     dice = [mean_dice(made.prediction.labels, long) for made in (alike, mixed)]
     assert dice[1] > dice[0] + 0.005
     assert all(mixed.matches[n][1] > alike.matches[n][1] for n in range(2))
+
+
+def two_patients() -> Atlas:
+    """Of spikes of 21 and 45 mm."""
+    both = (("short", 21.0), ("long", 45.0))
+    return build_atlas([Member(name, "spine", bodies(spike=length), GRID) for name, length in both])
+
+
+def test_a_mixture_that_settled_lies_as_before() -> None:
+    scene = Scene.of(doubtful(bodies()), two_patients(), GRID, 1)
+    random = torch.Generator().manual_seed(0)
+    moves = replace(scene.still, mix=torch.randn(3, 2, generator=random), bend=torch.full((3, 3, 6), 0.02))
+    settled, alone = scene.settled(moves)
+    assert alone.mix.shape == (3, 1)
+    for wanted, got in zip(scene.filled(moves), settled.filled(alone), strict=True):
+        torch.testing.assert_close(torch.cat(got), torch.cat(wanted), atol=1e-5, rtol=1e-5)
+
+
+def test_on_a_finer_grid_bones_are_told_close_by_and_cast_the_same_shadow(atlas) -> None:
+    coarse = GRID.binned(2)
+    scene = Scene.of(doubtful(bodies()), atlas, coarse, 2)
+    finer = scene.closer(scene.still, GRID, 2)
+    assert finer.coarse is coarse
+    for voxels, blocks, points in zip(finer.voxels, finer.blocks, scene.points, strict=True):
+        fine, block = (torch.stack(torch.unravel_index(flat, grid.shape)) for flat, grid in
+                       ((voxels, GRID), (blocks, coarse)))  # fmt: skip
+        assert torch.equal(fine // 2, block)
+        assert len(voxels) < 8 * len(points)
+    filled = finer.filled(scene.still)[0]
+    whole = Scene.of(doubtful(bodies()), atlas, GRID, 1)
+    truth = whole.filled(replace(whole.still, shift=(scene.place - whole.place) / whole.size[:, None]))[0]
+    cameras = [grid_camera(coarse, 1)]
+    near = group_shadows(finer, filled, [grid_camera(GRID, 1)])
+    same = group_shadows(whole, truth, [grid_camera(GRID, 1)])
+    assert float((near - same).abs().max()) < 0.05 * float(same.max())
+    blocks = group_shadows(finer, filled, cameras, blocks=True)
+    mean = torch.nn.functional.avg_pool2d(near, 2)
+    assert float((blocks - mean).abs().max()) < 0.05 * float(mean.max())
+
+
+def test_the_last_steps_see_finer_films(monkeypatch) -> None:
+    """Turned vertebrae are told better by films of the prediction's own grid than by those of one half as
+    fine."""
+    monkeypatch.setattr("xreg.shape.refine._EDGE", 20)
+    truth, found = bodies(turn=0.1, spike=30.0), doubtful(bodies(spike=30.0))
+    films, cameras = films_of(truth)
+    small = fitted(films, cameras, GRID)[1]
+    maps = torch.stack([label_thickness(truth, GRID, camera, len(SPINE)) for camera in small])
+    dice = []
+    for steps, close in ((28, 0), (12, 16)):
+        settings = RefineSettings(trust=0.0, steps=steps, close_steps=close)
+        made = refine(replace(found, thickness=maps), films, cameras, two_patients(), settings)
+        dice.append(mean_dice(made.prediction.labels, truth))
+    assert dice[1] > dice[0] + 0.03
 
 
 def test_a_film_without_any_edge_moves_nothing_to_nowhere(atlas) -> None:

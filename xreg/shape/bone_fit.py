@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.scene import Moves, Scene
-from xreg.shape.shadows import alike, edge_match, group_shadows, shadow, spine_sought
+from xreg.shape.shadows import alike, edge_match, group_shadows, shadows, spine_sought
 
 _BEND_MM = 4.0  # standard deviation of a vertebra's second difference along the spine
 
@@ -134,14 +134,18 @@ def _loss(scene: Scene, moves: Moves, seen: Seen, settings: RefineSettings) -> F
     loss = _prior(scene, moves, settings)
     if settings.overlap:
         loss = loss + settings.overlap * (1 - scene.overlaps(filled).mean())
-    for number, (film, camera, told) in enumerate(zip(seen.films, seen.cameras, seen.told, strict=True)):
-        if settings.films:
-            cast = shadow(scene, range(len(dense)), dense, camera)
-            loss = loss + settings.films * (1 - edge_match(film, cast)) / len(seen.films)
-        if settings.maps and seen.maps is not None:
-            apart = 1 - alike(group_shadows(scene, filled, told, blocks=seen.blocks), seen.maps[number])
-            loss = loss + settings.maps * apart / len(seen.films)
+    if settings.films:
+        cast = shadows(scene, range(len(dense)), dense, seen.cameras)
+        loss = loss + settings.films * _apart(edge_match, seen.films, cast)
+    if settings.maps and seen.maps is not None:
+        cast = group_shadows(scene, filled, seen.told, blocks=seen.blocks)
+        loss = loss + settings.maps * _apart(alike, cast, seen.maps)
     return loss
+
+
+def _apart(match: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """How far views are from matching, in the mean."""
+    return 1 - torch.stack([match(*both) for both in zip(a, b, strict=True)]).mean()
 
 
 def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor, ""]:
@@ -164,6 +168,6 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
 def _state(scene: Scene, moves: Moves, seen: Seen) -> tuple[list[float], Float[Tensor, " B"]]:
     """How edges match in each film, and how bones overlap with the network's."""
     filled, dense = scene.filled(moves)
-    cast = [shadow(scene, range(len(dense)), dense, camera) for camera in seen.cameras]
+    cast = shadows(scene, range(len(dense)), dense, seen.cameras)
     matches = [float(edge_match(film, one)) for film, one in zip(seen.films, cast, strict=True)]
     return matches, scene.overlaps(filled)

@@ -135,7 +135,7 @@ def _bones_of(
 ) -> BoneFit | None:
     """Bones of the atlas but some, fitted; None where none of them was found.
 
-    close: whether the last steps are done on the prediction's own grid.
+    close: whether the last steps are done on the prediction's own grid, where the network tells thickness.
     """
     n = max(1, -(-max(found.grid.shape) // _EDGE))
     grid = found.grid.binned(n)
@@ -148,7 +148,9 @@ def _bones_of(
     if found.thickness is not None:
         maps = grouped(found.thickness, scene, cameras)
         scene = started_by_maps(scene, found.thickness, own, found.scheme)
-    finer = (found.grid, n, Seen(fine, own, maps, cameras, blocks=True)) if close and n > 1 else None
+    finer = None
+    if close and n > 1 and maps is not None:  # by edges alone, bones become too small
+        finer = found.grid, n, Seen(fine, own, maps, cameras, blocks=True)
     return fit_bones(scene, Seen(films, cameras, maps, cameras), settings, close=finer)
 
 

@@ -23,22 +23,22 @@ _CALM = 0.02  # of a film's match, that moving an end so far must gain
 _ALIKE = 0.1  # sine of the angle between two beams from which both count
 
 
-def shadow(
+def shadows(
     scene: Scene,
     members: Sequence[int],
     values: Sequence[Tensor],
-    camera: Camera,
+    cameras: Sequence[Camera],
     *,
     most: float | None = None,
     blocks: bool = False,
-) -> Float[Tensor, "H W"]:
-    """Sum along a camera's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
+) -> Float[Tensor, "V H W"]:
+    """Sum along each camera's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
 
     members: the bones.  most: of a voxel that several of them fill.  blocks: of the scene's blocks of voxels
     instead, which is quicker.
     """
     if not members:
-        return torch.zeros(camera.size)
+        return torch.zeros(len(cameras), *cameras[0].size)
     grid, places = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
     body = torch.zeros(grid.shape).reshape(-1)
     share = grid.voxel_mm3 / scene.grid.voxel_mm3
@@ -48,15 +48,17 @@ def shadow(
     if most is not None:
         body = body.clamp_max(most)
     volume = grid.volume(body.reshape(grid.shape))
-    return drr(volume, camera, integrator="joseph", storage="float") / THICKNESS_MM
+    seen = [drr(volume, camera, integrator="joseph", storage="float") for camera in cameras]
+    return torch.stack(seen) / THICKNESS_MM
 
 
 def group_shadows(
-    scene: Scene, filled: Sequence[Tensor], camera: Camera, *, blocks: bool = False
-) -> Float[Tensor, "G H W"]:
-    """Thickness (in 50 mm) of groups of bones along a camera's rays; blocks: as in `shadow`."""
+    scene: Scene, filled: Sequence[Tensor], cameras: Sequence[Camera], *, blocks: bool = False
+) -> Float[Tensor, "V G H W"]:
+    """Thickness (in 50 mm) of groups of bones along each camera's rays; blocks: as in `shadows`."""
     groups = ([n for n, own in enumerate(scene.groups) if own == group] for group in range(GROUPS))
-    return torch.stack([shadow(scene, group, filled, camera, most=1.0, blocks=blocks) for group in groups])
+    cast = [shadows(scene, group, filled, cameras, most=1.0, blocks=blocks) for group in groups]
+    return torch.stack(cast, 1)
 
 
 def grouped(
@@ -111,8 +113,8 @@ def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[
     ways, found = [], []
     for film, camera in zip(films, cameras, strict=True):
         way = F.normalize(torch.linalg.cross(row, camera.camera_from_world[2, :3].to(row)), dim=0)
-        own = [shadow(scene, [n], dense, camera) for n in spine]
-        others = shadow(scene, rest, dense, camera)
+        own = [shadows(scene, [n], dense, [camera])[0] for n in spine]
+        others = shadows(scene, rest, dense, [camera])[0]
         slope = camera.project((places + way).double()) - camera.project(places.double())
         pixels = (moves[..., None] * slope.float()).round().long().tolist()
         matches = torch.tensor([float(edge_match(film, _laid(own, by, others))) for by in pixels])
