@@ -41,10 +41,9 @@ def shadows(
         return torch.zeros(len(cameras), *cameras[0].size)
     grid, places = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
     body = torch.zeros(grid.shape).reshape(-1)
-    share = grid.voxel_mm3 / scene.grid.voxel_mm3
-    body = body.index_add(
-        0, torch.cat([places[n] for n in members]), torch.cat([values[n] for n in members]) / share
-    )
+    body = body.index_add(0, torch.cat([places[n] for n in members]), torch.cat([values[n] for n in members]))
+    if blocks:
+        body = body * (scene.grid.voxel_mm3 / grid.voxel_mm3)
     if most is not None:
         body = body.clamp_max(most)
     volume = grid.volume(body.reshape(grid.shape))
@@ -129,11 +128,11 @@ def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[
 
 
 def _laid(
-    shadows: Sequence[Float[Tensor, "H W"]], by: Sequence[Sequence[int]], upon: Float[Tensor, "H W"]
+    images: Sequence[Float[Tensor, "H W"]], by: Sequence[Sequence[int]], upon: Float[Tensor, "H W"]
 ) -> Float[Tensor, "H W"]:
-    """Shadows, each moved by its pixels (right, down), added to another."""
+    """Images, each moved by its pixels (right, down), added to another."""
     whole = upon.clone()
-    for image, move in zip(shadows, by, strict=True):
+    for image, move in zip(images, by, strict=True):
         whole += _moved(image, *move)
     return whole
 
