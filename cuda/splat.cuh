@@ -147,13 +147,13 @@ struct RowTerms {
   V y, n0, n1, d0, d1;
 };
 
-template <SplatKind K, class V, class Real>
+template <SplatKind K, bool Slight = false, class V, class Real>
 HD RowTerms<V> row_terms(const Footprint<Real>& f, V y) {
   RowTerms<V> row;
   row.y = y;
   row.n0 = -f.c * y * y;
   row.n1 = Real(-2) * f.b * y;
-  row.d0 = Real(1) + y * (f.dv + f.dvv * y);
+  row.d0 = y * (f.dv + f.dvv * y) + Real(Slight ? 0 : 1);
   row.d1 = f.du + f.duv * y;
   return row;
 }
@@ -163,7 +163,7 @@ HD Real offset_u(const Footprint<Real>& f, int u) { return static_cast<Real>(u -
 template <class Real>
 HD Real offset_v(const Footprint<Real>& f, int v) { return static_cast<Real>(v - f.v) - f.fv; }
 
-// -N and D at the pixels x.
+// -N and D at the pixels x; D - 1 for a Gaussian of which it is slight.
 template <class V>
 struct Quotient {
   V n, d;
@@ -180,10 +180,14 @@ struct Falloff {
   V t, y, y2;
 };
 
-template <SplatKind K, class V>
+template <SplatKind K, bool Slight = false, class V>
 HD Falloff<V> falloff_of(const Quotient<V>& at) {
   using Real = ScalarOf<V>;
   if (K != kSplatExact) return {at.n, splat_of<V>(1), splat_of<V>(1)};
+  if (Slight) {
+    const V y = inverse_sqrt_near_one(at.d), y2 = y * y;
+    return {at.n * y2, y, y2};
+  }
   const V tiny = splat_of<V>(static_cast<Real>(1e-20));  // rounding may pass below zero, but only outside the ellipse
   const V y = inverse_sqrt(upper(tiny, at.d)), y2 = y * y;
   return {at.n * y2, y, y2};
@@ -204,9 +208,9 @@ struct PixelSums {
   HD void clear() { w = au = av = auu = auv = avv = b = bu = bv = buu = buv = bvv = splat_of<V>(0); }
 };
 
-template <SplatKind K, class V, class Real>
+template <SplatKind K, bool Slight = false, class V, class Real>
 HD void gather(PixelSums<V>& s, const Footprint<Real>& f, const RowTerms<V>& row, V x, V cotangent, Real limit) {
-  const Falloff<V> at = falloff_of<K>(along_row<K>(f, row, x));
+  const Falloff<V> at = falloff_of<K, Slight>(along_row<K>(f, row, x));
   const V w = cotangent * value_of<K>(at, limit);
   const V y = row.y;
   const V a = w * at.y2, ax = a * x, ay = a * y;
@@ -236,9 +240,9 @@ struct PixelMoments {
   V image, su, sv, du, dv;
 };
 
-template <SplatKind K, class V, class Real>
+template <SplatKind K, bool Slight = false, class V, class Real>
 HD void accumulate(PixelMoments<V>& m, const Footprint<Real>& f, const RowTerms<V>& row, V x, Real limit) {
-  const Falloff<V> at = falloff_of<K>(along_row<K>(f, row, x));
+  const Falloff<V> at = falloff_of<K, Slight>(along_row<K>(f, row, x));
   const V value = f.weight * value_of<K>(at, limit);
   const Real half = static_cast<Real>(1 / kHalfLog2E);
   const V y = row.y;

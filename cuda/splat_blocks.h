@@ -33,12 +33,20 @@ class Blocks {
   std::unique_ptr<Block[]> data_;
 };
 
-constexpr int kMostBlocks = (1 << 12) - 1;  // told at a time
+constexpr int kMostBlocks = (1 << 11) - 1;  // told at a time
 
 // Blocks of an ellipse: those from `first` on, of row `row` of the image's blocks.
 struct BlockRow {
   int row, first, count;
 };
+
+// Whether D departs from 1 so little, on all blocks of the ellipse, that its root is a short polynomial.
+template <class V>
+bool is_slight(const Footprint<ScalarOf<V>>& f, const Outline& o) {
+  const double x = upper(-o.box.x0, o.box.x1) + Lanes<V>::kAcross, y = upper(-o.box.y0, o.box.y1) + Lanes<V>::kDown;
+  const double most = magnitude(f.du) * x + magnitude(f.dv) * y + f.duu * x * x + magnitude(f.duv) * x * y + f.dvv * y * y;
+  return Lanes<V>::kCount > 1 && most < kSlight;
+}
 
 // Calls visit(BlockRow) for each row of blocks in which the ellipse may have pixels; V rows of blocks are found at a time.
 template <class V, class Visit>

@@ -22,6 +22,9 @@ class Buffer {
     if (size_ == room_) grow(2 * size_ + 64);
     data_[size_++] = value;
   }
+  void reserve(int64_t n) {
+    if (n > room_) grow(n);
+  }
   void fill(const T& value) {
     for (int64_t i = 0; i < size_; ++i) data_[i] = value;
   }
@@ -61,6 +64,7 @@ class Bins {
     parallel(run, pieces, [&](int64_t piece) {
       int64_t* mine = &at[piece * cells];
       for (int64_t c = 0; c < cells; ++c) mine[c] = 0;
+      found[piece].reserve(16 * each);
       const int64_t end = lower(count, (piece + 1) * each);
       for (int64_t n = piece * each; n < end; ++n)
         find(n, [&](int64_t cell, const Item& item) {
@@ -106,8 +110,44 @@ struct Screen {
 // A Gaussian's blocks in one row of them.
 struct Run {
   int32_t gaussian;
-  uint32_t first : 20, count : 12;
+  uint32_t first : 20, count : 11, slight : 1;
 };
+
+// Adds one Gaussian to `count` blocks of a row, the first of which begins at the pixel (u0, v0).
+template <SplatKind K, bool Moments, bool Slight, class V>
+HD void add_blocks(const Footprint<ScalarOf<V>>& f, int u0, int v0, int count, ScalarOf<V> limit, ScalarOf<V>* sum) {
+  using Real = ScalarOf<V>;
+  constexpr int kLanes = Lanes<V>::kCount, kAcross = Lanes<V>::kAcross;
+  const RowTerms<V> row = row_terms<K, Slight>(f, block_rows<V>() + static_cast<Real>(v0 - f.v) - f.fv);
+  V at = block_columns<V>() + static_cast<Real>(u0 - f.u);
+  if constexpr (Moments) {
+    for (int n = 0; n < count; ++n, at += static_cast<Real>(kAcross), sum += 5 * kLanes) {
+      PixelMoments<V> m{load<V>(sum), load<V>(sum + kLanes), load<V>(sum + 2 * kLanes), load<V>(sum + 3 * kLanes),
+                        load<V>(sum + 4 * kLanes)};
+      accumulate<K, Slight>(m, f, row, at - f.fu, limit);
+      store(sum, m.image);
+      store(sum + kLanes, m.su);
+      store(sum + 2 * kLanes, m.sv);
+      store(sum + 3 * kLanes, m.du);
+      store(sum + 4 * kLanes, m.dv);
+    }
+  } else {
+    const auto add = [&](const Falloff<V>& part) {
+      store(sum, load<V>(sum) + f.weight * value_of<K>(part, limit));
+      sum += kLanes;
+    };
+    // A block's operations wait for each other, and the processor looks ahead by three blocks: with half of the next
+    // among those of this one it has twice as many to choose from.
+    Falloff<V> part = falloff_of<K, Slight>(along_row<K>(f, row, at - f.fu));
+    for (int n = 1; n < count; ++n) {
+      at += static_cast<Real>(kAcross);
+      const Falloff<V> next = falloff_of<K, Slight>(along_row<K>(f, row, at - f.fu));
+      add(part);
+      part = next;
+    }
+    add(part);
+  }
+}
 
 // Sums the Gaussians of one row of blocks, and writes image and moments.
 template <SplatKind K, bool Moments, class V>
@@ -125,36 +165,10 @@ void render_row(const Lens& lens, const Screen& screen, const Buffer<Footprint<S
     const Run run = bins[i];
     const int first = static_cast<int>(run.first), count = static_cast<int>(run.count);
     const Footprint<Real>& f = prints[run.gaussian];
-    const RowTerms<V> row = row_terms<K>(f, block_rows<V>() + static_cast<Real>(v0 - f.v) - f.fv);
-    V at = block_columns<V>() + static_cast<Real>(first * kAcross - f.u);
+    const int u0 = first * kAcross;
     Real* sum = room.at(first * kSums);
-    if constexpr (Moments) {
-      for (int n = 0; n < count; ++n, at += static_cast<Real>(kAcross), sum += kSums * kLanes) {
-        PixelMoments<V> m{load<V>(sum), load<V>(sum + kLanes), load<V>(sum + 2 * kLanes), load<V>(sum + 3 * kLanes),
-                          load<V>(sum + 4 * kLanes)};
-        accumulate<K>(m, f, row, at - f.fu, limit);
-        store(sum, m.image);
-        store(sum + kLanes, m.su);
-        store(sum + 2 * kLanes, m.sv);
-        store(sum + 3 * kLanes, m.du);
-        store(sum + 4 * kLanes, m.dv);
-      }
-    } else {
-      const auto add = [&](const Falloff<V>& part) {
-        store(sum, load<V>(sum) + f.weight * value_of<K>(part, limit));
-        sum += kLanes;
-      };
-      // A block's operations wait for each other, and the processor looks ahead by three blocks: with half of the next
-      // among those of this one it has twice as many to choose from.
-      Falloff<V> part = falloff_of<K>(along_row<K>(f, row, at - f.fu));
-      for (int n = 1; n < count; ++n) {
-        at += static_cast<Real>(kAcross);
-        const Falloff<V> next = falloff_of<K>(along_row<K>(f, row, at - f.fu));
-        add(part);
-        part = next;
-      }
-      add(part);
-    }
+    if (K == kSplatExact && run.slight) add_blocks<K, Moments, true, V>(f, u0, v0, count, limit, sum);
+    else add_blocks<K, Moments, false, V>(f, u0, v0, count, limit, sum);
   }
   const int64_t plane = static_cast<int64_t>(screen.height) * screen.width;
   for (int v = v0; v < lower(v0 + kDown, screen.height); ++v)
@@ -185,8 +199,9 @@ void splat_views(const XregGaussians& gaussians, const XregSplatView& view, void
       Sight sight;
       Outline outline;
       if (!look<K>(lens, gaussian_at(all, i), view.cutoff, view.height, view.width, sight, prints[i], outline)) return;
+      const uint32_t slight = is_slight<V>(prints[i], outline);
       each_row_of_blocks<V>(prints[i], outline, [&](const BlockRow& b) {
-        put(b.row, {static_cast<int32_t>(i), static_cast<uint32_t>(b.first), static_cast<uint32_t>(b.count)});
+        put(b.row, {static_cast<int32_t>(i), static_cast<uint32_t>(b.first), static_cast<uint32_t>(b.count), slight});
       });
     });
     Real* out = static_cast<Real*>(image) + n * plane;
@@ -228,7 +243,7 @@ class Cotangent {
 };
 
 // The sums of one Gaussian over its own pixels.
-template <SplatKind K, class V>
+template <SplatKind K, bool Slight, class V>
 PixelSums<double> sums_over(const Footprint<ScalarOf<V>>& f, const Outline& outline, const Screen& screen,
                             const Cotangent<K, V>& cotangent) {
   using Real = ScalarOf<V>;
@@ -236,11 +251,11 @@ PixelSums<double> sums_over(const Footprint<ScalarOf<V>>& f, const Outline& outl
   PixelSums<V> s;
   s.clear();
   each_row_of_blocks<V>(f, outline, [&](const BlockRow& b) {
-    const RowTerms<V> row = row_terms<K>(f, block_rows<V>() + static_cast<Real>(b.row * Lanes<V>::kDown - f.v) - f.fv);
+    const RowTerms<V> row = row_terms<K, Slight>(f, block_rows<V>() + static_cast<Real>(b.row * Lanes<V>::kDown - f.v) - f.fv);
     V at = block_columns<V>() + static_cast<Real>(b.first * Lanes<V>::kAcross - f.u);
     const Real* g = cotangent.at(b.row, b.first);
     for (int n = 0; n < b.count; ++n, at += static_cast<Real>(Lanes<V>::kAcross), g += Lanes<V>::kCount)
-      gather<K>(s, f, row, at - f.fu, load<V>(g), limit);
+      gather<K, Slight>(s, f, row, at - f.fu, load<V>(g), limit);
   });
   return {sum_of(s.w),  sum_of(s.au), sum_of(s.av), sum_of(s.auu), sum_of(s.auv), sum_of(s.avv),
           sum_of(s.b), sum_of(s.bu), sum_of(s.bv), sum_of(s.buu), sum_of(s.buv), sum_of(s.bvv)};
@@ -272,7 +287,10 @@ void splat_backward_views(const XregGaussians& gaussians, const XregSplatView& v
         const Gaussian g = gaussian_at(all, i);
         if (!look<K>(lens, g, view.cutoff, view.height, view.width, sight, f, outline)) continue;
         GaussianGrad mine;
-        chain<K, Real>(lens, g, sight, sums_over<K, V>(f, outline, screen, cotangent), mine, to_lens);
+        const PixelSums<double> sums = K == kSplatExact && is_slight<V>(f, outline)
+                                           ? sums_over<K, true, V>(f, outline, screen, cotangent)
+                                           : sums_over<K, false, V>(f, outline, screen, cotangent);
+        chain<K, Real>(lens, g, sight, sums, mine, to_lens);
         add_gradient(g, mine.mean, mine.whiten, mine.density, i, grads);
       }
       for (int q = 0; q < 18; ++q) parts[18 * piece + q] = 0.0;

@@ -39,6 +39,14 @@ HD double inverse_sqrt(double x) { return 1.0 / sqrt(x); }
 HD float root_of(float x) { return sqrtf(x); }
 HD double root_of(double x) { return sqrt(x); }
 
+// 1 / sqrt(1 + e), relative error below 4e-7 where |e| <= kSlight: the minimax polynomial of it.
+constexpr double kSlight = 0.1;
+template <class V>
+HD V inverse_sqrt_near_one(V e) {
+  const V low = 1.0f - e * 0.499992218f, high = 0.374987659f - e * 0.315603797f, ee = e * e;
+  return ee * (ee * 0.276803729f + high) + low;
+}
+
 // 0, 1, 2 ... along the lanes; and a lane's column and row in the block of pixels.
 template <class V>
 HD V ramp() { return V(0); }
@@ -133,11 +141,8 @@ HD FloatLanes exp2_above(FloatLanes x, float least) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
   const FloatLanes shifted = kRounder + x;
   const FloatLanes f = x - (shifted - kRounder);
-  FloatLanes p = f * 1.3240888e-3f + 9.674739e-3f;
-  p = p * f + 5.5508375e-2f;
-  p = p * f + 2.4022155e-1f;
-  p = p * f + 6.931469e-1f;
-  p = p * f + 1.0f;
+  const FloatLanes low = f * 6.931469e-1f + 1.0f, middle = f * 5.5508375e-2f + 2.4022155e-1f, ff = f * f;
+  const FloatLanes p = ff * (ff * (f * 1.3240888e-3f + 9.674739e-3f) + middle) + low;
   return select(x > least, (FloatLanes)((IntLanes)p + ((IntLanes)shifted << 23)), FloatLanes{});
 }
 #endif

@@ -37,7 +37,7 @@ def lanes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(made))
-    library.fast_sum.restype = ctypes.c_double
+    library.fast_sum.restype = library.slight.restype = ctypes.c_double
     return library
 
 
@@ -60,6 +60,12 @@ def test_inverse_sqrt(lanes: ctypes.CDLL) -> None:
     x = np.exp(np.linspace(np.log(1e-6), np.log(1e6), 1 << 18)).astype(np.float32)
     error = run(lanes.fast_inverse_sqrt, x) * np.sqrt(x.astype(np.float64)) - 1
     assert np.abs(error).max() < 1e-6
+
+
+def test_inverse_sqrt_near_one(lanes: ctypes.CDLL) -> None:
+    e = np.linspace(-lanes.slight(), lanes.slight(), 1 << 18, dtype=np.float32)
+    error = run(lanes.fast_inverse_sqrt_near_one, e) * np.sqrt(1 + e.astype(np.float64)) - 1
+    assert np.abs(error).max() < 4e-7
 
 
 def test_sum(lanes: ctypes.CDLL) -> None:

@@ -51,6 +51,17 @@ def test_every_build_agrees_with_the_reference(backend: str, kind: str, dtype: t
         assert relative(jac[:, row], slopes[:, row]) < 5 * limit
 
 
+@pytest.mark.parametrize("size", [(0.2, 0.5), (4.0, 9.0)], ids=["slight", "strong"])
+def test_foreshortening_slight_and_strong(backend: str, size: tuple[float, float]) -> None:
+    """The two ways in which the host kernels take the root: a short polynomial, or for all numbers."""
+    tensors, rays = scene(60, seed=7, size=size), views("exact", 2)
+    expected, slopes = splat_reference.splat(*tensors, rays, *SIZE, ops.KINDS["exact"], 4.0, True)
+    found, jac = ops.splat(*as_float(tensors), rays, SIZE, moments=True)
+    assert float(expected.abs().max()) > 0.1
+    assert relative(found, expected) < 2e-6
+    assert relative(jac, slopes) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["exact", "parallel"])
 def test_the_image_with_and_without_moments(kind: str) -> None:
     tensors = as_float(scene(20))
