@@ -36,6 +36,15 @@ def test_opinions_are_brought_to_the_same_voxels_and_labels() -> None:
     torch.testing.assert_close(mean(both).values.sum(1), torch.ones(3))
 
 
+def test_one_opinion_is_put_in_anothers_place() -> None:
+    both = ONE.but(TWO.on(TWO.voxels, torch.tensor([0, 1, 2, 3])))
+    assert both.voxels.tolist() == [3, 5, 7]
+    assert both.columns(range(4)).tolist() == [[0.25, 0, 0.75, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]]
+    nothing = Shares.of(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    assert nothing.on(torch.tensor([2, 4]), torch.tensor([0, 1])).values.tolist() == [[1.0, 0.0]] * 2
+    assert ONE.on(torch.tensor([7]), ONE.labels).values.tolist() == [[0.5, 0.0, 0.5]]  # fewer voxels
+
+
 def test_unknown_labels_and_unlikely_voxels_go() -> None:
     known = torch.tensor([True, True, False, True])
     assert ONE.only(known).labels.tolist() == [0, 3]

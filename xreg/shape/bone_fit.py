@@ -12,8 +12,9 @@ from torch import Tensor
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
-from xreg.shape.scene import Moves, Scene
-from xreg.shape.shadows import alike, edge_match, group_shadows, shadows, spine_sought
+from xreg.shape.moves import Moves
+from xreg.shape.scene import Scene
+from xreg.shape.shadows import Canvas, alike, edge_match, spine_sought
 
 _BEND_MM = 4.0  # standard deviation of a vertebra's second difference along the spine
 
@@ -95,11 +96,11 @@ class BoneFit:
 
 
 def fit_bones(
-    scene: Scene, seen: Seen, settings: RefineSettings, *, close: tuple[VoxelGrid, int, Seen] | None = None
+    scene: Scene, seen: Seen, settings: RefineSettings, *, close: tuple[VoxelGrid, Seen] | None = None
 ) -> BoneFit:
     """Move a scene's bones until they fit; the same input gives the same bits.
 
-    close: a finer grid, how much finer, and what is seen at it, where the last steps are done.
+    close: a finer grid and what is seen at it, where the last steps are done.
     """
     first = _state(scene, scene.still, seen)
     if settings.films:
@@ -108,8 +109,8 @@ def fit_bones(
     scene, moves = scene.settled(moves)
     slower, there, at = replace(settings, rate=settings.rate * settings.close_rate), scene, seen
     if close is not None:
-        grid, n, at = close
-        slower, there = replace(slower, overlap=0.0), scene.closer(moves, grid, n)
+        grid, at = close
+        slower, there = replace(slower, overlap=0.0), scene.closer(moves, grid)
     moves = _descended(there, moves, at, slower, settings.close_steps)
     last = _state(scene, moves, seen)
     return BoneFit(scene, moves, tuple(zip(first[0], last[0], strict=True)), (first[1], last[1]))
@@ -121,25 +122,27 @@ def _descended(scene: Scene, start: Moves, seen: Seen, settings: RefineSettings,
     rates = [settings.rate / settings.grow * s for s in settings.spread]
     groups = [{"params": [part], "lr": rate} for part, rate in zip(free, rates, strict=True)]
     optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    drawn = Canvas.of(scene, seen.cameras), Canvas.of(scene, seen.told, blocks=seen.blocks)
     for _ in range(steps):
         optimiser.zero_grad()
         with torch.enable_grad():
-            _loss(scene, Moves(*free), seen, settings).backward()
+            _loss(scene, Moves(*free), seen, drawn, settings).backward()
         optimiser.step()
     return Moves(*(part.detach() for part in free))
 
 
-def _loss(scene: Scene, moves: Moves, seen: Seen, settings: RefineSettings) -> Float[Tensor, ""]:
+def _loss(
+    scene: Scene, moves: Moves, seen: Seen, drawn: tuple[Canvas, Canvas], settings: RefineSettings
+) -> Float[Tensor, ""]:
+    """drawn: where shadows are, to be compared with the films and with the maps."""
     filled, dense = scene.filled(moves)
     loss = _prior(scene, moves, settings)
     if settings.overlap:
         loss = loss + settings.overlap * (1 - scene.overlaps(filled).mean())
     if settings.films:
-        cast = shadows(scene, range(len(dense)), dense, seen.cameras)
-        loss = loss + settings.films * _apart(edge_match, seen.films, cast)
+        loss = loss + settings.films * _apart(edge_match, seen.films, drawn[0].shadow(dense))
     if settings.maps and seen.maps is not None:
-        cast = group_shadows(scene, filled, seen.told, blocks=seen.blocks)
-        loss = loss + settings.maps * _apart(alike, cast, seen.maps)
+        loss = loss + settings.maps * _apart(alike, drawn[1].group_shadows(filled), seen.maps)
     return loss
 
 
@@ -168,6 +171,6 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
 def _state(scene: Scene, moves: Moves, seen: Seen) -> tuple[list[float], Float[Tensor, " B"]]:
     """How edges match in each film, and how bones overlap with the network's."""
     filled, dense = scene.filled(moves)
-    cast = shadows(scene, range(len(dense)), dense, seen.cameras)
+    cast = Canvas.of(scene, seen.cameras).shadow(dense)
     matches = [float(edge_match(film, one)) for film, one in zip(seen.films, cast, strict=True)]
     return matches, scene.overlaps(filled)

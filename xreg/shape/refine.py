@@ -12,7 +12,7 @@ result and the network's probabilities are multiplied, each with a power.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,8 +29,9 @@ from xreg.shape.cage import rib_numbers
 from xreg.shape.cage_fit import CageFit, fit_cage
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
-from xreg.shape.scene import Scene, box_of, softness
+from xreg.shape.scene import Scene, softness
 from xreg.shape.shadows import grouped
+from xreg.shape.shares import Shares
 from xreg.shape.starts import started_by_maps
 
 _EDGE = 80  # voxels along the longest edge of the grid on which bones are fitted
@@ -107,8 +108,7 @@ def refine(
     ribs = set(rib_numbers(found.scheme))
     fits = [_bones_of(found, films, cameras, atlas, ribs, settings)]
     drawn = _drawn(found.grid, fits[0], settings)
-    made = _fused(found, drawn, settings) if drawn else found
-    cage = fit_cage(made, films, cameras, atlas.cages)
+    cage = fit_cage(_named(found, drawn, settings), films, cameras, atlas.cages)
     if cage is not None and cage.used:
         found = replace(found, shares=cage.renamed(found.shares, found.grid, found.scheme))
         more = cage.logits(found.grid, found.scheme, softness(found.grid))
@@ -116,8 +116,8 @@ def refine(
         others = set(range(len(found.scheme))) - ribs
         fits.append(_bones_of(found, films, cameras, atlas, others, settings, close=False))
         more = _drawn(found.grid, fits[1], settings)
-    if more:
-        made = _fused(found, drawn | more, settings)
+    drawn |= more
+    made = _fused(found, drawn, settings) if drawn else found
     fits = [fit for fit in fits if fit is not None]
     bones = tuple(bone for fit in fits for bone in _listed(fit, settings))
     return Refined(made, bones, fits[0].matches if fits else (), atlas.patients, cage)
@@ -150,7 +150,7 @@ def _bones_of(
         scene = started_by_maps(scene, found.thickness, own, found.scheme)
     finer = None
     if close and n > 1 and maps is not None:  # by edges alone, bones become too small
-        finer = found.grid, n, Seen(fine, own, maps, cameras, blocks=True)
+        finer = found.grid, Seen(fine, own, maps, cameras, blocks=True)
     return fit_bones(scene, Seen(films, cameras, maps, cameras), settings, close=finer)
 
 
@@ -178,40 +178,48 @@ def _drawn(grid: VoxelGrid, fit: BoneFit | None, settings: RefineSettings) -> Dr
     drawn: Drawn = {}
     if fit is None:
         return drawn
-    scene, pose = fit.scene, fit.moves.pose()
+    scene, pose = fit.scene, fit.scene.pose(fit.moves)
     for bone in (fit.overlaps[1] >= settings.least).nonzero()[:, 0].tolist():
-        voxels, points = box_of(grid, scene.points[bone])
-        logit = scene.at(pose, bone, points, grid)[0].clamp(-_FAR, _FAR)
-        near = (logit > _FILLED).nonzero()[:, 0]
-        drawn[scene.numbers[bone]] = voxels[near], logit[near]
+        voxels, _, logit = scene.lying(pose, bone, grid, _FILLED)
+        drawn[scene.numbers[bone]] = voxels, logit.clamp_max(_FAR)
     return drawn
 
 
+def _named(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> ShapePrediction:
+    """A prediction with the labels that the atlas' bones bring."""
+    if not drawn:
+        return found
+    product, labels = _product(found.shares, drawn, settings), found.labels.clone()
+    labels.reshape(-1)[product.voxels] = product.best().to(labels)
+    return replace(found, labels=labels)
+
+
 @torch.no_grad()
-def _fused(
-    found: ShapePrediction, drawn: Mapping[int, tuple[Tensor, Tensor]], settings: RefineSettings
-) -> ShapePrediction:
-    """Both opinions multiplied, each with a power, at the voxels that either counts as bone."""
-    voxels = torch.cat([found.shares.voxels, *(v for v, _ in drawn.values())]).unique()
-    numbers = torch.tensor([0, *sorted(drawn)])
-    both = found.shares.on(voxels, torch.cat([found.shares.labels, numbers]).unique())
-    places = torch.searchsorted(both.labels, numbers)
-    mine = both.values[:, places]
-    share = mine.sum(1, keepdim=True)
-    asked = mine[:, 0] < _OPEN * share[:, 0]
-    for own, _ in drawn.values():
-        asked[torch.searchsorted(voxels, own)] = True
-    rows = asked.nonzero()[:, 0]
-    place = asked.cumsum(0) - 1
-    logits = mine.new_full((len(rows), len(numbers)), (settings.trust - 1) * _FAR)
-    logits[:, 0] = 0.0
-    for column, number in enumerate(numbers[1:].tolist(), 1):
-        own, logit = drawn[number]
-        logits[place[torch.searchsorted(voxels, own)], column] = (1 - settings.trust) * logit
-    own = mine[rows].div_(share[rows].clamp_min(1e-9)).clamp_min_(1e-5).log_()
-    mine.zero_()[:, 0] = share[:, 0]
-    mine[rows] = share[rows] * logits.add_(own, alpha=settings.trust).softmax(1)
-    both.values[:, places] = mine
+def _fused(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> ShapePrediction:
+    """The network's opinion, and the product of both where the atlas says something."""
+    both = found.shares.but(_product(found.shares, drawn, settings))
     made = prediction_of([both.likely(DOUBT)], found.grid, found.scheme, found.warnings)
     kept = {name: getattr(found, name) for name in ("thickness", "uncounted", "numberings")}
     return replace(made, **kept)
+
+
+@torch.no_grad()
+def _product(found: Shares, drawn: Drawn, settings: RefineSettings) -> Shares:
+    """Both opinions multiplied, each with a power, at the voxels that either counts as one of these bones."""
+    numbers = torch.tensor([0, *sorted(drawn)])
+    maybe = (found.values[:, 0] < _OPEN).nonzero()[:, 0]
+    theirs = replace(found, values=found.values[maybe]).columns(numbers)
+    maybe = maybe[theirs[:, 0] < _OPEN * theirs.sum(1)]
+    voxels = torch.cat([found.voxels[maybe], *(v for v, _ in drawn.values())]).unique()
+    both = found.on(voxels, torch.cat([found.labels, numbers]).unique())
+    places = torch.searchsorted(both.labels, numbers)
+    mine = both.values[:, places]
+    share = mine.sum(1, keepdim=True)
+    logits = mine.new_full(mine.shape, (settings.trust - 1) * _FAR)
+    logits[:, 0] = 0.0
+    for column, number in enumerate(numbers[1:].tolist(), 1):
+        own, logit = drawn[number]
+        logits[torch.searchsorted(voxels, own), column] = (1 - settings.trust) * logit
+    mine = mine.div_(share.clamp_min(1e-9)).clamp_min_(1e-5).log_()
+    both.values[:, places] = share * logits.add_(mine, alpha=settings.trust).softmax(1)
+    return both

@@ -9,7 +9,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-import roma
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -18,6 +17,7 @@ from xreg.geometry import se3
 from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
+from xreg.shape.moves import Moves, Pose, products
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme
 
@@ -26,61 +26,13 @@ _FOUND = 0.1  # probability from which a voxel counts for a bone's box
 _SMALL = 0.1  # of the atlas' volume: what a bone must have to be fitted
 _AROUND = 0.35  # of a bone's size, to which voxels about it count
 _CLOSE = 4.0  # log odds against filling a voxel, to which it counts on a finer grid
+_STEEPEST = 2.0  # what a moved bone's distances may change by at most, mm a mm
 _SEARCHES = 4  # for its middle
 _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _USUAL = 0.5  # what the patients' mean size counts for beside that in the films
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
 _THIN = 0.5  # of the examples' volume: an even mixture that keeps less is none
 _LEAD = 4.0  # logit of the example that is then begun with
-
-
-@dataclass(frozen=True, eq=False)
-class Moves:
-    """What is fitted of B bones: turn [B, 3] rad, shift [B, 3] and grow [B, 3] (log), bend [B, 3, 6].
-
-    mix [B, M]: logits of what each of the atlas' examples counts for; those beyond a bone's count for
-    nothing.
-    """
-
-    turn: Tensor
-    shift: Tensor
-    grow: Tensor
-    bend: Tensor
-    mix: Tensor
-
-    @classmethod
-    def none(cls, count: int, examples: int) -> Moves:
-        moved = (torch.zeros(count, 3) for _ in range(3))
-        return cls(*moved, torch.zeros(count, 3, 6), torch.zeros(count, examples))
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        return self.turn, self.shift, self.grow, self.bend, self.mix
-
-    def pose(self) -> Pose:
-        """What they do to points."""
-        back = roma.rotvec_to_rotmat(self.turn) * torch.exp(-self.grow)[:, None]
-        return Pose(back.unbind(), self.shift.unbind(), self.bend.mT.unbind(), self.mix.unbind())
-
-
-@dataclass(frozen=True, eq=False)
-class Pose:
-    """Moves as they act, a bone each: back [3, 3] of its turn and growth, shift [3], bend [6, 3], mix [M]."""
-
-    back: tuple[Tensor, ...]
-    shift: tuple[Tensor, ...]
-    bend: tuple[Tensor, ...]
-    mix: tuple[Tensor, ...]
-
-    def local(
-        self, points: Float[Tensor, "n 3"], bone: int, place: Tensor, size: float, reach: Tensor
-    ) -> Float[Tensor, "n 3"]:
-        """World points (mm) about a bone's place, in units of the atlas' bone."""
-        y = ((points - place) / size - self.shift[bone]) @ self.back[bone]
-        z = y / reach
-        a, b, c = z.unbind(-1)
-        powers = torch.stack([a * a, b * b, c * c, a * b, b * c, c * a], -1)
-        return torch.addmm(y, powers, self.bend[bone] * reach.mean())
 
 
 class Near(NamedTuple):
@@ -180,27 +132,39 @@ class Scene:
         about = [_about(*one, self.grid) for one in ones]
         return Near(*zip(*about, strict=True)) if about else Near((), ())
 
+    @cached_property
+    def told(self) -> tuple[Float[Tensor, "n 10"], ...]:
+        """Products of those points, as `at` takes them."""
+        return tuple(self.products_of(bone, points) for bone, points in enumerate(self.points))
+
+    def products_of(self, bone: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 10"]:
+        """World points (mm) as `at` takes them: products of where they are about a bone's place."""
+        return products((points - self.place[bone]) / self.size[bone])
+
+    def pose(self, moves: Moves) -> Pose:
+        """What moves do to points about these bones."""
+        return moves.pose(torch.stack([shape.reach for shape in self.shapes]))
+
     @property
     def still(self) -> Moves:
         """Bones as they start: even mixtures, or the example that overlaps most where these are too thin."""
         moves = Moves.none(len(self.names), max((len(shape.sizes) for shape in self.shapes), default=0))
-        pose = moves.pose()
         for bone, shape in enumerate(self.shapes):
             if shape.kept < _THIN:
-                moves.mix[bone, self._likest(pose, bone)] = _LEAD
+                moves.mix[bone, self._likest(self.pose(moves), bone)] = _LEAD
         return moves
 
     def _likest(self, pose: Pose, bone: int) -> int:
         """The example of a bone that overlaps most with what the network says."""
-        points, wanted = self.points[bone], self.wanted[bone]
+        told, wanted = self.told[bone], self.wanted[bone]
         alone = torch.eye(len(self.shapes[bone].sizes))
-        logits = [self.at(pose, bone, points, self.grid, weights=one)[0] for one in alone]
+        logits = [self.at(pose, bone, told, self.grid, weights=one)[0] for one in alone]
         return int(torch.stack([overlap(logit.sigmoid(), wanted) for logit in logits]).argmax())
 
     def filled(self, moves: Moves) -> tuple[list[Float[Tensor, " n"]], list[Float[Tensor, " n"]]]:
         """How much of each of its voxels each bone fills, and the density that this brings there."""
-        pose = moves.pose()
-        found = [self.at(pose, n, points, self.grid) for n, points in enumerate(self.points)]
+        pose = self.pose(moves)
+        found = [self.at(pose, n, told, self.grid) for n, told in enumerate(self.told)]
         filled = [logit.sigmoid() for logit, _ in found]
         return filled, [part * density for part, (_, density) in zip(filled, found, strict=True)]
 
@@ -216,38 +180,57 @@ class Scene:
         return replace(self, shapes=shapes, about=self._near), alone
 
     @torch.no_grad()
-    def closer(self, moves: Moves, grid: VoxelGrid, n: int) -> Scene:
-        """The bones on a grid n times as fine, told at the voxels that they fill as they lie, and close by.
+    def closer(self, moves: Moves, grid: VoxelGrid) -> Scene:
+        """The bones on a finer grid, told at the voxels that they fill as they lie, and close by.
 
         There is nothing of the network.
         """
-        pose, parts = moves.pose(), []
-        for bone, points in enumerate(self.points):
-            flat, points = box_of(grid, points)
-            block, whole = _blocks(flat, grid, self.grid, n)
-            kept = (self.at(pose, bone, points, grid)[0] > -_CLOSE) & whole
-            parts.append((flat[kept], points[kept], block[kept]))
+        pose, parts = self.pose(moves), []
+        for bone in range(len(self.names)):
+            flat, points, _ = self.lying(pose, bone, grid, -_CLOSE)
+            parts.append((flat, points, _blocks(flat, grid, self.grid, self._times(grid))[0]))
         voxels, points, blocks = zip(*parts, strict=True)
         near = Near(voxels, points, blocks=blocks)
         return replace(self, grid=grid, about=near, coarse=self.grid)
+
+    def lying(
+        self, pose: Pose, bone: int, grid: VoxelGrid, least: float
+    ) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m 3"], Float[Tensor, " m"]]:
+        """Voxels of a finer grid, whose blocks are this one's, that the moved bone fills.
+
+        Where the log odds are above ``least``: flat indices, world points and the log odds.
+        """
+        n = self._times(grid)
+        blocks, middles = box_of(self.grid, self.points[bone])
+        within = 0.5 * math.hypot(*self.grid.spacing) * (1 - 1 / n) * _STEEPEST / softness(grid)
+        near = self.at(pose, bone, self.products_of(bone, middles), grid)[0] > least - within
+        flat = _within(blocks[near], self.grid, grid, n)
+        points = points_of(grid, flat)
+        logit = self.at(pose, bone, self.products_of(bone, points), grid)[0]
+        kept = logit > least
+        return flat[kept], points[kept], logit[kept]
+
+    def _times(self, grid: VoxelGrid) -> int:
+        """How many times as fine a grid is."""
+        return round(self.grid.spacing[0] / grid.spacing[0])
 
     def overlaps(self, filled: list[Tensor]) -> Float[Tensor, " B"]:
         """Soft Dice of what each bone fills with what the network says."""
         return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
 
     def at(
-        self, pose: Pose, bone: int, points: Tensor, grid: VoxelGrid, *, weights: Tensor | None = None
+        self, pose: Pose, bone: int, told: Tensor, grid: VoxelGrid, *, weights: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Log odds that the moved bone fills voxels of ``grid`` at world points, and its density there.
+        """Log odds that the moved bone fills voxels of ``grid`` at points, and its density there.
 
-        weights [M]: of the examples, by default what the pose mixes.
+        told [n, 10]: the points, see `products_of`.  weights [M]: of the examples, by default what the pose
+        mixes.
         """
-        shape, size = self.shapes[bone], float(self.size[bone])
-        local = pose.local(points, bone, self.place[bone], size, shape.reach)
+        shape = self.shapes[bone]
         if weights is None:
             weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
-        distance, density = shape.at(local, weights)
-        return distance * (-size / softness(grid)), density
+        distance, density = shape.at(told @ pose.maps[bone], weights)
+        return distance * (-float(self.size[bone]) / softness(grid)), density
 
 
 def shadow_groups(names: Scheme) -> Int64[Tensor, " L"]:
@@ -294,6 +277,14 @@ def _blocks(
     depth, height, width = coarse.shape
     k, j, i = (index.div(n, rounding_mode="floor") for index in torch.unravel_index(flat, grid.shape))
     return (k * height + j) * width + i, (i < width) & (j < height) & (k < depth)
+
+
+def _within(blocks: Int64[Tensor, " n"], coarse: VoxelGrid, grid: VoxelGrid, n: int) -> Int64[Tensor, " m"]:
+    """Flat indices of a grid's voxels in blocks of n³, each a voxel of ``coarse``; ascending."""
+    inner = torch.cartesian_prod(*[torch.arange(n)] * 3)
+    corners = torch.stack(torch.unravel_index(blocks, coarse.shape), -1) * n
+    k, j, i = (corners[:, None] + inner).reshape(-1, 3).T
+    return ((k * grid.shape[1] + j) * grid.shape[2] + i).sort().values
 
 
 def _start(

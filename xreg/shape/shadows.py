@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from xreg.geometry import Camera
-from xreg.renderer import drr
+from xreg.io.voxel_grid import VoxelGrid
+from xreg.ops.project import metric_of, project
+from xreg.renderer import rays_in_volume
 from xreg.shape.cage_fit import cosine
 from xreg.shape.networks.heads import THICKNESS_MM
 from xreg.shape.scene import GROUPS, Scene
@@ -23,47 +26,72 @@ _CALM = 0.02  # of a film's match, that moving an end so far must gain
 _ALIKE = 0.1  # sine of the angle between two beams from which both count
 
 
-def shadows(
-    scene: Scene,
-    members: Sequence[int],
-    values: Sequence[Tensor],
-    cameras: Sequence[Camera],
-    *,
-    most: float | None = None,
-    blocks: bool = False,
-) -> Float[Tensor, "V H W"]:
-    """Sum along each camera's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """The part of a grid that holds bones' voxels, and films' rays through it: shadows are drawn from it.
 
-    members: the bones.  most: of a voxel that several of them fill.  blocks: of the scene's blocks of voxels
-    instead, which is quicker.
+    shape (D, H, W): of the part.  places: of each bone's voxels, flat indices into it.  groups: bones that
+    cast one shadow together.  part: what a value counts for, 1 but for voxels in blocks.  rays, metric, size:
+    as `xreg.ops.project` takes them.
     """
-    if not members:
-        return torch.zeros(len(cameras), *cameras[0].size)
-    grid, places = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
-    body = torch.zeros(grid.shape).reshape(-1)
-    body = body.index_add(0, torch.cat([places[n] for n in members]), torch.cat([values[n] for n in members]))
-    if blocks:
-        body = body * (scene.grid.voxel_mm3 / grid.voxel_mm3)
-    if most is not None:
-        body = body.clamp_max(most)
-    volume = grid.volume(body.reshape(grid.shape))
-    seen = [drr(volume, camera, integrator="joseph", storage="float") for camera in cameras]
-    return torch.stack(seen) / THICKNESS_MM
 
+    shape: tuple[int, int, int]
+    places: tuple[Int64[Tensor, " n"], ...]
+    groups: tuple[tuple[int, ...], ...]
+    part: float
+    rays: Float[Tensor, "V 6 3"]
+    metric: Float[Tensor, " 6"]
+    size: tuple[int, int]
 
-def group_shadows(
-    scene: Scene, filled: Sequence[Tensor], cameras: Sequence[Camera], *, blocks: bool = False
-) -> Float[Tensor, "V G H W"]:
-    """Thickness (in 50 mm) of groups of bones along each camera's rays; blocks: as in `shadows`."""
-    groups = ([n for n, own in enumerate(scene.groups) if own == group] for group in range(GROUPS))
-    cast = [shadows(scene, group, filled, cameras, most=1.0, blocks=blocks) for group in groups]
-    return torch.stack(cast, 1)
+    @classmethod
+    def of(cls, scene: Scene, cameras: Sequence[Camera], *, blocks: bool = False) -> Canvas:
+        """Of all bones of a scene, in films of one size.
+
+        blocks: of the scene's blocks of voxels instead, which is quicker.
+        """
+        grid, flat = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
+        index = torch.stack(torch.unravel_index(torch.cat(flat), grid.shape))
+        low, high = index.amin(1), index.amax(1) + 1
+        shape = tuple((high - low).tolist())
+        k, j, i = index - low[:, None]
+        places = ((k * shape[1] + j) * shape[2] + i).split([len(one) for one in flat])
+        affine = grid.affine.clone()
+        affine[:3, 3] += affine[:3, :3] @ low.flip(0).double()
+        volume = VoxelGrid(shape, affine).volume(torch.ones(shape))
+        rays = torch.stack([rays_in_volume(volume, camera) for camera in cameras])
+        groups = tuple(
+            tuple(n for n, own in enumerate(scene.groups) if own == group) for group in range(GROUPS)
+        )
+        part = scene.grid.voxel_mm3 / grid.voxel_mm3
+        return cls(shape, places, groups, part, rays, metric_of(affine[:3, :3]), cameras[0].size)
+
+    def shadow(
+        self, values: Sequence[Tensor], members: Iterable[int] | None = None, *, most: float | None = None
+    ) -> Float[Tensor, "V H W"]:
+        """Sum along each film's rays of values in bones' voxels, in 50 mm; gradients flow to the values.
+
+        members: the bones, by default all.  most: of a voxel that several of them fill.
+        """
+        members = range(len(values)) if members is None else list(members)
+        if not members:
+            return torch.zeros(len(self.rays), *self.size)
+        body = torch.zeros(math.prod(self.shape))
+        filled = torch.cat([values[n] for n in members]) * self.part
+        body = body.index_add(0, torch.cat([self.places[n] for n in members]), filled)
+        if most is not None:
+            body = body.clamp_max(most)
+        body = body.reshape(self.shape)
+        return project(body, self.rays, self.metric, self.size, integrator="joseph")[0] / THICKNESS_MM
+
+    def group_shadows(self, filled: Sequence[Tensor]) -> Float[Tensor, "V G H W"]:
+        """Thickness (in 50 mm) of groups of bones along each film's rays."""
+        return torch.stack([self.shadow(filled, group, most=1.0) for group in self.groups], 1)
 
 
 def grouped(
     thickness: Float[Tensor, "V L H W"], scene: Scene, cameras: Sequence[Camera]
 ) -> Float[Tensor, "V G h w"]:
-    """The network's thickness of the bones that are fitted, as `group_shadows` has it.
+    """The network's thickness of the bones that are fitted, as `Canvas.group_shadows` has it.
 
     It may be finer than the films are here, since the grid was binned.
     """
@@ -102,6 +130,8 @@ def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[
     if not spine:
         return scene
     rest, dense = sorted(set(range(len(scene.names))) - set(spine)), scene.filled(scene.still)[1]
+    canvas = Canvas.of(scene, cameras)
+    alone, others = [canvas.shadow(dense, [n]) for n in spine], canvas.shadow(dense, rest)
     places = scene.place[spine]
     row = F.normalize(places[-1] - places[0], dim=0)
     part = ((places - places[0]) @ row / (places[-1] - places[0]).norm()).clamp(0, 1)
@@ -110,13 +140,12 @@ def spine_sought(scene: Scene, films: Float[Tensor, "V H W"], cameras: Sequence[
     moves = torch.lerp(ends[:, :1], ends[:, 1:], part)
     cost = _CALM * (ends / _AWAY_MM).square().sum(1)
     ways, found = [], []
-    for film, camera in zip(films, cameras, strict=True):
+    for n, (film, camera) in enumerate(zip(films, cameras, strict=True)):
         way = F.normalize(torch.linalg.cross(row, camera.camera_from_world[2, :3].to(row)), dim=0)
-        own = [shadows(scene, [n], dense, [camera])[0] for n in spine]
-        others = shadows(scene, rest, dense, [camera])[0]
         slope = camera.project((places + way).double()) - camera.project(places.double())
         pixels = (moves[..., None] * slope.float()).round().long().tolist()
-        matches = torch.tensor([float(edge_match(film, _laid(own, by, others))) for by in pixels])
+        own = [images[n] for images in alone]
+        matches = torch.tensor([float(edge_match(film, _laid(own, by, others[n]))) for by in pixels])
         ways.append(way)
         found.append(moves[int((matches - cost).argmax())])
     across = torch.linalg.pinv(torch.stack([*ways, row]), rtol=_ALIKE) @ torch.stack(

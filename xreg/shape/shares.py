@@ -76,18 +76,24 @@ class Shares:
         return -torch.xlogy(self.values, self.values).sum(1)
 
     def on(self, voxels: Int64[Tensor, " m"], labels: Int64[Tensor, " k"]) -> Shares:
-        """On more voxels, where those that it lacks are background, and with more labels."""
-        values, columns = (
-            self.values.new_zeros(len(voxels), len(labels)),
-            torch.searchsorted(labels, self.labels),
-        )
-        if len(voxels) == len(self.voxels):  # they are the same
-            values[:, columns] = self.values
-            return Shares(voxels, labels, values)
-        values[:, 0] = 1.0
-        rows = torch.searchsorted(voxels, self.voxels)
-        values[rows[:, None], columns] = self.values
+        """On other voxels, where those that it lacks are background, and with more labels."""
+        values = self.values
+        if len(labels) > len(self.labels):
+            values = values.new_zeros(len(values), len(labels))
+            values[:, torch.searchsorted(labels, self.labels)] = self.values
+        nothing = torch.eye(1, len(labels), dtype=values.dtype, device=values.device)
+        if not len(self):
+            return Shares(voxels, labels, nothing.repeat(len(voxels), 1))
+        rows = torch.searchsorted(self.voxels, voxels).clamp_max(len(self) - 1)
+        values = values[rows]
+        values[self.voxels[rows] != voxels] = nothing
         return Shares(voxels, labels, values)
+
+    def but(self, other: Shares) -> Shares:
+        """Another opinion where that says something, this one elsewhere; ``other`` knows all labels."""
+        made = self.on(torch.cat([self.voxels, other.voxels]).unique(), other.labels)
+        made.values[torch.searchsorted(made.voxels, other.voxels)] = other.values
+        return made
 
 
 def aligned(runs: Sequence[Shares]) -> list[Shares]:
