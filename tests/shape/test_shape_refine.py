@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bone_case import GRID, SHAPE, SPINE, bodies, doubtful, films_of, one_patient, two_patients
+from bone_case import ALL, GRID, SHAPE, SPINE, bodies, doubtful, films_of, one_patient, two_patients
 
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
@@ -12,8 +12,9 @@ from xreg.shape.atlas import Atlas
 from xreg.shape.films import label_thickness
 from xreg.shape.networks.views import fitted
 from xreg.shape.predict import DOUBT
-from xreg.shape.refine import RefineSettings, _volumes, refine
+from xreg.shape.refine import RefineSettings, _product, _volumes, refine
 from xreg.shape.scene import Scene
+from xreg.shape.shares import Shares
 from xreg.shape.training import mean_dice
 
 
@@ -121,6 +122,21 @@ def test_the_same_bits_again_and_other_bones_untouched(atlas) -> None:
     assert int(kept.sum()) > 100
     torch.testing.assert_close(after[kept], before[kept])
     assert float(after[~kept].max()) <= DOUBT
+
+
+def test_a_network_counts_more_where_a_rib_is() -> None:
+    """Opinions p and q make p^t q^(1-t), with another t at the voxels of ribs."""
+    vertebra, rib = ALL.index("L1"), ALL.index("rib_left_3")
+    dense = torch.zeros(3, len(ALL))
+    dense[:, 0], dense[0, vertebra], dense[1:, rib] = 0.6, 0.4, 0.4
+    found = Shares.of(torch.tensor([5, 6, 7]), dense)
+    logit = torch.tensor([1.5])
+    drawn = {vertebra: (torch.tensor([5]), logit), rib: (torch.tensor([6]), logit)}
+    made = _product(found, ALL, drawn, RefineSettings(trust=0.1, rib_trust=0.6))
+    own = torch.tensor(0.4 / 0.6).log()
+    wanted = torch.stack([0.1 * own + 0.9 * 1.5, 0.6 * own + 0.4 * 1.5, 0.1 * own - 0.9 * 12.0])
+    of = made.columns([vertebra, rib])[torch.arange(3), torch.tensor([0, 1, 1])]
+    torch.testing.assert_close((of / made.of_label(0)).log(), wanted)
 
 
 def test_what_does_not_fit(atlas) -> None:

@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import roma
 import torch
-from bone_case import GRID, SHAPE, bodies, doubtful, films_of, one_patient, two_patients
+from bone_case import ALL, GRID, SHAPE, bodies, doubtful, films_of, one_patient, two_patients
 
-from xreg.shape.atlas import Atlas
+from xreg.shape.atlas import Atlas, build_atlas
+from xreg.shape.bone_fit import _skew
 from xreg.shape.moves import Moves, products
 from xreg.shape.networks.views import fitted
 from xreg.shape.scene import Scene, overlap, shadow_groups
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.shadows import Canvas, _moved, alike, spine_sought
 from xreg.shape.shipped import grid_camera
+from xreg.shape.sources import Member
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,32 @@ def test_points_are_moved_as_moves_say() -> None:
         bent = torch.stack([a * a, b * b, c * c, a * b, b * c, c * a]).T @ moves.bend[bone].T
         wanted = y + bent * reach[bone].mean()
         torch.testing.assert_close(products(points) @ pose.maps[bone], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_sacrum_lies_between_the_hips_and_turns_with_them() -> None:
+    """It may tilt about the axis from hip to hip; moved off the middle or turned alone, it pays."""
+    labels = torch.zeros(SHAPE, dtype=torch.int16)
+    places = {"sacrum": (slice(10, 18), slice(6, 10), slice(10, 18))}
+    places |= {"hip_left": (slice(8, 20), slice(8, 20), slice(3, 9))}
+    places |= {"hip_right": (slice(8, 20), slice(8, 20), slice(19, 25))}
+    for name, box in places.items():
+        labels[box] = ALL.index(name)
+    scene = Scene.of(doubtful(labels, names=ALL), build_atlas([Member("p", "all", labels, GRID)]), GRID, 1)
+    assert [scene.names[n] for n in scene.pelvis] == list(places)
+    sacrum, *hips = scene.pelvis
+
+    def cost(part: str, bones, by) -> float:
+        moves = scene.still
+        getattr(moves, part)[bones] = torch.tensor(by)
+        return float(_skew(scene, moves))
+
+    assert cost("shift", sacrum, [0.0, 0.3, -0.2]) == pytest.approx(0.0, abs=1e-6)
+    off = 0.1 * float(scene.size[sacrum])
+    assert cost("shift", sacrum, [0.1, 0.0, 0.0]) == pytest.approx((off / 4.0) ** 2, rel=1e-3)
+    assert cost("turn", sacrum, [0.3, 0.0, 0.0]) == pytest.approx(0.0, abs=1e-6)
+    assert cost("turn", sacrum, [0.0, 0.0, 0.14]) == pytest.approx(4.0, rel=1e-3)
+    assert cost("turn", [sacrum, *hips], [0.0, 0.1, 0.2]) == pytest.approx(0.0, abs=1e-6)
+    assert Scene.of(doubtful(bodies()), one_patient(), GRID, 1).pelvis == ()
 
 
 def test_gradients_of_the_shadows(atlas) -> None:

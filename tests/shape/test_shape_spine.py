@@ -1,5 +1,7 @@
 """Vertebrae counted along a made-up spine whose network is in doubt about every name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from spine_phantom import ALL, FIRST, GRID, LAST, SACRUM, SPINE, spine
@@ -61,8 +63,35 @@ def test_doubtful_vertebrae_are_counted(size: float) -> None:
     right = (made.best() == own).float().mean()
     assert float(right) > 0.85
     torch.testing.assert_close(made.values.sum(1), found.values.sum(1))
-    other = [n for n in range(len(ALL)) if n not in SPINE]
+    other = [n for n in range(len(ALL)) if n not in (*SPINE, SACRUM)]
     torch.testing.assert_close(made.columns(other), found.columns(other), atol=1e-3, rtol=0)
+    more = (made.of_label(SACRUM) - found.of_label(SACRUM))[(own != SACRUM)]
+    assert float(more.mean()) < 0.01  # but for the lower border of L5
+
+
+def test_beyond_the_last_vertebra_is_the_sacrum() -> None:
+    """A network that takes the top of the sacrum for a vertebra does not make it a sixth one."""
+    labels = spine()
+    top = points_of(GRID, (labels.reshape(-1) == SACRUM).nonzero()[:, 0])[:, 2].max()
+    found = doubted(labels, 0.0, 0.4)
+    points = points_of(GRID, found.voxels)
+    mistaken = (labels.reshape(-1)[found.voxels] == SACRUM) & (points[:, 2] > top - 14)
+    dense = found.columns(range(len(ALL)))
+    dense[mistaken] = 0.1 * torch.eye(len(ALL))[0] + 0.9 * torch.eye(len(ALL))[ALL.index("L6")]
+    wrong = Shares.of(found.voxels, dense)
+    line = count_vertebrae(points, found, GRID, ALL, *maps_of(labels, found))
+    assert line.names(ALL) == [*SPINE[:24], SACRUM]
+    for keep in (0.0, 0.5):
+        made = renumbered(points, wrong, ALL, line, keep)
+        assert float(made.of_label(ALL.index("L6")).sum()) == 0
+        assert float((made.best()[mistaken] == SACRUM).float().mean()) > 0.9
+    whole = SpineLine(line.points, torch.linspace(15.0, 24.2, len(line.points)), 1.0)
+    assert whole.names(ALL) == SPINE  # its end is that of the film
+    counted = replace(whole, levels=whole.levels.masked_fill(torch.arange(len(line.points)) > 40, torch.nan))
+    ends = {23.6: 24, 23.8: 25, 24.9: 25}  # one more vertebra from three quarters on
+    for end, count in ends.items():
+        moved = counted.levels + end - counted.levels[40]
+        assert replace(counted, levels=moved).names(ALL) == [*SPINE[:count], SACRUM]
 
 
 def test_the_sacrum_sets_the_number() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from xreg.shape.scene import Scene
 from xreg.shape.shadows import Canvas, alike, edge_match, spine_sought
 
 _BEND_MM = 4.0  # standard deviation of a vertebra's second difference along the spine
+_MIDDLE_MM, _TWIST = 4.0, 0.07  # of a sacrum's way off the middle between the hips, and of its turn (rad)
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,22 @@ class RefineSettings:
 
     steps, rate: of Adam, on a grid of up to 80 voxels an edge, where examples are mixed too; close_steps,
     close_rate: of those that follow on the prediction's own grid, where that is finer, the rate as a part of
-    the first.  trust: power of the network's probabilities, the atlas' being 1 - trust.  least:
-    overlap (soft Dice) with the network below which a bone is left alone.  turn_degrees, shift, grow, bend:
-    standard deviations of a bone's pose and shape; shift in parts of its size, bend in parts of its extent;
-    mix: of the logits of what an example counts for.  prior, rows, line: what those count for, what
-    neighbours do not share, and a bend in the line of vertebrae; films, maps, overlap: what the edges in the
-    films, the network's thickness maps and its probabilities count for.
+    the first.  trust: power of the network's probabilities, the atlas' being 1 - trust; rib_trust: the same
+    where a rib is.  least: overlap (soft Dice) with the network below which a bone is left alone.
+    turn_degrees, shift, grow, bend: standard deviations of a bone's pose and shape; shift in parts of its
+    size, bend in parts of its extent; mix: of the logits of what an example counts for.  prior, rows, line:
+    what those count for, what neighbours do not share, and a bend in the line of vertebrae; pelvis: what a
+    sacrum does that is off the middle of the hips or turned against them; films, maps, overlap: what the
+    edges in the films, the network's thickness maps and its probabilities count for.
     """
 
     steps: int = 12
     rate: float = 0.04
     close_steps: int = 16
     close_rate: float = 0.5
-    trust: float = 0.25
-    least: float = 0.2
+    trust: float = 0.1
+    rib_trust: float = 0.6
+    least: float = 0.1
     turn_degrees: float = 12.0
     shift: float = 0.25
     grow: float = 0.12
@@ -47,16 +51,17 @@ class RefineSettings:
     prior: float = 0.01
     rows: float = 0.01
     line: float = 0.02
+    pelvis: float = 0.01
     films: float = 1.0
     maps: float = 1.0
     overlap: float = 0.1
 
     def __post_init__(self) -> None:
-        shares = self.trust, self.least
+        shares = self.trust, self.rib_trust, self.least
         if self.steps < 1 or self.close_steps < 0 or not all(0 <= share <= 1 for share in shares):
             raise ShapeError(
-                "refinement needs a step or more, trust and least in 0..1, got "
-                f"{self.steps}, {self.close_steps}, {self.trust}, {self.least}"
+                "refinement needs a step or more, trust, rib_trust and least in 0..1, got "
+                f"{self.steps}, {self.close_steps}, {self.trust}, {self.rib_trust}, {self.least}"
             )
         if min(self.rate, self.close_rate) <= 0:
             raise ShapeError(f"rates of a refinement must be above 0, got {self.rate}, {self.close_rate}")
@@ -164,7 +169,23 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
         places = scene.place + moves.shift * scene.size[:, None]
         bends = (places[a] + places[c] - 2 * places[b]) / _BEND_MM
         cost = cost + settings.line * bends.square().sum(1).mean()
+    if scene.pelvis:
+        cost = cost + settings.pelvis * _skew(scene, moves)
     return cost
+
+
+def _skew(scene: Scene, moves: Moves) -> Float[Tensor, ""]:
+    """How far a sacrum lies off the middle of the hips, and is turned against them, in standard deviations.
+
+    It may tilt about the axis from hip to hip.
+    """
+    sacrum, left, right = scene.pelvis
+    places = scene.place + moves.shift * scene.size[:, None]
+    across = F.normalize(scene.place[left] - scene.place[right], dim=0)
+    off = (places[sacrum] - (places[left] + places[right]) / 2) @ across
+    turn = moves.turn[sacrum] - (moves.turn[left] + moves.turn[right]) / 2
+    turn = turn - (turn @ across) * across
+    return (off / _MIDDLE_MM).square() + (turn / _TWIST).square().sum()
 
 
 @torch.no_grad()

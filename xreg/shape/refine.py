@@ -30,6 +30,7 @@ from xreg.shape.cage_fit import CageFit, fit_cage
 from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import DOUBT, ShapePrediction, prediction_of
 from xreg.shape.scene import Scene, softness
+from xreg.shape.schemes import Scheme
 from xreg.shape.shadows import grouped
 from xreg.shape.shares import Shares
 from xreg.shape.starts import started_by_maps
@@ -189,7 +190,7 @@ def _named(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> Sh
     """A prediction with the labels that the atlas' bones bring."""
     if not drawn:
         return found
-    product, labels = _product(found.shares, drawn, settings), found.labels.clone()
+    product, labels = _product(found.shares, found.scheme, drawn, settings), found.labels.clone()
     labels.reshape(-1)[product.voxels] = product.best().to(labels)
     return replace(found, labels=labels)
 
@@ -197,14 +198,14 @@ def _named(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> Sh
 @torch.no_grad()
 def _fused(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> ShapePrediction:
     """The network's opinion, and the product of both where the atlas says something."""
-    both = found.shares.but(_product(found.shares, drawn, settings))
+    both = found.shares.but(_product(found.shares, found.scheme, drawn, settings))
     made = prediction_of([both.likely(DOUBT)], found.grid, found.scheme, found.warnings)
     kept = {name: getattr(found, name) for name in ("thickness", "uncounted", "numberings")}
     return replace(made, **kept)
 
 
 @torch.no_grad()
-def _product(found: Shares, drawn: Drawn, settings: RefineSettings) -> Shares:
+def _product(found: Shares, names: Scheme, drawn: Drawn, settings: RefineSettings) -> Shares:
     """Both opinions multiplied, each with a power, at the voxels that either counts as one of these bones."""
     numbers = torch.tensor([0, *sorted(drawn)])
     maybe = (found.values[:, 0] < _OPEN).nonzero()[:, 0]
@@ -215,11 +216,15 @@ def _product(found: Shares, drawn: Drawn, settings: RefineSettings) -> Shares:
     places = torch.searchsorted(both.labels, numbers)
     mine = both.values[:, places]
     share = mine.sum(1, keepdim=True)
-    logits = mine.new_full(mine.shape, (settings.trust - 1) * _FAR)
+    logits, trust = torch.full_like(mine, -_FAR), torch.full_like(share, settings.trust)
     logits[:, 0] = 0.0
+    ribs = rib_numbers(names)
     for column, number in enumerate(numbers[1:].tolist(), 1):
         own, logit = drawn[number]
-        logits[torch.searchsorted(voxels, own), column] = (1 - settings.trust) * logit
+        rows = torch.searchsorted(voxels, own)
+        logits[rows, column] = logit
+        if number in ribs:
+            trust[rows] = settings.rib_trust
     mine = mine.div_(share.clamp_min(1e-9)).clamp_min_(1e-5).log_()
-    both.values[:, places] = share * logits.add_(mine, alpha=settings.trust).softmax(1)
+    both.values[:, places] = share * torch.lerp(logits, mine, trust).softmax(1)
     return both

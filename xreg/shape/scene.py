@@ -32,6 +32,7 @@ _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _USUAL = 0.5  # what the patients' mean size counts for beside that in the films
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
 _THIN = 0.5  # of the examples' volume: an even mixture that keeps less is none
+_PELVIS = ("sacrum", "hip_left", "hip_right")
 _LEAD = 4.0  # logit of the example that is then begun with
 
 
@@ -53,8 +54,9 @@ class Scene:
 
     place [B, 3] mm, size [B] mm.  said [D, H, W]: per bone, the network's probabilities on ``grid``.  rows:
     pairs of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each
-    other.  groups [B]: of `GROUPS`, those that cast one shadow together.  about: the voxels, where they are
-    not those about the bones where they start.  coarse: the grid of their blocks.
+    other.  pelvis: the sacrum, the left and the right hip, () where one is missing.  groups [B]: of `GROUPS`,
+    those that cast one shadow together.  about: the voxels, where they are not those about the bones where
+    they start.  coarse: the grid of their blocks.
     """
 
     names: tuple[str, ...]
@@ -66,6 +68,7 @@ class Scene:
     grid: VoxelGrid
     rows: tuple[tuple[int, int], ...]
     lines: tuple[tuple[int, int, int], ...]
+    pelvis: tuple[int, int, int] | tuple[()]
     groups: tuple[int, ...]
     about: Near | None = None
     coarse: VoxelGrid | None = None
@@ -101,7 +104,8 @@ class Scene:
         rows, lines = _neighbours(numbers, scheme.groups)
         groups = tuple(shadow_groups(scheme)[list(numbers)].tolist())
         place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
-        return cls(names, numbers, shapes, place, size, said, grid, rows, lines, groups)
+        ring = tuple(names.index(name) for name in _PELVIS) if set(_PELVIS) <= set(names) else ()
+        return cls(names, numbers, shapes, place, size, said, grid, rows, lines, ring, groups)
 
     @property
     def voxels(self) -> tuple[Int64[Tensor, " n"], ...]:

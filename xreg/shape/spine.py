@@ -43,6 +43,7 @@ _REACH_MM = 15.0  # beyond the ends of the line
 _THIN_MM = 0.5  # of vertebrae along a ray: less is shown as none
 _SACRAL = 3  # points of a line, one after the other, that are sacrum where it begins
 _TOLD_MM, _FAR = 100.0, 0.2  # above the sacrum, where a number counts e times less; at least so much
+_LEFT = 0.75  # of a level below a vertebra's middle: a path that leaves later has counted one more
 _TRACE = 1e-3  # of being vertebra: less of it becomes background
 
 
@@ -89,6 +90,16 @@ class SpineLine:
         nearest = torch.cat([torch.cdist(part, line).argmin(1) for part in points.split(1 << 15)])
         off = ((points - line[nearest]) * along[nearest]).sum(1)
         return levels[nearest] + off.clamp(-_REACH_MM, _REACH_MM) * slope[nearest]
+
+    def names(self, names: Scheme) -> list[int]:
+        """The scheme's numbers by level: vertebrae, and after the last of them the sacrum, where the line
+        runs into it."""
+        spine = list(names.groups["spine"])
+        there = self.levels.isfinite()
+        if bool(there.all()):
+            return spine
+        last = math.floor(float(self.levels[there][-1]) + 1 - _LEFT)
+        return [*spine[: last + 1], names.index("sacrum")]
 
 
 def count_vertebrae(
@@ -172,20 +183,22 @@ def renumbered(
 ) -> Shares:
     """Each voxel's probability of being a vertebra, shared out among them by where it lies on the line.
 
-    keep: as in `SpineSettings`.
+    Where the line runs into the sacrum, what lies beyond the last vertebra is sacrum too.  keep: as in
+    `SpineSettings`.
     """
-    spine = torch.tensor(names.groups["spine"])
+    spine, levels = torch.tensor(names.groups["spine"]), torch.tensor(line.names(names))
     vertebra = torch.isin(found.labels, spine)
     total = found.values[:, vertebra].sum(1)
     there = (total > _TRACE).nonzero()[:, 0]
-    near, shares = _shared(line.at(points[there]), len(spine))
+    near, shares = _shared(line.at(points[there]), len(levels))
+    near = levels[near]
     if keep:
-        own = found.columns(spine[near])[there] / total[there, None]
-        shares = (shares.log() + keep * own.clamp_min(1e-3).log()).softmax(1)
-    labels = torch.cat([found.labels[~vertebra], spine[near]]).sort().values
+        own = (found.columns(near)[there] / total[there, None]).clamp(1e-3, 1.0)
+        shares = (shares.log() + keep * own.log()).softmax(1)
+    labels = torch.cat([found.labels[~vertebra], near]).unique()
     made = found.values.new_zeros(len(found), len(labels))
-    made[:, ~torch.isin(labels, spine)] = found.values[:, ~vertebra]
-    made[there[:, None], torch.searchsorted(labels, spine[near])] = total[there, None] * shares
+    made[:, torch.searchsorted(labels, found.labels[~vertebra])] = found.values[:, ~vertebra]
+    made[there[:, None], torch.searchsorted(labels, near)] += total[there, None] * shares
     made[:, 0] += total.masked_fill_(total > _TRACE, 0.0)
     return Shares(found.voxels, labels, made)
 
@@ -195,9 +208,10 @@ def renumbered_maps(
 ) -> Float[Tensor, "V L H W"]:
     """The vertebrae's thickness in films, shared out among them by where the pixel lies on the line.
 
-    A pixel counts as the point of its ray at the depth of the line's middle.
+    A pixel counts as the point of its ray at the depth of the line's middle.  What lies beyond the last
+    vertebra is the sacrum's, as in `renumbered`.
     """
-    spine, made = list(names.groups["spine"]), thickness.clone()
+    spine, levels, made = list(names.groups["spine"]), line.names(names), thickness.clone()
     middle = line.points[line.levels.isfinite()].mean(0)
     for film, camera in zip(made, cameras, strict=True):
         total = film[spine].sum(0)
@@ -205,10 +219,10 @@ def renumbered_maps(
         v, u = there.nonzero().T
         depth = float(se3.apply(camera.camera_from_world, middle[None].double())[0, 2])
         points = camera.unproject(torch.stack([u, v], 1).double(), depth).float()
-        near, shares = _shared(line.at(points), len(spine))
+        near, shares = _shared(line.at(points), len(levels))
         film[spine] = 0.0
         for column, number in enumerate(near.tolist()):
-            film[spine[number], v, u] = total[v, u] * shares[:, column]
+            film[levels[number], v, u] += total[v, u] * shares[:, column]
     return made
 
 
@@ -270,7 +284,7 @@ def _best_path(
     sizes = torch.tensor(_SIZES)
     gaps = sizes[:, None] * torch.tensor(GAPS_MM[:count])[levels.round().long().clamp(0, count - 1)]
     fifth = count - 2  # L5, before L6
-    leave = torch.where(levels > fifth + 0.75, -settings.sixth, 0.0)
+    leave = torch.where(levels > fifth + _LEFT, -settings.sixth, 0.0)
     leave = torch.where(levels > fifth + 0.3, leave, _NEVER)
     score, last = gain[0].expand(len(sizes), -1), torch.full((len(sizes),), _NEVER)
     score = score - torch.where(levels > fifth + 0.5, settings.sixth, 0.0)  # a line that begins there
