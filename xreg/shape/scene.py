@@ -137,7 +137,7 @@ class Scene:
         return Near(*zip(*about, strict=True)) if about else Near((), ())
 
     @cached_property
-    def told(self) -> tuple[Float[Tensor, "n 10"], ...]:
+    def products(self) -> tuple[Float[Tensor, "n 10"], ...]:
         """Products of those points, as `at` takes them."""
         return tuple(self.products_of(bone, points) for bone, points in enumerate(self.points))
 
@@ -160,15 +160,15 @@ class Scene:
 
     def _likest(self, pose: Pose, bone: int) -> int:
         """The example of a bone that overlaps most with what the network says."""
-        told, wanted = self.told[bone], self.wanted[bone]
+        at, wanted = self.products[bone], self.wanted[bone]
         alone = torch.eye(len(self.shapes[bone].sizes))
-        logits = [self.at(pose, bone, told, self.grid, weights=one)[0] for one in alone]
+        logits = [self.at(pose, bone, at, self.grid, weights=one)[0] for one in alone]
         return int(torch.stack([overlap(logit.sigmoid(), wanted) for logit in logits]).argmax())
 
     def filled(self, moves: Moves) -> tuple[list[Float[Tensor, " n"]], list[Float[Tensor, " n"]]]:
         """How much of each of its voxels each bone fills, and the density that this brings there."""
         pose = self.pose(moves)
-        found = [self.at(pose, n, told, self.grid) for n, told in enumerate(self.told)]
+        found = [self.at(pose, n, at, self.grid) for n, at in enumerate(self.products)]
         filled = [logit.sigmoid() for logit, _ in found]
         return filled, [part * density for part, (_, density) in zip(filled, found, strict=True)]
 
@@ -223,17 +223,17 @@ class Scene:
         return torch.stack([overlap(a, b) for a, b in zip(filled, self.wanted, strict=True)])
 
     def at(
-        self, pose: Pose, bone: int, told: Tensor, grid: VoxelGrid, *, weights: Tensor | None = None
+        self, pose: Pose, bone: int, at: Tensor, grid: VoxelGrid, *, weights: Tensor | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Log odds that the moved bone fills voxels of ``grid`` at points, and its density there.
 
-        told [n, 10]: the points, see `products_of`.  weights [M]: of the examples, by default what the pose
+        at [n, 10]: the points, see `products_of`.  weights [M]: of the examples, by default what the pose
         mixes.
         """
         shape = self.shapes[bone]
         if weights is None:
             weights = pose.mix[bone][: len(shape.sizes)].softmax(0)
-        distance, density = shape.at(told @ pose.maps[bone], weights)
+        distance, density = shape.at(at @ pose.maps[bone], weights)
         return distance * (-float(self.size[bone]) / softness(grid)), density
 
 
