@@ -97,6 +97,17 @@ def test_gradients_of_the_shadows(atlas) -> None:
         assert float(shift.grad[bone, axis]) == pytest.approx(slope, rel=0.05)
 
 
+def test_bones_that_left_the_grid_cast_no_shadow(atlas) -> None:
+    scene = Scene.of(doubtful(bodies()), atlas, GRID.binned(2), 2)
+    gone = replace(scene.still, shift=torch.tensor([[20.0, 0, 0], [0, 0, 0], [0, 0, 0]]))
+    some = scene.closer(gone, GRID)
+    assert [len(voxels) > 0 for voxels in some.voxels] == [False, True, True]
+    none = scene.closer(replace(gone, shift=torch.full((3, 3), 20.0)), GRID)
+    assert not Canvas.of(none, [grid_camera(GRID, 1)]).shadow(none.filled(gone)[0]).any()
+    shadow = Canvas.of(some, [grid_camera(GRID, 1)]).shadow(some.filled(gone)[0])
+    assert float(shadow.max()) > 0.5
+
+
 @pytest.mark.parametrize("name", sorted(SCHEMES))
 def test_both_sides_cast_one_shadow_and_neighbours_do_not(name: str) -> None:
     names = SCHEMES[name]

@@ -51,7 +51,9 @@ class Canvas:
         """
         grid, flat = (scene.coarse, scene.blocks) if blocks else (scene.grid, scene.voxels)
         index = torch.stack(torch.unravel_index(torch.cat(flat), grid.shape))
-        low, high = index.amin(1), index.amax(1) + 1
+        low, high = torch.tensor([[0] * 3, [1] * 3])  # one voxel, where no bone is left on the grid
+        if index.numel():
+            low, high = index.amin(1), index.amax(1) + 1
         shape = tuple((high - low).tolist())
         k, j, i = index - low[:, None]
         places = ((k * shape[1] + j) * shape[2] + i).split([len(one) for one in flat])
