@@ -163,7 +163,7 @@ HD Real offset_u(const Footprint<Real>& f, int u) { return static_cast<Real>(u -
 template <class Real>
 HD Real offset_v(const Footprint<Real>& f, int v) { return static_cast<Real>(v - f.v) - f.fv; }
 
-// -N and D at the pixels x; D - 1 for a Gaussian of which it is slight.
+// -N and D at the pixels x; D - 1 in place of D where that is slight.
 template <class V>
 struct Quotient {
   V n, d;

@@ -40,12 +40,14 @@ struct BlockRow {
   int row, first, count;
 };
 
-// Whether D departs from 1 so little, on all blocks of the ellipse, that its root is a short polynomial.
-template <class V>
+// Whether D, where it is not 1 anyway, departs from it so little on all blocks of the ellipse that its root is a short
+// polynomial.
+template <SplatKind K, class V>
 bool is_slight(const Footprint<ScalarOf<V>>& f, const Outline& o) {
+  if (K != kSplatExact || Lanes<V>::kCount == 1) return false;
   const double x = upper(-o.box.x0, o.box.x1) + Lanes<V>::kAcross, y = upper(-o.box.y0, o.box.y1) + Lanes<V>::kDown;
   const double most = magnitude(f.du) * x + magnitude(f.dv) * y + f.duu * x * x + magnitude(f.duv) * x * y + f.dvv * y * y;
-  return Lanes<V>::kCount > 1 && most < kSlight;
+  return most < kSlight;
 }
 
 // Calls visit(BlockRow) for each row of blocks in which the ellipse may have pixels; V rows of blocks are found at a time.

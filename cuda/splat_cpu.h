@@ -14,16 +14,16 @@ inline namespace XREG_ISA {
 template <class T>
 class Buffer {
  public:
-  void resize(int64_t n) {
+  void reserve(int64_t n) {
     if (n > room_) grow(n);
+  }
+  void resize(int64_t n) {
+    reserve(n);
     size_ = n;
   }
   void push(const T& value) {
     if (size_ == room_) grow(2 * size_ + 64);
     data_[size_++] = value;
-  }
-  void reserve(int64_t n) {
-    if (n > room_) grow(n);
   }
   void fill(const T& value) {
     for (int64_t i = 0; i < size_; ++i) data_[i] = value;
@@ -167,7 +167,7 @@ void render_row(const Lens& lens, const Screen& screen, const Buffer<Footprint<S
     const Footprint<Real>& f = prints[run.gaussian];
     const int u0 = first * kAcross;
     Real* sum = room.at(first * kSums);
-    if (K == kSplatExact && run.slight) add_blocks<K, Moments, true, V>(f, u0, v0, count, limit, sum);
+    if (run.slight) add_blocks<K, Moments, true, V>(f, u0, v0, count, limit, sum);
     else add_blocks<K, Moments, false, V>(f, u0, v0, count, limit, sum);
   }
   const int64_t plane = static_cast<int64_t>(screen.height) * screen.width;
@@ -199,7 +199,7 @@ void splat_views(const XregGaussians& gaussians, const XregSplatView& view, void
       Sight sight;
       Outline outline;
       if (!look<K>(lens, gaussian_at(all, i), view.cutoff, view.height, view.width, sight, prints[i], outline)) return;
-      const uint32_t slight = is_slight<V>(prints[i], outline);
+      const uint32_t slight = is_slight<K, V>(prints[i], outline);
       each_row_of_blocks<V>(prints[i], outline, [&](const BlockRow& b) {
         put(b.row, {static_cast<int32_t>(i), static_cast<uint32_t>(b.first), static_cast<uint32_t>(b.count), slight});
       });
@@ -251,7 +251,8 @@ PixelSums<double> sums_over(const Footprint<ScalarOf<V>>& f, const Outline& outl
   PixelSums<V> s;
   s.clear();
   each_row_of_blocks<V>(f, outline, [&](const BlockRow& b) {
-    const RowTerms<V> row = row_terms<K, Slight>(f, block_rows<V>() + static_cast<Real>(b.row * Lanes<V>::kDown - f.v) - f.fv);
+    const int v0 = b.row * Lanes<V>::kDown;
+    const RowTerms<V> row = row_terms<K, Slight>(f, block_rows<V>() + static_cast<Real>(v0 - f.v) - f.fv);
     V at = block_columns<V>() + static_cast<Real>(b.first * Lanes<V>::kAcross - f.u);
     const Real* g = cotangent.at(b.row, b.first);
     for (int n = 0; n < b.count; ++n, at += static_cast<Real>(Lanes<V>::kAcross), g += Lanes<V>::kCount)
@@ -287,7 +288,7 @@ void splat_backward_views(const XregGaussians& gaussians, const XregSplatView& v
         const Gaussian g = gaussian_at(all, i);
         if (!look<K>(lens, g, view.cutoff, view.height, view.width, sight, f, outline)) continue;
         GaussianGrad mine;
-        const PixelSums<double> sums = K == kSplatExact && is_slight<V>(f, outline)
+        const PixelSums<double> sums = is_slight<K, V>(f, outline)
                                            ? sums_over<K, true, V>(f, outline, screen, cotangent)
                                            : sums_over<K, false, V>(f, outline, screen, cotangent);
         chain<K, Real>(lens, g, sight, sums, mine, to_lens);

@@ -166,7 +166,7 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
         cost = cost + settings.rows * (both[a] - both[b]).square().sum(1).mean()
     if scene.lines:
         a, b, c = torch.tensor(scene.lines).T
-        places = scene.place + moves.shift * scene.size[:, None]
+        places = scene.places(moves)
         bends = (places[a] + places[c] - 2 * places[b]) / _BEND_MM
         cost = cost + settings.line * bends.square().sum(1).mean()
     if scene.pelvis:
@@ -180,7 +180,7 @@ def _skew(scene: Scene, moves: Moves) -> Float[Tensor, ""]:
     It may tilt about the axis from hip to hip.
     """
     sacrum, left, right = scene.pelvis
-    places = scene.place + moves.shift * scene.size[:, None]
+    places = scene.places(moves)
     across = F.normalize(scene.place[left] - scene.place[right], dim=0)
     off = (places[sacrum] - (places[left] + places[right]) / 2) @ across
     turn = moves.turn[sacrum] - (moves.turn[left] + moves.turn[right]) / 2

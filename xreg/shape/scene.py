@@ -149,6 +149,10 @@ class Scene:
         """What moves do to points about these bones."""
         return moves.pose(torch.stack([shape.reach for shape in self.shapes]))
 
+    def places(self, moves: Moves) -> Float[Tensor, "B 3"]:
+        """Where moves bring the bones' places, world mm."""
+        return self.place + moves.shift * self.size[:, None]
+
     @property
     def still(self) -> Moves:
         """Bones as they start: even mixtures, or the example that overlaps most where these are too thin."""
@@ -206,8 +210,8 @@ class Scene:
         """
         n = self._times(grid)
         blocks, middles = box_of(self.grid, self.points[bone])
-        within = 0.5 * math.hypot(*self.grid.spacing) * (1 - 1 / n) * _STEEPEST / softness(grid)
-        near = self.at(pose, bone, self.products_of(bone, middles), grid)[0] > least - within
+        margin = 0.5 * math.hypot(*self.grid.spacing) * (1 - 1 / n) * _STEEPEST / softness(grid)
+        near = self.at(pose, bone, self.products_of(bone, middles), grid)[0] > least - margin
         flat = _within(blocks[near], self.grid, grid, n)
         points = points_of(grid, flat)
         logit = self.at(pose, bone, self.products_of(bone, points), grid)[0]

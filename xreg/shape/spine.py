@@ -101,6 +101,16 @@ class SpineLine:
         last = math.floor(float(self.levels[there][-1]) + 1 - _LEFT)
         return [*spine[: last + 1], names.index("sacrum")]
 
+    def shared(
+        self, points: Float[Tensor, "n 3"], names: Scheme
+    ) -> tuple[Int64[Tensor, " k"], Float[Tensor, "n k"]]:
+        """What part of each point belongs to which label: the scheme's numbers, of those that any may be."""
+        numbers, levels = torch.tensor(self.names(names)), self.at(points)
+        low, high = levels.aminmax() if len(levels) else (torch.zeros(()), torch.zeros(()))
+        near = torch.arange(max(0, int(low.floor()) - 1), min(len(numbers), int(high.ceil()) + 2))
+        off = ((levels[:, None] - near) / _SHARP).square_().square_()
+        return numbers[near], off.neg_().softmax(1)
+
 
 def count_vertebrae(
     points: Float[Tensor, "n 3"],
@@ -186,12 +196,10 @@ def renumbered(
     Where the line runs into the sacrum, what lies beyond the last vertebra is sacrum too.  keep: as in
     `SpineSettings`.
     """
-    spine, levels = torch.tensor(names.groups["spine"]), torch.tensor(line.names(names))
-    vertebra = torch.isin(found.labels, spine)
+    vertebra = torch.isin(found.labels, torch.tensor(names.groups["spine"]))
     total = found.values[:, vertebra].sum(1)
     there = (total > _TRACE).nonzero()[:, 0]
-    near, shares = _shared(line.at(points[there]), len(levels))
-    near = levels[near]
+    near, shares = line.shared(points[there], names)
     if keep:
         own = (found.columns(near)[there] / total[there, None]).clamp(1e-3, 1.0)
         shares = (shares.log() + keep * own.log()).softmax(1)
@@ -211,7 +219,7 @@ def renumbered_maps(
     A pixel counts as the point of its ray at the depth of the line's middle.  What lies beyond the last
     vertebra is the sacrum's, as in `renumbered`.
     """
-    spine, levels, made = list(names.groups["spine"]), line.names(names), thickness.clone()
+    spine, made = list(names.groups["spine"]), thickness.clone()
     middle = line.points[line.levels.isfinite()].mean(0)
     for film, camera in zip(made, cameras, strict=True):
         total = film[spine].sum(0)
@@ -219,19 +227,11 @@ def renumbered_maps(
         v, u = there.nonzero().T
         depth = float(se3.apply(camera.camera_from_world, middle[None].double())[0, 2])
         points = camera.unproject(torch.stack([u, v], 1).double(), depth).float()
-        near, shares = _shared(line.at(points), len(levels))
+        near, shares = line.shared(points, names)
         film[spine] = 0.0
         for column, number in enumerate(near.tolist()):
-            film[levels[number], v, u] += total[v, u] * shares[:, column]
+            film[number, v, u] += total[v, u] * shares[:, column]
     return made
-
-
-def _shared(levels: Float[Tensor, " n"], count: int) -> tuple[Int64[Tensor, " k"], Float[Tensor, "n k"]]:
-    """What part of each point at a level belongs to which of ``count`` vertebrae; those that any may be."""
-    low, high = levels.aminmax() if len(levels) else (torch.zeros(()), torch.zeros(()))
-    near = torch.arange(max(0, int(low.floor()) - 1), min(count, int(high.ceil()) + 2))
-    off = ((levels[:, None] - near) / _SHARP).square_().square_()
-    return near, off.neg_().softmax(1)
 
 
 def _in_films(
