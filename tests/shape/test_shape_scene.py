@@ -121,7 +121,8 @@ def test_both_sides_cast_one_shadow_and_neighbours_do_not(name: str) -> None:
 def test_a_mixture_that_settled_lies_as_before() -> None:
     scene = Scene.of(doubtful(bodies()), two_patients(), GRID, 1)
     random = torch.Generator().manual_seed(0)
-    moves = replace(scene.still, mix=torch.randn(3, 2, generator=random), bend=torch.full((3, 3, 6), 0.02))
+    mix = torch.randn(3, 6, generator=random)
+    moves = replace(scene.still, mix=mix, bend=torch.full((3, 3, 6), 0.02))
     settled, alone = scene.settled(moves)
     assert alone.mix.shape == (3, 1)
     for wanted, got in zip(scene.filled(moves), settled.filled(alone), strict=True):

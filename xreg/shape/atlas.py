@@ -1,9 +1,10 @@
 """Shapes of single bones from patients: signed distances about each bone's middle, on lattices of 4 mm.
 
 A bone is told by where it lies (its centroid), how large it is (the cube root of its volume), a signed
-distance in units of that size, and how its density varies.  The examples of several patients are kept, and
-mixed when they are fitted.  Left and right bones are mirrored into each other, so that two
-patients give four ribs of a level.
+distance in units of that size, and how its density varies.  The examples of several patients are kept, laid
+onto each other (`xreg.shape.alignment`), and mixed when they are fitted.  Left and right bones are mirrored
+into each other, so that two patients give four ribs of a level, and where a vertebra has few examples, those
+above and below it are taken too.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
+from xreg.shape.alignment import laid_together, lattice
 from xreg.shape.cage import FEWEST, RibCage, build_cages
 from xreg.shape.centroids import whole_boxes
+from xreg.shape.moves import products
 from xreg.shape.patients import SOFT
+from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.schemes import scheme as scheme_of
 
 if TYPE_CHECKING:
     from xreg.shape.sources import Member
 
-SCHEMA = "xreg.shape-atlas/2"
+SCHEMA = "xreg.shape-atlas/3"
 FILE = "atlas.safetensors"
-_EXAMPLES = 6  # of a bone, spread over the patients
+_EXAMPLES = 12  # of a bone, spread over the patients
+_ALIKE = VERTEBRAE[2:]  # those that are shaped as their neighbours are
 _PART = 0.75  # of the largest example's size: a smaller one is a bone that the scan cut off
 _MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
 _STEP_MM = 4.0  # of a lattice
@@ -75,9 +80,9 @@ class BoneShape:
         """Slack and kept, when they are first asked for: most bones of an atlas are not in a film."""
         distances = self.fields[:, 0].flatten(1)
         wanted = max(1, round(float((distances < 0).float().sum(1).mean())))
-        mean = distances.mean(0)
-        slack = max(0.0, float(mean.kthvalue(min(wanted + 1, len(mean))).values))
-        return slack, float((mean < 0).sum()) / wanted
+        ordered = distances.mean(0).sort().values
+        slack = max(0.0, float(ordered[wanted - 1 : wanted + 1].mean()))
+        return slack, float((ordered < 0).sum()) / wanted
 
     def at(
         self, points: Float[Tensor, "n 3"], weights: Float[Tensor, " M"]
@@ -90,10 +95,14 @@ class BoneShape:
         reach = self.reach.to(points)
         at = points / reach
         inside = at.clamp(-1.0, 1.0)
-        fields = self.fields.flatten(0, 1)[None].to(points)
+        fields = self._weighted(weights).to(points)[None]
         found = F.grid_sample(fields, inside[None, None, None], padding_mode="border", align_corners=True)
-        distance, density = (weights @ found.view(len(weights), -1)).view(2, -1)
+        distance, density = found.view(2, -1)
         return distance - self._slack_of(weights) + ((at - inside) * reach).abs().sum(-1), density
+
+    def _weighted(self, weights: Float[Tensor, " M"]) -> Float[Tensor, "2 d h w"]:
+        """Weighted means of the examples' fields."""
+        return (weights @ self.fields.flatten(1)).view(self.fields.shape[1:])
 
     def _slack_of(self, weights: Float[Tensor, " M"]) -> Float[Tensor, ""]:
         """Nothing of one example, and all of it of an even mixture."""
@@ -102,10 +111,14 @@ class BoneShape:
 
     def mixed(self, weights: Float[Tensor, " M"]) -> BoneShape:
         """The mixture as the only example."""
-        fields = torch.einsum("m,m...->...", weights, self.fields)
+        fields = self._weighted(weights)
         fields[0] -= self._slack_of(weights)
         size = sum(float(w) * size for w, size in zip(weights, self.sizes, strict=True))
         return BoneShape(fields[None], self.reach, (size,))
+
+    def mirrored(self) -> BoneShape:
+        """The other side's bone."""
+        return BoneShape(self.fields.flip(-1), self.reach, self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +131,14 @@ class Atlas:
     cages: tuple[RibCage, ...] = ()
 
     def save(self, folder: str | PathLike) -> None:
-        """Write ``atlas.safetensors`` into a folder that exists, atomically."""
-        tensors = {}
+        """Write ``atlas.safetensors`` into a folder that exists, atomically; one side's bones alone."""
+        tensors, sizes, names = {}, {}, scheme_of(self.scheme)
         for name, bone in self.bones.items():
-            tensors[f"{name}.fields"] = bone.fields.half()
-            tensors[f"{name}.reach"] = bone.reach
-        sizes = {name: list(bone.sizes) for name, bone in self.bones.items()}
+            number = names.index(name)
+            if number <= int(names.mirror[number]):
+                tensors[f"{name}.fields"] = bone.fields.half()
+                tensors[f"{name}.reach"] = bone.reach
+                sizes[name] = list(bone.sizes)
         for n, cage in enumerate(self.cages):
             tensors |= cage.tensors(f"cage.{n}")
         cages = [{"patient": cage.patient, "gap": cage.gap} for cage in self.cages]
@@ -143,14 +158,17 @@ class Atlas:
         remedy = "make it anew with xreg shape atlas, or reconstruct without it (--no-refine)"
         tensors, facts = load_tensors(file, schema=SCHEMA, what="an atlas of bones", remedy=remedy)
         try:
-            bones = {
-                name: BoneShape(tensors[f"{name}.fields"].float(), tensors[f"{name}.reach"], tuple(sizes))
+            names = scheme_of(facts["scheme"])
+            shapes = {
+                names.index(name): BoneShape(
+                    tensors[f"{name}.fields"].float(), tensors[f"{name}.reach"], tuple(sizes)
+                )
                 for name, sizes in facts["sizes"].items()
             }
             cages = tuple(
                 RibCage.of_tensors(tensors, f"cage.{n}", of) for n, of in enumerate(facts.get("cages", ()))
             )  # those of an atlas that was made before there were any lie nowhere
-            return cls(bones, tuple(facts["patients"]), facts["scheme"], cages)
+            return cls(_both_sides(shapes, names), tuple(facts["patients"]), facts["scheme"], cages)
         except (KeyError, TypeError) as error:
             raise FileError(f"{file}: lacks an entry or holds a wrong one ({error}); {remedy}") from error
 
@@ -167,18 +185,36 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
         schemes = ", ".join(sorted({p.scheme for p in chosen})) or "no patient"
         raise ShapeError(f"an atlas needs patients of one label scheme, got {schemes}")
     names = scheme_of(chosen[0].scheme)
-    found: dict[str, list[_Found]] = {}
-    for patient in chosen:
-        for number, bone in _whole_bones(patient):
-            found.setdefault(names.names[number], []).append(bone)
-            other = int(names.mirror[number])
-            if other != number:
-                found.setdefault(names.names[other], []).append(bone.mirrored())
-    if not found:
+    shapes = {number: _shape(ones) for number, ones in _examples(chosen, names).items()}
+    if not shapes:
         raise ShapeError("no patient shows a whole bone; an atlas needs bones off the border of their grid")
-    bones = {name: _shape(found[name]) for name in names.names if name in found}
     patients = tuple(dict.fromkeys(member.patient for member in chosen))
-    return Atlas(bones, patients, names.name, build_cages(chosen))
+    return Atlas(_both_sides(shapes, names), patients, names.name, build_cages(chosen))
+
+
+def _both_sides(shapes: Mapping[int, BoneShape], names: Scheme) -> dict[str, BoneShape]:
+    """Bones by name; of two sides the one of the higher number is the mirror image of the other."""
+    others = {int(names.mirror[number]): shape for number, shape in shapes.items()}
+    both = {**{number: shape.mirrored() for number, shape in others.items()}, **shapes}
+    return {names.names[number]: both[number] for number in sorted(both)}
+
+
+def _examples(patients: Iterable[Member], names: Scheme) -> dict[int, list[_Found]]:
+    """Patients' bones by number; of two sides, both as the one of the lower number.
+
+    Vertebrae that are fewer than they may be are filled up with their neighbours.
+    """
+    own: dict[int, list[_Found]] = {}
+    for patient in patients:
+        for number, bone in _whole_bones(patient):
+            other = int(names.mirror[number])
+            own.setdefault(min(number, other), []).append(bone if number <= other else bone.mirrored())
+    found = {number: _spread(_whole(ones), _EXAMPLES) for number, ones in own.items()}
+    for number, beside in _neighbours(names):
+        if number in own:
+            near = _whole([bone for other in beside for bone in own.get(other, ())])
+            found[number] += _spread(near, _EXAMPLES - len(found[number]))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,14 +295,32 @@ def _density(hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return (1 + above / max(float(above[inside].mean()), 1.0)) / 2
 
 
+def _whole(found: list[_Found]) -> list[_Found]:
+    """Those that are not parts of a bone."""
+    largest = max((one.size for one in found), default=0.0)
+    return [one for one in found if one.size >= _PART * largest]
+
+
+def _spread(found: list[_Found], most: int) -> list[_Found]:
+    return found[:: math.ceil(len(found) / most)] if found and most else []
+
+
+def _neighbours(names: Scheme) -> Iterable[tuple[int, list[int]]]:
+    """Vertebrae that are shaped as those above and below, and these."""
+    row = [names.index(name) for name in _ALIKE if name in names.names]
+    return [(one, row[max(0, n - 1) : n] + row[n + 1 : n + 2]) for n, one in enumerate(row)]
+
+
 def _shape(found: list[_Found]) -> BoneShape:
-    largest = max(one.size for one in found)
-    whole = [one for one in found if one.size >= _PART * largest]
-    whole = whole[:: math.ceil(len(whole) / _EXAMPLES)]
-    reach = np.max([np.maximum(-one.corners[0], one.corners[1]) / one.size for one in whole], 0) + _MARGIN
-    counts = np.clip(np.ceil(2 * reach * largest / _STEP_MM) + 1, _LEAST, _MOST).astype(int)
-    lines = [np.linspace(-r, r, n) for r, n in zip(reach, counts, strict=True)]
-    z, y, x = np.meshgrid(*lines[::-1], indexing="ij")
-    points = np.stack([x, y, z], -1)
-    fields = torch.from_numpy(np.stack([one.at(points) for one in whole])).float()
-    return BoneShape(fields, torch.from_numpy(reach).float(), tuple(one.size for one in whole))
+    """Examples on one lattice, laid onto each other."""
+    reach = torch.from_numpy(
+        np.max([np.maximum(-one.corners[0], one.corners[1]) / one.size for one in found], 0) + _MARGIN
+    ).float()
+    edges = 2 * reach * max(one.size for one in found) / _STEP_MM
+    points = lattice(reach, [int(n) for n in (edges.ceil() + 1).clamp(_LEAST, _MOST).flip(0)])
+    fields = torch.from_numpy(np.stack([one.at(points.double().numpy()) for one in found])).float()
+    if len(found) > 1:
+        maps = laid_together(fields[:, 0], reach).maps
+        places = [(products(points.flatten(0, 2)) @ one).view_as(points).double().numpy() for one in maps]
+        fields = torch.from_numpy(np.stack([one.at(at) for one, at in zip(found, places, strict=True)]))
+    return BoneShape(fields.float(), reach, tuple(one.size for one in found))

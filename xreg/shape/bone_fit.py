@@ -36,9 +36,9 @@ class RefineSettings:
     edges in the films, the network's thickness maps and its probabilities count for.
     """
 
-    steps: int = 12
+    steps: int = 16
     rate: float = 0.04
-    close_steps: int = 16
+    close_steps: int = 24
     close_rate: float = 0.5
     trust: float = 0.1
     rib_trust: float = 0.6
@@ -50,7 +50,7 @@ class RefineSettings:
     mix: float = 2.0
     prior: float = 0.01
     rows: float = 0.01
-    line: float = 0.02
+    line: float = 0.01
     pelvis: float = 0.01
     films: float = 1.0
     maps: float = 1.0
