@@ -42,9 +42,9 @@ FILE = "atlas.safetensors"
 _EXAMPLES = 12  # of a bone, spread over the patients
 _ALIKE = VERTEBRAE[2:]  # those that are shaped as their neighbours are
 _PART = 0.75  # of the largest example's size: a smaller one is a bone that the scan cut off
-_MARGIN = 0.5  # of a bone's size, about the box of all patients' bones
-_STEP_MM = 4.0  # of a lattice
-_MOST, _LEAST = 80, 12  # points of a lattice along an edge
+_MARGIN = 0.15  # of a bone's size, about the box of all patients' bones
+_STEP_MM = 3.0  # of a lattice
+_MOST, _LEAST = 110, 12  # points of a lattice along an edge
 _DENSEST = 900.0  # HU above soft tissue: more is metal, or counts as much
 _MOST_PATIENTS = 40
 

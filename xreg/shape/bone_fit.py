@@ -40,7 +40,7 @@ class RefineSettings:
     rate: float = 0.04
     close_steps: int = 24
     close_rate: float = 0.5
-    trust: float = 0.1
+    trust: float = 0.05
     rib_trust: float = 0.6
     least: float = 0.1
     turn_degrees: float = 12.0
