@@ -86,6 +86,25 @@ def test_a_film_that_does_not_know_left_from_right_tells_the_middle_of_both(atla
     assert off() > together + 2
 
 
+def test_both_sides_start_side_by_side(atlas) -> None:
+    """Probabilities and maps have one thigh 40 mm in front of the other: no patient stands so in films."""
+    askew = body()
+    for name, way in (("femur_left", 5), ("femur_right", -5)):
+        askew[askew == ALL.index(name)] = 0
+        one = body()
+        one[one != ALL.index(name)] = 0
+        askew += one.roll(way, 1)
+    scene = Scene.of(told(askew), atlas, GRID, 1)
+    left, right = (scene.names.index(f"femur_{side}") for side in ("left", "right"))
+    assert float((scene.place[left] - scene.place[right])[1].abs()) > 35
+    made = started_by_maps(scene, maps_of(askew, UPRIGHT), UPRIGHT, ALL)
+    across = made.place[left] - made.place[right]
+    assert float(across[0]) == pytest.approx(-68.0, abs=2.0)
+    assert float(across[1:].norm()) <= 0.151 * float(across[0].abs())
+    middle = (scene.place[left] + scene.place[right]) / 2
+    torch.testing.assert_close((made.place[left] + made.place[right]) / 2, middle, atol=1.5, rtol=0.0)
+
+
 def test_what_lies_far_away_is_a_mistake(atlas) -> None:
     scene, maps = Scene.of(told(body()), atlas, GRID, 1), maps_of(body(), UPRIGHT)
     number = ALL.index("L4")

@@ -1,4 +1,4 @@
-"""Shapes of single bones from patients: signed distances about each bone's middle, on lattices of 4 mm.
+"""Shapes of single bones from patients: signed distances about each bone's middle, on lattices of 3 mm.
 
 A bone is told by where it lies (its centroid), how large it is (the cube root of its volume), a signed
 distance in units of that size, and how its density varies.  The examples of several patients are kept, laid
@@ -194,8 +194,7 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
 
 def _both_sides(shapes: Mapping[int, BoneShape], names: Scheme) -> dict[str, BoneShape]:
     """Bones by name; of two sides the one of the higher number is the mirror image of the other."""
-    others = {int(names.mirror[number]): shape for number, shape in shapes.items()}
-    both = {**{number: shape.mirrored() for number, shape in others.items()}, **shapes}
+    both = {int(names.mirror[number]): shape.mirrored() for number, shape in shapes.items()} | dict(shapes)
     return {names.names[number]: both[number] for number in sorted(both)}
 
 

@@ -25,6 +25,7 @@ _AROUND = 1.2  # of a bone's reach, within which its thickness counts for its mi
 _SEARCHES = 4  # for that
 _ALIKE = 0.5  # cosine of both sides' maps from which a film does not tell them apart
 _LOOSE = 0.01  # what the place before counts for, against a film's ray
+_ASKEW = 0.15  # of the way from one side to the other, what it goes to the front or the head at most
 _MOST_MM = 25.0  # from where the probabilities put a bone: a middle further away is a mistake's
 
 
@@ -36,6 +37,7 @@ def started_by_maps(
 
     thickness: of each label, mm, in the films of ``cameras``.  Films from the side share a hip's or a rib's
     thickness between left and right: where both maps are alike, only the middle of both is taken from them.
+    Half from the side, a network may take one side for the other: patients are not turned as far as that.
     """
     places = scene.place.clone()
     pixels = [pixel_mm(camera, scene.grid.center) for camera in cameras]
@@ -53,9 +55,10 @@ def started_by_maps(
             for n, middle in enumerate(found):
                 own = [ray_at(camera, _middle(part[n], reach / px)) for part, camera, px in clear]
                 found[n] = _met(own, middle)
-        for bone, place in zip(bones, found, strict=True):
-            if float((place - scene.place[bone]).norm()) < _MOST_MM:
-                places[bone] = place
+        for n, bone in enumerate(bones):
+            if float((found[n] - places[bone]).norm()) >= _MOST_MM:
+                found[n] = places[bone]
+        places[bones] = torch.stack(found if len(bones) == 1 else _abreast(*found))
     return replace(scene, place=places)
 
 
@@ -64,6 +67,14 @@ def _both_sides(scene: Scene, names: Scheme) -> list[list[int]]:
     at = {number: bone for bone, number in enumerate(scene.numbers)}
     pairs = {tuple(sorted({n, int(names.mirror[n])} & at.keys())) for n in at}
     return [[at[number] for number in pair] for pair in sorted(pairs)]
+
+
+def _abreast(a: Float[Tensor, " 3"], b: Float[Tensor, " 3"]) -> list[Float[Tensor, " 3"]]:
+    """Both sides' places (RAS), with the line between them along the patient's own axis or nearly so."""
+    middle, half = (a + b) / 2, (a - b) / 2
+    askew, most = half[1:].norm(), _ASKEW * half[0].abs()
+    half = torch.cat([half[:1], half[1:] * (most / askew.clamp_min(1e-6)).clamp_max(1.0)])
+    return [middle + half, middle - half]
 
 
 def _told_apart(maps: Float[Tensor, "2 H W"]) -> bool:
