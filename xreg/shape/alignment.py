@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from xreg.shape.deform import base_points
 from xreg.shape.moves import Moves, Pose, products
 
 _STEPS = 60  # of Adam
@@ -31,7 +32,7 @@ def laid_together(distances: Float[Tensor, "M d h w"], reach: Float[Tensor, " 3"
     square.  The mean of all moves is none, so that the bone stays as large and lies as examples do on
     average.  The same input gives the same bits.
     """
-    count, points = len(distances), lattice(reach, distances.shape[1:])
+    count, points = len(distances), base_points(distances.shape[1:], reach) * reach
     every = (slice(None, None, _EVERY),) * 3
     near = distances[(slice(None), *every)].amin(0) < _NEAR
     at = products(points[every][near])
@@ -56,13 +57,6 @@ def laid_together(distances: Float[Tensor, "M d h w"], reach: Float[Tensor, " 3"
             falling.step()
     with torch.no_grad():
         return pose()
-
-
-def lattice(reach: Float[Tensor, " 3"], shape: torch.Size | tuple[int, ...]) -> Float[Tensor, "d h w 3"]:
-    """Points (x, y, z) of a lattice of this shape that goes from -reach to reach."""
-    lines = [torch.linspace(-1, 1, n) * r for n, r in zip(reversed(shape), reach.tolist(), strict=True)]
-    z, y, x = torch.meshgrid(*reversed(lines), indexing="ij")
-    return torch.stack([x, y, z], -1)
 
 
 def _filled(distances: Tensor, at: Tensor, pose: Pose, reach: Tensor) -> Float[Tensor, "M n"]:

@@ -26,9 +26,10 @@ from torch import Tensor
 from xreg.errors import FileError, ShapeError
 from xreg.io import VoxelGrid
 from xreg.io.tensors import load_tensors, save_tensors
-from xreg.shape.alignment import laid_together, lattice
+from xreg.shape.alignment import laid_together
 from xreg.shape.cage import FEWEST, RibCage, build_cages
 from xreg.shape.centroids import whole_boxes
+from xreg.shape.deform import base_points
 from xreg.shape.moves import products
 from xreg.shape.patients import SOFT
 from xreg.shape.schemes import VERTEBRAE, Scheme
@@ -101,18 +102,22 @@ class BoneShape:
         return distance - self._slack_of(weights) + ((at - inside) * reach).abs().sum(-1), density
 
     def _weighted(self, weights: Float[Tensor, " M"]) -> Float[Tensor, "2 d h w"]:
-        """Weighted means of the examples' fields."""
+        """Weighted means of the examples' fields; of a single one, itself: it is told at every step."""
+        if len(self.fields) == 1:
+            return self.fields[0]
         return (weights @ self.fields.flatten(1)).view(self.fields.shape[1:])
 
     def _slack_of(self, weights: Float[Tensor, " M"]) -> Float[Tensor, ""]:
         """Nothing of one example, and all of it of an even mixture."""
-        count = max(2, len(weights))
+        count = len(weights)
+        if count == 1:
+            return weights.new_zeros(())
         return self.slack * (1 - weights.square().sum()) * count / (count - 1)
 
     def mixed(self, weights: Float[Tensor, " M"]) -> BoneShape:
         """The mixture as the only example."""
-        fields = self._weighted(weights)
-        fields[0] -= self._slack_of(weights)
+        distance, density = self._weighted(weights)
+        fields = torch.stack([distance - self._slack_of(weights), density])
         size = sum(float(w) * size for w, size in zip(weights, self.sizes, strict=True))
         return BoneShape(fields[None], self.reach, (size,))
 
@@ -316,10 +321,16 @@ def _shape(found: list[_Found]) -> BoneShape:
         np.max([np.maximum(-one.corners[0], one.corners[1]) / one.size for one in found], 0) + _MARGIN
     ).float()
     edges = 2 * reach * max(one.size for one in found) / _STEP_MM
-    points = lattice(reach, [int(n) for n in (edges.ceil() + 1).clamp(_LEAST, _MOST).flip(0)])
-    fields = torch.from_numpy(np.stack([one.at(points.double().numpy()) for one in found])).float()
+    shape = [int(n) for n in (edges.ceil() + 1).clamp(_LEAST, _MOST).flip(0)]
+    points = base_points(shape, reach) * reach
+    fields = _fields(found, [points] * len(found))
     if len(found) > 1:
-        maps = laid_together(fields[:, 0], reach).maps
-        places = [(products(points.flatten(0, 2)) @ one).view_as(points).double().numpy() for one in maps]
-        fields = torch.from_numpy(np.stack([one.at(at) for one, at in zip(found, places, strict=True)]))
-    return BoneShape(fields.float(), reach, tuple(one.size for one in found))
+        at, pose = products(points.flatten(0, 2)), laid_together(fields[:, 0], reach)
+        fields = _fields(found, [(at @ one).view_as(points) for one in pose.maps])
+    return BoneShape(fields, reach, tuple(one.size for one in found))
+
+
+def _fields(found: list[_Found], places: Iterable[Float[Tensor, "d h w 3"]]) -> Float[Tensor, "M 2 d h w"]:
+    """Signed distances and densities of bones, each at its places about the centroid."""
+    told = [one.at(at.double().numpy()) for one, at in zip(found, places, strict=True)]
+    return torch.from_numpy(np.stack(told)).float()
