@@ -212,8 +212,8 @@ def test_gradients_of_points_in_the_films_by_differences(case) -> None:
             moved = views.with_films(views.films + step * direction)
             return float(net(moved, lattice).combined.double().square().sum())
 
-    slope = (value(1e-3) - value(-1e-3)) / 2e-3
-    assert slope == pytest.approx(float((films.grad * direction).sum()), rel=0.05)
+    slope = (value(1e-2) - value(-1e-2)) / 2e-2  # a smaller step drowns in rounding
+    assert slope == pytest.approx(float((films.grad * direction).sum()), rel=0.03)
 
 
 def test_sparse_answers_are_the_dense_ones(case) -> None:

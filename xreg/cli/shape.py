@@ -11,6 +11,7 @@ VERBS = (
     "atlas",
     "draw",
     "evaluate",
+    "learn",
     "prepare",
     "train",
     "train-spine",

@@ -12,9 +12,8 @@ from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from xreg.shape.sources import Member
     from xreg.shape.training import Report, Trained
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
@@ -85,6 +84,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     check_beginning(options)
     check_folder(output)
     clock = Clock()
+    from xreg.shape.atlas import keep_atlas
     from xreg.shape.sources import coarser, read_prepared, require_apart, scanned_members, split_patients
 
     require_apart(samples, options["hold_out"])
@@ -96,7 +96,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
             prepared, patients, options["hold_out"], plain=options["as_they_are"]
         )
     with terminal.working("cutting out the bones of the patients"):
-        atlas = _save_atlas(scanned_members(source, patients, options["hold_out"]), output)
+        atlas = keep_atlas(scanned_members(source, patients, options["hold_out"]), output)
     with terminal.working("training") as tell:
         trained = _train(_tilted(source, options["tilt"]), held_out, output, options, tell)
     result = _result(trained, options, type(source).__name__)
@@ -104,20 +104,6 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
     terminal.lines(_lines(result))
     return result
-
-
-def _save_atlas(members: Sequence[Member], output: Path) -> int:
-    """Write the shapes of the patients' bones beside the network to be; how many bones there are."""
-    from xreg.errors import ShapeError
-    from xreg.shape.atlas import build_atlas
-
-    try:
-        atlas = build_atlas(members)
-    except ShapeError:  # what is wrong with samples the training tells; without whole bones it goes on
-        return 0
-    output.mkdir(parents=True, exist_ok=True)
-    atlas.save(output)
-    return len(atlas.bones)
 
 
 def _tilted(source: Any, degrees: float) -> Any:
@@ -138,17 +124,6 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
     from xreg.shape.train_settings import ShapeTrainSettings
     from xreg.shape.training import train
 
-    told = [""]
-
-    def on_report(report: Report) -> None:
-        key = None
-        if report.validation:
-            key, scores = report.step, report.validation
-            told[0] = "held out: " + ", ".join(f"{name} {dice:.3f}" for name, dice in scores.items())
-        text = f"{report.seconds:.0f} s, step {report.step}, loss {report.losses['loss']:.3f}"
-        shown = f"{text}; {told[0]}" if told[0] else text
-        tell(shown, key=key, done=round(1000 * report.progress), total=1000)
-
     settings = ShapeTrainSettings(
         steps=options["steps"],
         minutes=None if options["steps"] else options["minutes"] or 60.0,
@@ -161,7 +136,23 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
         network=PRESETS[options["network"]],
     )
     known = {name: options[name] for name in ("start", "resume", "device", "workers")}
-    return train(source, settings, output, held_out=held_out, on_report=on_report, **known)
+    return train(source, settings, output, held_out=held_out, on_report=telling(tell), **known)
+
+
+def telling(tell: Tell) -> Callable[[Report], None]:
+    """What shows where a training of labels stands, with the last look at the held-out patients."""
+    told = [""]
+
+    def on_report(report: Report) -> None:
+        key = None
+        if report.validation:
+            key, scores = report.step, report.validation
+            told[0] = "held out: " + ", ".join(f"{name} {dice:.3f}" for name, dice in scores.items())
+        text = f"{report.seconds:.0f} s, step {report.step}, loss {report.losses['loss']:.3f}"
+        shown = f"{text}; {told[0]}" if told[0] else text
+        tell(shown, key=key, done=round(1000 * report.progress), total=1000)
+
+    return on_report
 
 
 def _result(trained: Trained, options: dict[str, Any], made: str) -> dict[str, Any]:

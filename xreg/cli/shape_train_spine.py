@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xreg.cli.options import PATH, check_budget, check_folder, shared
-from xreg.cli.terminal import Clock, Terminal
+from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xreg.shape.spine_training import SpineReport
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -53,13 +55,11 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         steps=options["steps"], minutes=minutes, batch=options["batch"], seed=options["seed"]
     )
     with terminal.working("training") as tell:
-
-        def on_report(report: SpineReport) -> None:
-            losses = ", ".join(f"{name} {loss:.3f}" for name, loss in report.losses.items())
-            text = f"{report.seconds:.0f} s, step {report.step}, {losses}"
-            tell(text, done=round(1000 * report.progress), total=1000)
-
-        known = {"held_out": options["hold_out"], "resume": options["resume"], "on_report": on_report}
+        known = {
+            "held_out": options["hold_out"],
+            "resume": options["resume"],
+            "on_report": telling_spine(tell),
+        }
         facts = train_spine(source.samples, settings, output, **known)
     terminal.lines(
         [
@@ -70,3 +70,14 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     names = ("patients", "held_out", "samples", "step")
     seconds = {"training": facts["seconds"], "total": clock.seconds}
     return {"reader": str(output / FOLDER), **{n: facts[n] for n in names}, "seconds": seconds}
+
+
+def telling_spine(tell: Tell) -> Callable[[SpineReport], None]:
+    """What shows where the training of a reader stands."""
+
+    def on_report(report: SpineReport) -> None:
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in report.losses.items())
+        text = f"{report.seconds:.0f} s, step {report.step}, {losses}"
+        tell(text, done=round(1000 * report.progress), total=1000)
+
+    return on_report

@@ -197,6 +197,20 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
     return Atlas(_both_sides(shapes, names), patients, names.name, build_cages(chosen))
 
 
+def keep_atlas(patients: Iterable[Member], folder: str | PathLike) -> int:
+    """Write the atlas of patients into a network's folder; how many bones it has.
+
+    0, and no file, where there is none to make: a network does without.
+    """
+    try:
+        atlas = build_atlas(patients)
+    except ShapeError:  # what is wrong with samples the training tells
+        return 0
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    atlas.save(folder)
+    return len(atlas.bones)
+
+
 def _both_sides(shapes: Mapping[int, BoneShape], names: Scheme) -> dict[str, BoneShape]:
     """Bones by name; of two sides the one of the higher number is the mirror image of the other."""
     both = {int(names.mirror[number]): shape.mirrored() for number, shape in shapes.items()} | dict(shapes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int16
@@ -136,12 +136,12 @@ def draw_pool(
     """Draw new patients once and keep them as samples, which many trainings can use; how many were drawn.
 
     Sample n comes from (seed, n) alone, and one that is there already is kept: so a stopped draw goes on.
-    on_done is told how many there are.  Raises ShapeError, FileError.
+    on_done is told how many there are.  Raises FileError where another pool was begun in the folder.
     """
     drawn = 0
     fresh = replace(source, as_they_are=0.0)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json(Path(folder) / POOL, {"patients": [p.name for p in source.patients], "seed": seed})
+    _begin_pool(Path(folder) / POOL, source, seed)
     for n in range(count):
         place = Path(folder) / f"{n:05d}"
         if not (place / sample_files.TENSORS).is_file():
@@ -152,6 +152,33 @@ def draw_pool(
     return drawn
 
 
+def _begin_pool(file: Path, source: Population, seed: int) -> None:
+    """Write what a pool is drawn from, or compare it with what is written."""
+    facts = {
+        "patients": [p.name for p in source.patients],
+        "seed": seed,
+        "tilt": source.exposure.tilt_degrees,
+        "bodies": source.bodies,
+    }
+    if not file.is_file():
+        write_json(file, facts)
+    elif different := sorted(name for name, value in _pool_facts(file).items() if facts.get(name) != value):
+        raise FileError(
+            f"{file.parent}: holds a pool with other {', '.join(different)}; go on with the same, or choose "
+            "another folder"
+        )
+
+
+def _pool_facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(facts["patients"], list):
+            raise TypeError("its patients are no list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{file}: cannot be read ({error}); draw the pool again") from error
+    return facts
+
+
 def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) -> None:
     """ShapeError for a pool in whose patients there is something of those to hold out.
 
@@ -160,11 +187,7 @@ def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) ->
     for file in (Path(folder) / POOL for folder in folders):
         if not file.is_file():
             continue
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))["patients"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{file}: cannot be read ({error}); draw the pool again") from error
-        if shared := sorted(set(known) & set(held_out)):
+        if shared := sorted(set(_pool_facts(file)["patients"]) & set(held_out)):
             raise ShapeError(
                 f"{file.parent}: was drawn from {', '.join(shared)} too, which shall be held out; draw a "
                 "pool with --hold-out"

@@ -75,13 +75,17 @@ class UNet(nn.Module):
 
 
 class FilmEncoder(nn.Module):
-    """Films [N, 13, H, W] with their geometry to features [N, C, H, W] and a summary [N, deepest]."""
+    """Films [N, 13, H, W] with their geometry to features [N, C, H, W] and a summary [N, deepest].
+
+    Its channels lie side by side in memory, which is quicker.
+    """
 
     def __init__(self, widths: Sequence[int], features: int) -> None:
         super().__init__()
         self.body = UNet(FILM_CHANNELS, widths, 2)
         self.out = nn.Conv2d(widths[0], features, 1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Float[Tensor, "N 13 H W"]) -> tuple[Tensor, Tensor]:
-        fine, deep = self.body(x)
+        fine, deep = self.body(x.contiguous(memory_format=torch.channels_last))
         return self.out(fine), deep.mean((-1, -2))

@@ -1,0 +1,187 @@
+"""From prepared patients to all that a reconstruction needs, in one go: the single trainings in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xreg.errors import ShapeError
+from xreg.shape.atlas import keep_atlas
+from xreg.shape.networks.settings import PRESETS, NetworkSettings
+from xreg.shape.population import Exposure
+from xreg.shape.samples import Sample
+from xreg.shape.sources import (
+    AsTheyAre,
+    Population,
+    coarser,
+    draw_pool,
+    patients_without,
+    read_prepared,
+    require_apart,
+    split_patients,
+)
+from xreg.shape.spine_training import FOLDER as SPINE
+from xreg.shape.spine_training import SpineReport, SpineTrainSettings, train_spine
+from xreg.shape.train_settings import ShapeTrainSettings
+from xreg.shape.training import Report, Trained, train
+from xreg.training import TRAINING, require_one_end
+
+POOLS, COARSE = "pool", "coarse"  # in the network's folder
+
+
+@dataclass(frozen=True)
+class LearnSettings:
+    """How a model is made of prepared patients.
+
+    steps or minutes: what the trainings take in all; exactly one.
+
+    near, turned: patients that are drawn, with views tilted by ``tilts`` (standard deviations, degrees) each;
+    of the turned ones the part ``bodies`` has its bones in other patients' soft tissue.
+
+    coarse: part of the trainings on films of about ``voxels`` pixels along the longest edge, where most is
+    learned, as a step takes a third of the time; spine: part for what counts vertebrae.  The rest goes on
+    with films as fine as the samples are.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    near: int = 120
+    turned: int = 130
+    tilts: tuple[float, float] = (3.0, 14.0)
+    bodies: float = 0.75
+    coarse: float = 0.4
+    voxels: int = 80
+    spine: float = 0.25
+    seed: int = 0
+    network: NetworkSettings = field(default_factory=lambda: PRESETS["rays-light"])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tilts", tuple(float(tilt) for tilt in self.tilts))
+        require_one_end(self.steps, self.minutes, ShapeError)
+        if min(self.near, self.turned) < 0 or self.near + self.turned < 1 or min(self.tilts) < 0:
+            raise ShapeError(
+                "near and turned must be numbers of patients, at least one in all, and tilts not negative, "
+                f"got {self.near}, {self.turned}, {self.tilts}"
+            )
+        if not (self.coarse > 0 and self.spine > 0 and self.coarse + self.spine < 1):
+            raise ShapeError(
+                "coarse and spine must be positive and leave a part for the rest, "
+                f"got {self.coarse}, {self.spine}"
+            )
+
+    def part(self, share: float) -> dict[str, Any]:
+        """What a training takes that has this share of all."""
+        if self.minutes is not None:
+            return {"minutes": share * self.minutes}
+        return {"steps": max(1, round(share * self.steps))}
+
+
+class Learning:
+    """The steps from prepared patients to a model in ``folder``, to be taken in the order of the methods.
+
+    prepared: folders that `xreg shape prepare` wrote, with the patients' CTs.  held_out: patients of whom
+    nothing is learned, drawn or kept.  What a step finished is kept, and one that was stopped goes on when it
+    is taken again with the same settings.  Raises ShapeError, FileError.
+    """
+
+    def __init__(
+        self,
+        prepared: Sequence[str | PathLike],
+        settings: LearnSettings,
+        folder: str | PathLike,
+        *,
+        held_out: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        workers: int = 1,
+    ) -> None:
+        require_apart(prepared, held_out)
+        self.prepared, self.settings, self.folder = list(prepared), settings, Path(folder)
+        self.held_out, self.device, self.workers = tuple(held_out), device, workers
+        _, patients = read_prepared(self.prepared)
+        self.patients = patients_without(patients, held_out)
+
+    @property
+    def count(self) -> int:
+        """How many patients are drawn."""
+        return self.settings.near + self.settings.turned
+
+    def draw(self, on_done: Callable[[int], None] | None = None) -> int:
+        """Draw new patients; how many were drawn now.  on_done is told how many there are."""
+        drawn = before = 0
+        for pool, count, source in self._pools():
+            told = None if on_done is None else lambda n, before=before: on_done(before + n)
+            drawn += draw_pool(source, pool, count, seed=self._seed(pool), on_done=told)
+            before += count
+        return drawn
+
+    def keep_bones(self) -> int:
+        """Write the atlas of the patients' bones; how many it has, 0 where no patient shows a whole one."""
+        return keep_atlas(Population(self.patients).members, self.folder)
+
+    def read_coarse(self, on_report: Callable[[Report], None] | None = None) -> Trained:
+        """Train the network of labels on coarse films, in a folder of its own."""
+        return self._train(self.folder / COARSE, self.settings.coarse, self.settings.voxels, None, on_report)
+
+    def read_fine(self, on_report: Callable[[Report], None] | None = None) -> Trained:
+        """Train it on, on films as fine as the samples are."""
+        share = 1 - self.settings.coarse - self.settings.spine
+        return self._train(self.folder, share, None, self.folder / COARSE, on_report)
+
+    def count_vertebrae(self, on_report: Callable[[SpineReport], None] | None = None) -> dict[str, Any]:
+        """Train what counts vertebrae; its facts."""
+        settings = SpineTrainSettings(**self.settings.part(self.settings.spine), seed=self.settings.seed)
+        source, _ = self._samples(None)
+        known = {"held_out": self.held_out, "resume": _begun(self.folder / SPINE), "on_report": on_report}
+        return train_spine(source.samples, settings, self.folder, **known)
+
+    def _pools(self) -> list[tuple[Path, int, Population]]:
+        known = self.settings
+        turned = Population(self.patients, bodies=known.bodies)
+        each = [("near", known.near, Population(self.patients)), ("turned", known.turned, turned)]
+        return [
+            (self.folder / POOLS / name, count, replace(source, exposure=Exposure(tilt_degrees=tilt)))
+            for (name, count, source), tilt in zip(each, known.tilts, strict=True)
+            if count
+        ]
+
+    def _seed(self, pool: Path) -> int:
+        return self.settings.seed + ("near", "turned").index(pool.name) + 1
+
+    def _samples(self, voxels: int | None) -> tuple[AsTheyAre, list[Sample]]:
+        """All samples to learn from, prepared and drawn, and those held out."""
+        samples, _ = read_prepared([*self.prepared, *(pool for pool, _, _ in self._pools())])
+        samples = samples if voxels is None else coarser(samples, voxels)
+        return split_patients(samples, (), self.held_out, plain=True)
+
+    def _train(
+        self,
+        folder: Path,
+        share: float,
+        voxels: int | None,
+        start: Path | None,
+        on_report: Callable[[Report], None] | None,
+    ) -> Trained:
+        source, held_out = self._samples(voxels)
+        known = self.settings
+        settings = ShapeTrainSettings(**known.part(share), network=known.network, seed=known.seed)
+        resume = _begun(folder)
+        return train(
+            source,
+            settings,
+            folder,
+            held_out=held_out,
+            start=None if resume else start,
+            resume=resume,
+            device=self.device,
+            workers=self.workers,
+            on_report=on_report,
+        )
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / TRAINING).is_file()
