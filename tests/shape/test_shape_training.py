@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import shape_case
@@ -19,7 +20,7 @@ from xreg.shape.predict import ShapeModel
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
 from xreg.shape.training import Trainer, mean_dice, train
-from xreg.training import LOG, MODEL, TRAINING, read_log
+from xreg.training import LOG, MODEL, TRAINING, hand_back_memory, read_log
 
 SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
 QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, film_share=0.6, network=SMALL)
@@ -257,3 +258,16 @@ def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
     missing = CliRunner().invoke(main, [*arguments, "--steps", "1", "--hold-out", "nobody"])
     assert missing.exit_code == 1
     assert "nobody" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("platform", "can", "times"), [("linux", True, 3), ("linux", False, 0), ("darwin", True, 0)]
+)
+def test_free_memory_is_handed_back_where_the_c_library_can(monkeypatch, platform, can, times) -> None:
+    asked = []
+    library = SimpleNamespace(**({"malloc_trim": asked.append} if can else {}))
+    monkeypatch.setattr("xreg.training.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("xreg.training.sys.platform", platform)
+    for step in range(101):
+        hand_back_memory(step)
+    assert len(asked) == times

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from xreg.errors import ShapeError
-from xreg.shape.atlas import keep_atlas
+from xreg.shape.atlas import FILE as ATLAS
+from xreg.shape.atlas import Atlas, keep_atlas
 from xreg.shape.networks.settings import PRESETS, NetworkSettings
 from xreg.shape.population import Exposure
 from xreg.shape.samples import Sample
@@ -121,6 +122,8 @@ class Learning:
 
     def keep_bones(self) -> int:
         """Write the atlas of the patients' bones; how many it has, 0 where no patient shows a whole one."""
+        if (self.folder / ATLAS).is_file():
+            return len(Atlas.load(self.folder).bones)
         return keep_atlas(Population(self.patients).members, self.folder)
 
     def read_coarse(self, on_report: Callable[[Report], None] | None = None) -> Trained:

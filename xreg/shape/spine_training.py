@@ -28,6 +28,7 @@ from xreg.training import (
     descend,
     drawing_from,
     follow,
+    hand_back_memory,
     looks_due,
     require_one_end,
     schedule,
@@ -221,6 +222,7 @@ class _Run:
             self.step += 1
             follow(self.average, self.net, self.step, settings.average)
             self._after({name: float(loss.detach()) for name, loss in parts.items()}, on_report)
+            hand_back_memory(self.step)
         return self.facts()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,6 +35,7 @@ from xreg.training import (
     Budget,
     descend,
     follow,
+    hand_back_memory,
     looks_due,
     require,
     require_one_beginning,
@@ -146,6 +147,7 @@ class Trainer:
         for cases in self._ahead(workers):
             found = self.advance(self.budget.spent(self.step), cases)
             self._after(found, on_report)
+            hand_back_memory(self.step)
         held_out = tuple(dict.fromkeys(sample.patient for sample in self.held_out))
         return Trained(
             self.folder, self.step, self.budget.seconds, tuple(self.log), self._known_patients, held_out
