@@ -11,18 +11,15 @@ predictions, the surfaces and measures of `xreg reconstruct` not included.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from common import RESULTS, write_json
-from shape_rows import distances, figures
+from shape_rows import distances, figures, machine
 from torch import Tensor
 
 from xreg.geometry import Camera
@@ -146,9 +143,7 @@ def main(
                     click.echo(
                         f"  {row['scheme']:7} {row['way']:8} {row['angle']:4.0f}° Dice {row['dice']:.3f}"
                     )
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    machine = {"when": when, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    write_json(out, {"machine": machine, "networks": facts, "patients": rows, "angles": curve})
+    write_json(out, {"machine": machine(), "networks": facts, "patients": rows, "angles": curve})
 
 
 def line(row: dict[str, Any]) -> str:

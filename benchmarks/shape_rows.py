@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
+
+import torch
 
 FIGURES = (
     "dice", "dice_shifted", "shifts", "dice_foreground", "hd95_mm", "assd_mm", "centroid_mm", "missed",
     "invented", "identification",
 )  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """When a benchmark ran, and on how much."""
+    when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return {"when": when, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
 
 
 def figures(scores: Mapping[str, Any]) -> dict[str, Any]:
