@@ -6,7 +6,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_files import VIEW, files_below, refused, write_slices
+from cli_files import VIEW, files_below, refused, write_slices, xreg
 from PIL import Image
 
 from xreg.errors import VolumeError, XregError
@@ -308,3 +308,16 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_it(bench, chest, monkey
     shown = xreg(*words, "--debug")
     assert isinstance(shown.exception, RuntimeError)
     assert not list((bench / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "verb", [("train",), ("splat", "fit"), ("reconstruct",), ("shape", "train"), ("shape", "learn")]
+)
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cuda:99", "use cpu, or see xreg doctor"), ("gpu", "is none of cpu, cuda"), ("cuda:x", "is none of")],
+)
+def test_a_device_that_is_not_there_is_told_of_at_once(verb, device, said) -> None:
+    result = xreg(*verb, "--device", device)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())

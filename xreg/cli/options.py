@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
 PATH = click.Path(path_type=Path)
 
+
+class _Device(click.ParamType):
+    """Where torch works: cpu, cuda or cuda:N, which must be there."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "cpu":  # torch takes long to import
+            return value
+        import torch
+
+        kind, _, number = value.partition(":")
+        if kind != "cuda" or not (number.isdigit() or value == "cuda"):
+            self.fail(f"{value!r} is none of cpu, cuda, cuda:0, cuda:1 …", param, ctx)
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= there:
+            cards = f"finds {there} card(s)" if there else "finds no CUDA card"
+            self.fail(f"{value}: torch {torch.__version__} {cards}; use cpu, or see xreg doctor", param, ctx)
+        return value
+
+
 # What click is told of each option; `shared` makes the option.
 _CT: dict[str, dict[str, Any]] = {
     "mask": {"type": PATH, "help": "Label map (NIfTI) on the grid of the CT."},
@@ -83,6 +104,7 @@ _VIEW: dict[str, dict[str, Any]] = {
 }
 _OTHERS: dict[str, dict[str, Any]] = {
     "output": {"flags": ("-o", "--output"), "type": PATH},
+    "device": {"type": _Device(), "default": "cpu", "show_default": True, "help": "cpu, cuda, cuda:1."},
     "frame": {"type": int, "default": 0, "show_default": True},
     "binning": {
         "flags": ("--bin", "binning"),

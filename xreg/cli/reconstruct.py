@@ -59,7 +59,7 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
 @click.option("--smooth", type=click.FloatRange(min=0), default=2.0, show_default=True, metavar="MM",
               help="Smoothing of surfaces.")  # fmt: skip
 @click.option("--meshes", type=click.Choice(["stl", "ply"]), default="stl", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@shared("device")
 def command(
     terminal: Terminal, films: tuple[Path, ...], model: Path, output: Path, **options: Any
 ) -> dict[str, Any]:

@@ -45,7 +45,7 @@ What -o OUT holds afterwards:
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads that make the films of the next steps.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@shared("device")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Draw new patients from SAMPLES, folders that `xreg shape prepare` wrote, and learn from all of them.
 

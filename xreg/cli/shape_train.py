@@ -69,7 +69,7 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@shared("device")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train on SAMPLES: folders that `xreg shape prepare` wrote, or folders of such folders.
 

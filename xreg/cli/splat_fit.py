@@ -45,7 +45,7 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("--intrinsics", is_flag=True, help="With --poses: also the detector's offset and distance.")
 @click.option("--held-out", type=float, default=0.02, show_default=True, help="Part of the rays kept out.")
 @shared("binning")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@shared("device")
 @click.option("--resume", is_flag=True, help=f"Go on from OUTPUT/{CHECKPOINT}.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:

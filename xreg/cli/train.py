@@ -104,7 +104,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @training_options
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@shared("device")
 @ct_options
 def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train a network that starts registrations of CT: films are rendered and learned from as they come.
