@@ -292,8 +292,6 @@ def test_a_camera_of_another_size(bench, chest):
 
 
 def test_an_unforeseen_error_is_one_line_and_debug_shows_it(bench, chest, monkeypatch):
-    from cli_files import xreg
-
     from xreg import renderer
 
     def broken(*args, **known):
@@ -321,3 +319,23 @@ def test_a_device_that_is_not_there_is_told_of_at_once(verb, device, said) -> No
     result = xreg(*verb, "--device", device)
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 288000000000 bytes",
+        "CUDA out of memory. Tried to allocate 20.00 GiB",
+        'torch_call_dispatcher( "aten::new_empty", "", stack.data()) API call failed',
+    ],
+)
+def test_too_little_memory_is_said_as_such(bench, chest, monkeypatch, words) -> None:
+    from xreg import renderer
+
+    def broken(*args, **known):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(renderer, "drr", broken)
+    result = xreg("drr", chest / "ct.nii.gz", *VIEW, "-o", bench / "out" / "a.png")
+    assert result.exit_code == 1
+    assert "error: not enough memory; take a smaller image" in result.stderr

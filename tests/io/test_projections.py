@@ -124,6 +124,8 @@ def test_parts_of_a_set():
     assert float(halved.images[1, 0, 0]) == pytest.approx(float(made.images[1, :2, :2].mean()), rel=1e-6)
     assert halved.cameras[0].size == (4, 5)
     assert halved.held_out.images.shape == (2, 4, 5)
+    with pytest.raises(GeometryError, match="cannot be binned 33×33"):
+        made.binned(33)
 
 
 def test_a_grid():

@@ -17,6 +17,8 @@ from xreg.cli.terminal import Terminal, print_json
 from xreg.errors import InputWarning, XregError
 
 _FLAGS = {"energy_kev": "energy", "ct_energy_kev": "ct-energy", "series_uid": "series"}
+# How torch says that memory ran out: on the host, on a card, and in a kernel that asks it for a new tensor.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "aten::new_empty")
 EXIT_CODES = {"done": 0, "failed": 1, "rejected": 3}
 
 
@@ -98,6 +100,8 @@ def _explain(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"not enough memory ({error}); take a smaller image or a coarser CT"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+        return "not enough memory; take a smaller image or a coarser CT"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"unexpected {type(error).__name__}: {error} (line {place.lineno} of {place.filename}); this is a "

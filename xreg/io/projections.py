@@ -84,11 +84,14 @@ class ProjectionSet:
         return replace(self, images=self.images[views], cameras=Rig(tuple(self.cameras[i] for i in views)))
 
     def binned(self, n: int) -> ProjectionSet:
-        """Means over blocks of n×n pixels, with cameras to fit; held-out views too."""
+        """Means over blocks of n×n pixels, with cameras to fit; held-out views too.
+
+        GeometryError for blocks larger than the images.
+        """
+        rig = self.cameras.map(lambda camera: camera.bin(n))
         height, width = (m // n * n for m in self.images.shape[1:])
         images = torch.nn.functional.avg_pool2d(self.images[:, None, :height, :width], n)[:, 0]
         held_out = None if self.held_out is None else self.held_out.binned(n)
-        rig = self.cameras.map(lambda camera: camera.bin(n))
         return replace(self, images=images, cameras=rig, held_out=held_out)
 
     def to(self, device: torch.device | str) -> ProjectionSet:
