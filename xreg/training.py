@@ -142,7 +142,7 @@ def descend(
 
 
 def hand_back_memory(step: int) -> None:
-    """Give memory that a training has freed back to the system, at every fiftieth step.
+    """Give memory that was freed back to the system, at every fiftieth step (of a training, or of reading).
 
     glibc before 2.38 seldom uses freed aligned memory again (its bug 14581): steps on films of many sizes
     came to hold 13 GB of which they used one.  Other C libraries are left alone.

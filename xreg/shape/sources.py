@@ -22,7 +22,7 @@ from xreg.shape.patients import Patient
 from xreg.shape.population import Exposure, Variation, draw_sample
 from xreg.shape.samples import Sample
 from xreg.shape.tissue import covers
-from xreg.training import step_generator, step_seed
+from xreg.training import hand_back_memory, step_generator, step_seed
 
 POOL = "pool.json"
 T = TypeVar("T")
@@ -207,7 +207,9 @@ def read_prepared(folders: Sequence[str | PathLike]) -> tuple[list[Sample], list
         if not any(files):
             raise FileError(f"{folder}: holds no sample and no patient; make them with xreg shape prepare")
         made = {file.parent: Patient.load(file.parent) for file in files[1]}
-        samples += [_finer(Sample.load(file.parent), made.get(file.parent)) for file in files[0]]
+        for file in files[0]:
+            samples.append(_finer(Sample.load(file.parent), made.get(file.parent)))
+            hand_back_memory(len(samples))
         patients += made.values()
     return samples, patients
 
