@@ -1,6 +1,7 @@
 """A model of prepared patients in one go: what it leaves, whom it leaves out, and how it goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import shape_case
@@ -87,6 +88,39 @@ def test_another_recipe_does_not_go_on(tmp_path) -> None:
     turned = LearnSettings(steps=20, near=2, turned=1, tilts=(3.0, 20.0))
     with pytest.raises(FileError, match=r"turned: holds a pool with other tilt;"):
         Learning(folders, turned, tmp_path / "net", held_out=["c"]).draw()
+
+
+def test_a_model_is_gone_on_with(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b", "c")
+    words = [tmp_path / "in", "--hold-out", "c", "--steps", 10, "--near", 2, "--turned", 1]
+    run(*words, "-o", tmp_path / "one")
+    more = [*words, "--from", tmp_path / "one", "-o", tmp_path / "two"]
+    assert "drawn again by the seed 0; choose another" in run(*more, code=1).output
+    told = json.loads(run(*more, "--seed", 7, "--json").stdout)
+    assert told["steps"] == 5  # of ten: nothing is taken for what counts vertebrae
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert {n for n in one if n.startswith("1.")} == {n for n in same if n.startswith("1.")}
+    assert any(n.startswith("0.") and n not in same for n in one)
+    known = Learning(
+        [tmp_path / "in"], replace(SETTINGS, seed=7), tmp_path / "two", held_out=["c"], start=tmp_path / "one"
+    )
+    samples = known._samples(None)[0].samples
+    assert len(samples) == 2 + 3 + 3  # prepared, drawn then, drawn now
+    assert ShapeModel.load(tmp_path / "two").facts["before"] == ["a", "b"]
+
+
+def test_a_model_to_go_on_with_is_checked(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b")
+    words = [tmp_path / "in", "--steps", 10, "--near", 2, "--turned", 0, "--seed", 7]
+    run(*words[:-2], "-o", tmp_path / "one")
+    more = [*words, "--from", tmp_path / "one"]
+    assert "cannot begin with itself" in run(*more, "-o", tmp_path / "one", code=1).output
+    held = run(*more, "-o", tmp_path / "two", "--hold-out", "b", code=1).output
+    assert "learned from b, which shall be held out" in " ".join(held.split())
+    none = run(*words, "--from", tmp_path / "none", "-o", tmp_path / "two", code=1).output
+    assert "none" in none
+    assert not (tmp_path / "two" / POOLS).exists()
 
 
 @pytest.mark.parametrize(

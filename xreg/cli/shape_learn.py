@@ -21,7 +21,7 @@ _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors  the network          model.json   its facts and patients, for people
   atlas.safetensors  the patients' bones  spine/       what counts vertebrae
-  pool/, coarse/     new patients and the network on the way; not needed any more"""
+  pool/, coarse/     new patients and the network on the way; needed to go on alone"""
 
 
 @verb("learn", "Make a model of prepared patients, all of it in one go.", epilog=_FILES)
@@ -37,6 +37,8 @@ What -o OUT holds afterwards:
     metavar="PATIENT",
     help="Never learned from; its Dice is in the curve. Repeated.",
 )
+@click.option("--from", "start", type=PATH, metavar="DIR",
+              help="Go on with a model made before; -o is another folder.")  # fmt: skip
 @click.option("--near", type=click.IntRange(min=0), default=120, show_default=True,
               help="New patients whose views are hardly tilted.")  # fmt: skip
 @click.option("--turned", type=click.IntRange(min=0), default=130, show_default=True,
@@ -55,7 +57,9 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         xreg reconstruct ap.dcm lateral.dcm --cameras rig.json --model net/ -o out/
 
     It does in turn what draw, atlas, train (films at half the resolution, then at all of it) and train-spine
-    do. The same command given again goes on where it was stopped.
+    do. The same command given again goes on where it was stopped. To go on with one that is finished, --from
+    begins with its network, takes over what counts vertebrae, and learns from its new patients and from
+    others, drawn by another --seed.
     """
     check_budget(options)
     check_folder(output)
@@ -70,7 +74,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         **{name: options[name] for name in ("near", "turned", "seed")},
     )
     with terminal.working("reading patients"):
-        known = {name: options[name] for name in ("device", "workers")}
+        known = {name: options[name] for name in ("start", "device", "workers")}
         learning = Learning(samples, settings, output, held_out=options["hold_out"], **known)
     result = {"model": str(output), **_taken(terminal, learning), "seconds": {"total": clock.seconds}}
     terminal.lines(_lines(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -13,24 +14,28 @@ import torch
 from xreg.errors import ShapeError
 from xreg.shape.atlas import FILE as ATLAS
 from xreg.shape.atlas import Atlas, keep_atlas
+from xreg.shape.checkpoint import FILES
 from xreg.shape.networks.settings import PRESETS, NetworkSettings
 from xreg.shape.population import Exposure
 from xreg.shape.samples import Sample
 from xreg.shape.sources import (
+    POOL,
     AsTheyAre,
     Population,
     coarser,
     draw_pool,
     patients_without,
+    pool_facts,
     read_prepared,
     require_apart,
     split_patients,
 )
+from xreg.shape.spine_reading import SpineModel
 from xreg.shape.spine_training import FOLDER as SPINE
 from xreg.shape.spine_training import SpineReport, SpineTrainSettings, train_spine
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.shape.training import Report, Trained, train
-from xreg.training import TRAINING, require_one_end
+from xreg.training import MODEL, TRAINING, require_one_end
 
 POOLS, COARSE = "pool", "coarse"  # in the network's folder
 
@@ -86,8 +91,10 @@ class Learning:
     """The steps from prepared patients to a model in ``folder``, to be taken in the order of the methods.
 
     prepared: folders that `xreg shape prepare` wrote, with the patients' CTs.  held_out: patients of whom
-    nothing is learned, drawn or kept.  What a step finished is kept, and one that was stopped goes on when it
-    is taken again with the same settings.  Raises ShapeError, FileError.
+    nothing is learned, drawn or kept.  start: the folder of a model made before, to go on with: its network
+    is begun with, the patients drawn for it are learned from too, and what counts vertebrae is taken over, so
+    that its share of the trainings is the others'.  What a step finished is kept, and one that was stopped
+    goes on when it is taken again with the same settings.  Raises ShapeError, FileError.
     """
 
     def __init__(
@@ -97,13 +104,17 @@ class Learning:
         folder: str | PathLike,
         *,
         held_out: Sequence[str] = (),
+        start: str | PathLike | None = None,
         device: torch.device | str = "cpu",
         workers: int = 1,
     ) -> None:
-        require_apart(prepared, held_out)
-        self.prepared, self.settings, self.folder = list(prepared), settings, Path(folder)
-        self.held_out, self.device, self.workers = tuple(held_out), device, workers
-        _, patients = read_prepared(self.prepared)
+        self.settings, self.folder, self.held_out = settings, Path(folder), tuple(held_out)
+        self.device, self.workers = device, workers
+        self.start = None if start is None else _Start.of(Path(start), self.folder, held_out)
+        self.prepared = [*prepared, *(() if self.start is None else self.start.pools)]
+        require_apart(self.prepared, held_out)
+        self._require_other_seed()
+        _, patients = read_prepared(prepared)
         self.patients = patients_without(patients, held_out)
 
     @property
@@ -128,19 +139,30 @@ class Learning:
 
     def read_coarse(self, on_report: Callable[[Report], None] | None = None) -> Trained:
         """Train the network of labels on coarse films, in a folder of its own."""
-        return self._train(self.folder / COARSE, self.settings.coarse, self.settings.voxels, None, on_report)
+        start = None if self.start is None else self.start.folder
+        return self._train(self.folder / COARSE, self._shares[0], self.settings.voxels, start, on_report)
 
     def read_fine(self, on_report: Callable[[Report], None] | None = None) -> Trained:
         """Train it on, on films as fine as the samples are."""
-        share = 1 - self.settings.coarse - self.settings.spine
-        return self._train(self.folder, share, None, self.folder / COARSE, on_report)
+        return self._train(self.folder, self._shares[1], None, self.folder / COARSE, on_report)
 
     def count_vertebrae(self, on_report: Callable[[SpineReport], None] | None = None) -> dict[str, Any]:
-        """Train what counts vertebrae; its facts."""
+        """Train what counts vertebrae, or take over that of the model begun with; its facts."""
+        if self.start is not None and self.start.reader is not None:
+            shutil.copytree(self.start.folder / SPINE, self.folder / SPINE, dirs_exist_ok=True)
+            return self.start.reader
         settings = SpineTrainSettings(**self.settings.part(self.settings.spine), seed=self.settings.seed)
         source, _ = self._samples(None)
         known = {"held_out": self.held_out, "resume": _begun(self.folder / SPINE), "on_report": on_report}
         return train_spine(source.samples, settings, self.folder, **known)
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        """Parts of the trainings on coarse films and on fine ones."""
+        coarse, rest = self.settings.coarse, 1 - self.settings.spine
+        if self.start is not None and self.start.reader is not None:
+            return coarse / rest, 1 - coarse / rest
+        return coarse, rest - coarse
 
     def _pools(self) -> list[tuple[Path, int, Population]]:
         known = self.settings
@@ -154,6 +176,15 @@ class Learning:
 
     def _seed(self, pool: Path) -> int:
         return self.settings.seed + ("near", "turned").index(pool.name) + 1
+
+    def _require_other_seed(self) -> None:
+        """ShapeError where the patients to draw are those of the model that is begun with."""
+        for pool in () if self.start is None else self.start.pools:
+            if pool_facts(pool / POOL).get("seed") == self._seed(pool):
+                raise ShapeError(
+                    f"{pool}: the same patients would be drawn again by the seed {self.settings.seed}; "
+                    "choose another"
+                )
 
     def _samples(self, voxels: int | None) -> tuple[AsTheyAre, list[Sample]]:
         """All samples to learn from, prepared and drawn, and those held out."""
@@ -184,6 +215,28 @@ class Learning:
             workers=self.workers,
             on_report=on_report,
         )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A model to go on with: its folder, the pools drawn for it, facts of what counts vertebrae (or None)."""
+
+    folder: Path
+    pools: tuple[Path, ...]
+    reader: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path, out: Path, held_out: Sequence[str]) -> _Start:
+        """ShapeError where it learned from patients that shall be held out, FileError where there is none."""
+        if folder.resolve() == out.resolve():
+            raise ShapeError(f"{folder}: a model cannot begin with itself; write to another folder")
+        _, network = FILES.load(folder / MODEL)
+        reader = SpineModel.beside(folder)
+        for facts in (network, {} if reader is None else reader.facts):
+            if both := sorted(set(facts.get("patients", ())) & set(held_out)):
+                raise ShapeError(f"{folder}: learned from {', '.join(both)}, which shall be held out")
+        pools = tuple(file.parent for file in sorted(folder.glob(f"{POOLS}/*/{POOL}")))
+        return cls(folder, pools, None if reader is None else reader.facts)
 
 
 def _begun(folder: Path) -> bool:

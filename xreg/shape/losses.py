@@ -176,6 +176,7 @@ def _level_loss(level: Tensor, thickness: Tensor, vertebrae: list[int]) -> Tenso
 
 def _mean(values: Float[Tensor, "*some_rest"], counted: Bool[Tensor, "*some"]) -> Tensor:
     """Mean over what counts; the mask lacks the last axes of the values, or none."""
-    weight = counted.to(values.dtype).reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
-    weight = weight.expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp_min(1)
+    weight, rest = counted.to(values.dtype), values.shape[counted.ndim :].numel()
+    if values.ndim > counted.ndim:
+        values = values.flatten(counted.ndim).sum(-1)
+    return (values * weight).sum() / (weight.sum() * rest).clamp_min(1)

@@ -162,14 +162,15 @@ def _begin_pool(file: Path, source: Population, seed: int) -> None:
     }
     if not file.is_file():
         write_json(file, facts)
-    elif different := sorted(name for name, value in _pool_facts(file).items() if facts.get(name) != value):
+    elif different := sorted(name for name, value in pool_facts(file).items() if facts.get(name) != value):
         raise FileError(
             f"{file.parent}: holds a pool with other {', '.join(different)}; go on with the same, or choose "
             "another folder"
         )
 
 
-def _pool_facts(file: Path) -> dict[str, Any]:
+def pool_facts(file: Path) -> dict[str, Any]:
+    """What a pool was drawn from: patients, seed, tilt, bodies.  FileError where it cannot be read."""
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(facts["patients"], list):
@@ -187,7 +188,7 @@ def require_apart(folders: Sequence[str | PathLike], held_out: Sequence[str]) ->
     for file in (Path(folder) / POOL for folder in folders):
         if not file.is_file():
             continue
-        if shared := sorted(set(_pool_facts(file)["patients"]) & set(held_out)):
+        if shared := sorted(set(pool_facts(file)["patients"]) & set(held_out)):
             raise ShapeError(
                 f"{file.parent}: was drawn from {', '.join(shared)} too, which shall be held out; draw a "
                 "pool with --hold-out"
