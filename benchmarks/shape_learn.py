@@ -4,7 +4,8 @@ python benchmarks/shape_learn.py FOLDER -o OUT --minutes 85      (see --help)
 
 FOLDER holds the published patients.  More patients are given by --also: a folder of the layout 'plain' of
 `xreg shape prepare`, and the scheme or table of names of its labels.  Each fold gets a network that never
-sees its patients.  Stopped, the same command goes on.
+sees its patients, and goes on with it for --more minutes with other new patients.  Stopped, the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from common import RESULTS
 from xreg.shape import SCHEMES
 
 FOLDS = ("0532,s0561", "0510")
+MORE = "more"  # folder of the networks that went on
 HERE = Path(__file__).resolve().parent
 
 
@@ -33,20 +35,29 @@ HERE = Path(__file__).resolve().parent
 )
 @click.option("--fold", "folds", multiple=True, default=FOLDS, show_default=True, help="Held out together.")
 @click.option("--minutes", type=float, default=85.0, show_default=True, help="Of training a fold, in all.")
+@click.option("--more", type=float, default=85.0, show_default=True, help="Minutes to go on for; 0 for none.")
 @click.option("--near", type=int, default=120, show_default=True)
 @click.option("--turned", type=int, default=130, show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Folds at a time.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "shape_crossval.json")
-def main(folder: Path, output: Path, also, folds, minutes, near, turned, jobs, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "shape_learn.json")
+def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, jobs, out: Path) -> None:
     """Learn from the patients in FOLDER without those of each fold, and score these."""
     prepared = output / "prepared"
     _prepare(folder, prepared, ["--dataset", "swinx2s"])
     for place, names in also:
         told = "--scheme" if names in SCHEMES else "--names"
         _prepare(Path(place), prepared, ["--dataset", "plain", told, names])
-    known = [f"--minutes={minutes}", f"--near={near}", f"--turned={turned}"]
+    known = [f"--near={near}", f"--turned={turned}"]
+
+    def learned(fold: str) -> Path:
+        model = _learn(prepared, output, fold, [*known, f"--minutes={minutes}"], jobs)
+        if not more:
+            return model
+        again = [*known, f"--minutes={more}", "--seed=1", f"--from={model}"]
+        return _learn(prepared, output / MORE, fold, again, jobs)
+
     with ThreadPoolExecutor(jobs) as pool:
-        models = list(pool.map(lambda fold: _learn(prepared, output, fold, known, jobs), folds))
+        models = list(pool.map(learned, folds))
     words = [word for model in models for word in ("--model", str(model))]
     _say([sys.executable, HERE / "shape_crossval.py", folder, *words, "--prepared", prepared, "--out", out])
 
@@ -60,6 +71,7 @@ def _learn(prepared: Path, output: Path, fold: str, known: Sequence[str], jobs: 
     """The model that never sees the patients of a fold; its progress goes to a file beside it."""
     out = fold.split(",")
     model = output / f"without-{'-'.join(out)}"
+    output.mkdir(parents=True, exist_ok=True)
     words = [_xreg(), "shape", "learn", prepared, "-o", model, *known]
     words += [f"--hold-out={patient}" for patient in out]
     threads = max(1, (os.cpu_count() or 1) // jobs)

@@ -35,7 +35,8 @@ def crossval(result: dict[str, Any]) -> str:
         minutes = network["seconds"] / 60
         parts.append(
             f"{network['name']}: learned from {len(network['patients'])} patients ({learned}), "
-            f"{network['step']} steps in {minutes:.0f} minutes; held out {', '.join(network['held_out'])}. "
+            f"at last {network['step']} steps in {minutes:.0f} minutes; "
+            f"held out {', '.join(network['held_out'])}. "
             f"Seconds are of predictions with {result['machine']['threads']} thread(s) on "
             f"{result['machine']['cores']} cores, surfaces and measures not included."
         )
@@ -57,4 +58,8 @@ def _figures(row: dict[str, Any]) -> str:
     return f"{row['dice']:.3f} ({row['dice_shifted']:.3f}, {row['dice_foreground']:.3f}); {distances(row)} mm"
 
 
-MAKERS = {"shape_crossval": ("shape_crossval", crossval), "shape_angles": ("shape_crossval", angles)}
+MAKERS = {
+    f"{name}{end}": (name, make)
+    for name in ("shape_crossval", "shape_learn")
+    for end, make in (("", crossval), ("_angles", angles))
+}

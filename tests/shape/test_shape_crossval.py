@@ -57,7 +57,11 @@ def test_a_held_out_patient_is_scored_and_told_of(folder) -> None:
     assert found["networks"][0]["patients"] == ["a"]
     page = folder / "page.md"
     page.write_text(
-        "".join(f"<!-- {n}:{e} -->\n" for n in ("shape_crossval", "shape_angles") for e in ("begin", "end"))
+        "".join(
+            f"<!-- {n}:{e} -->\n"
+            for n in ("shape_crossval", "shape_crossval_angles")
+            for e in ("begin", "end")
+        )
     )
     run("table.py", str(page), "--results", str(folder))
     text = page.read_text()
@@ -75,10 +79,22 @@ def test_networks_are_made_from_nothing_and_scored(tmp_path) -> None:
     for number, name in enumerate(("p1", "p2", "p3")):
         ship(tmp_path / "data" / name, shape_case.body(number))
     words = [str(tmp_path / "data"), "-o", str(tmp_path / "made"), "--fold", "p3", "--minutes", "0.05"]
-    more = ["--near", "1", "--turned", "1", "--jobs", "1", "--out", str(tmp_path / "found.json")]
+    more = [
+        "--near",
+        "1",
+        "--turned",
+        "1",
+        "--jobs",
+        "1",
+        "--more",
+        "0.03",
+        "--out",
+        str(tmp_path / "found.json"),
+    ]
     run("shape_learn.py", *words, *more)
     found = json.loads((tmp_path / "found.json").read_text())
     assert [network["held_out"] for network in found["networks"]] == [["p3"]]
     assert found["networks"][0]["patients"] == ["p1", "p2"]
     assert {row["patient"] for row in found["patients"]} == {"p3"}
     assert {row["angle"] for row in found["angles"]} == {0.0, 4.0, 8.0, 12.0, 16.0, 20.0}
+    assert (tmp_path / "made" / "more" / "without-p3" / "model.safetensors").is_file()

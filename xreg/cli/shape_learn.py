@@ -21,7 +21,7 @@ _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors  the network          model.json   its facts and patients, for people
   atlas.safetensors  the patients' bones  spine/       what counts vertebrae
-  pool/, coarse/     new patients and the network on the way; needed to go on alone"""
+  pool/, coarse/     new patients and the network on the way; only needed to go on"""
 
 
 @verb("learn", "Make a model of prepared patients, all of it in one go.", epilog=_FILES)
