@@ -22,7 +22,7 @@ from common import RESULTS, write_json
 from shape_rows import machine
 
 from xreg.shape import ShapeModel, score
-from xreg.shape.level import SHIFTS, SURE
+from xreg.shape.level import SHIFTS, SURE, WITNESSES
 from xreg.shape.patients import Patient
 from xreg.shape.population import Exposure
 from xreg.shape.sources import Population
@@ -87,7 +87,7 @@ def judged(rows: Sequence[dict[str, Any]], witnesses: Sequence[float]) -> dict[s
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The fit to all cases; confidence as it stands with one witness, and by the other patients' fit."""
+    """The fit to all cases; confidence as xreg tells it, with one witness, and by the other patients' fit."""
     rows = [row for row in rows if row["shift"] is not None]
     if not rows:
         raise click.ClickException("no vertebrae were counted in any of the cases")
@@ -95,12 +95,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     others = (
         {p: fitted([r for r in rows if r["patient"] != p]) for p in patients} if len(patients) > 1 else {}
     )
-    found = {"witnesses": fitted(rows), "one_witness": judged(rows, [1.0] * len(rows))}
+    ways = {"as_told": WITNESSES, "one_witness": 1.0}
+    found = {"witnesses": fitted(rows), **{way: judged(rows, [n] * len(rows)) for way, n in ways.items()}}
     if others:
         found["by_others"] = judged(rows, [others[row["patient"]] for row in rows])
         found["witnesses_by_others"] = others
     each = {p: [r for r in rows if r["patient"] == p] for p in patients}
-    found["patients"] = {p: judged(ones, [found["witnesses"]] * len(ones)) for p, ones in each.items()}
+    found["patients"] = {p: judged(ones, [WITNESSES] * len(ones)) for p, ones in each.items()}
     return found
 
 
@@ -124,7 +125,7 @@ def main(prepared: Path, models: tuple[Path, ...], count: int, tilt: float, seed
             click.echo(f"{name}: {len(mine)} counted, {right} of them right")
     result = {"machine": machine(), "tilt": tilt, "seed": seed, "rows": rows, **summary(rows)}
     write_json(out, result)
-    for name in ("one_witness", "by_others"):
+    for name in ("as_told", "one_witness", "by_others"):
         if name in result:
             click.echo(
                 f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in result[name].items() if v is not None)

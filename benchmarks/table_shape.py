@@ -54,6 +54,23 @@ def angles(result: dict[str, Any]) -> str:
     return table_of(["patient, annotation, way", *(f"{d:g}°" for d in degrees)], body)
 
 
+def levels(result: dict[str, Any]) -> str:
+    """How often counted levels are right, against the confidence told: a row a patient."""
+    rows = {**result["patients"], "all": result["as_told"], "all, as one witness": result["one_witness"]}
+    if "by_others" in result:
+        rows["all, each by the others' fit"] = result["by_others"]
+    names = ("right", "confidence", "taken", "right_of_taken")
+    body = [
+        [name, str(row["cases"])]
+        + ["" if row[n] is None else f"{100 * row[n]:.0f} %" for n in names]
+        + [f"{row['brier']:.3f}"]
+        for name, row in rows.items()
+    ]
+    head = ["patient", "drawn", "right", "mean confidence", "sure of it (60 %)", "right of these", "Brier"]
+    told = f"Worth {result['witnesses']:.2f} witnesses in this run. Views tilted by {result['tilt']:g}°."
+    return f"{table_of(head, body)}\n\n{told}"
+
+
 def _figures(row: dict[str, Any]) -> str:
     return f"{row['dice']:.3f} ({row['dice_shifted']:.3f}, {row['dice_foreground']:.3f}); {distances(row)} mm"
 
@@ -62,4 +79,4 @@ MAKERS = {
     f"{name}{end}": (name, make)
     for name in ("shape_crossval", "shape_learn")
     for end, make in (("", crossval), ("_angles", angles))
-}
+} | {"shape_levels": ("shape_levels", levels)}

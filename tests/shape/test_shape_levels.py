@@ -47,3 +47,14 @@ def test_certain_and_right_is_judged_so(levels) -> None:
 def test_a_shift_beyond_those_told_apart_counts_as_the_furthest(levels) -> None:
     row = {"patient": "a", "numberings": [0.0, 0.0, 0.0, 0.0, 0.0], "shift": 3}
     assert levels.loss([row], 1.0) == pytest.approx(-torch.tensor(0.2).log().item())
+
+
+def test_what_is_told_stands_in_a_table(levels) -> None:
+    import table_shape
+
+    right = {"patient": "a", "numberings": [-2.0, -1.0, 0.0, -1.0, -2.0], "shift": 0}
+    rows = [right, {**right, "patient": "b"}, {**right, "patient": "b", "shift": 1}]
+    text = table_shape.levels({**levels.summary(rows), "tilt": 10.0})
+    assert "| a | 1 | 100 % |" in text
+    assert "| all | 3 | 67 % |" in text
+    assert "tilted by 10°" in text

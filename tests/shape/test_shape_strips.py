@@ -15,7 +15,7 @@ from xreg.geometry import se3
 from xreg.shape.centroids import points_of
 from xreg.shape.film_cases import FilmVariation
 from xreg.shape.films import label_thickness
-from xreg.shape.level import decide_level
+from xreg.shape.level import WITNESSES, decide_level
 from xreg.shape.samples import Sample
 from xreg.shape.shares import Shares
 from xreg.shape.spine import SpineLine, count_vertebrae, renumbered, renumbered_maps
@@ -188,6 +188,8 @@ def test_a_reader_counts_where_the_network_is_wrong(folder, samples) -> None:
     level = decide_level(labels.reshape(GRID.shape), found, GRID, ALL, numberings=line.numberings)
     assert level.shift == 0
     assert level.confidence > 0.6
+    odds = WITNESSES * float(line.numberings[2] - line.numberings[3])
+    assert math.log(level.confidence / level.shares[1]) == pytest.approx(odds, rel=1e-4)
 
 
 def test_a_training_goes_on_with_the_same_bits(samples, tmp_path) -> None:

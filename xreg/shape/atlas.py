@@ -32,6 +32,7 @@ from xreg.shape.centroids import whole_boxes
 from xreg.shape.deform import base_points
 from xreg.shape.moves import products
 from xreg.shape.patients import SOFT
+from xreg.shape.pelvis import PelvicRing
 from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.schemes import scheme as scheme_of
 
@@ -128,12 +129,13 @@ class BoneShape:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """Shapes of bones by name, whole rib cages, and the patients that they come from."""
+    """Bones' shapes by name, whole rib cages, how a sacrum lies between hips, and whose they are."""
 
     bones: Mapping[str, BoneShape]
     patients: tuple[str, ...]
     scheme: str
     cages: tuple[RibCage, ...] = ()
+    pelvis: PelvicRing | None = None
 
     def save(self, folder: str | PathLike) -> None:
         """Write ``atlas.safetensors`` into a folder that exists, atomically; one side's bones alone."""
@@ -148,6 +150,7 @@ class Atlas:
             tensors |= cage.tensors(f"cage.{n}")
         cages = [{"patient": cage.patient, "gap": cage.gap} for cage in self.cages]
         facts = {"patients": list(self.patients), "scheme": self.scheme, "sizes": sizes, "cages": cages}
+        facts["pelvis"] = None if self.pelvis is None else self.pelvis.to_json()
         save_tensors(Path(folder) / FILE, tensors, facts, schema=SCHEMA)
 
     @classmethod
@@ -173,7 +176,8 @@ class Atlas:
             cages = tuple(
                 RibCage.of_tensors(tensors, f"cage.{n}", of) for n, of in enumerate(facts.get("cages", ()))
             )  # those of an atlas that was made before there were any lie nowhere
-            return cls(_both_sides(shapes, names), tuple(facts["patients"]), facts["scheme"], cages)
+            ring = PelvicRing.from_json(facts.get("pelvis"))
+            return cls(_both_sides(shapes, names), tuple(facts["patients"]), facts["scheme"], cages, ring)
         except (KeyError, TypeError) as error:
             raise FileError(f"{file}: lacks an entry or holds a wrong one ({error}); {remedy}") from error
 
@@ -194,7 +198,8 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
     if not shapes:
         raise ShapeError("no patient shows a whole bone; an atlas needs bones off the border of their grid")
     patients = tuple(dict.fromkeys(member.patient for member in chosen))
-    return Atlas(_both_sides(shapes, names), patients, names.name, build_cages(chosen))
+    ring = PelvicRing.of(chosen, names)
+    return Atlas(_both_sides(shapes, names), patients, names.name, build_cages(chosen), ring)
 
 
 def keep_atlas(patients: Iterable[Member], folder: str | PathLike) -> int:

@@ -175,12 +175,17 @@ def _prior(scene: Scene, moves: Moves, settings: RefineSettings) -> Float[Tensor
 
 
 def _skew(scene: Scene, moves: Moves) -> Float[Tensor, ""]:
-    """How far a sacrum lies off the middle of the hips, and is turned against them, in standard deviations.
+    """How far a sacrum is off its place between the hips and turned against them, in standard deviations.
 
-    It may tilt about the axis from hip to hip.
+    An atlas that does not know the place asks for the middle alone, and lets it tilt about the axis from hip
+    to hip.
     """
     sacrum, left, right = scene.pelvis
     places = scene.places(moves)
+    if scene.ring is not None:
+        bones, hips = list(scene.pelvis), [left, right]
+        size = (scene.size[hips] * moves.grow[hips].mean(1).exp()).mean()
+        return scene.ring.off(places[bones], moves.turn[bones], size)
     across = F.normalize(scene.place[left] - scene.place[right], dim=0)
     off = (places[sacrum] - (places[left] + places[right]) / 2) @ across
     turn = moves.turn[sacrum] - (moves.turn[left] + moves.turn[right]) / 2

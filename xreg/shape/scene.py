@@ -18,6 +18,7 @@ from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, BoneShape
 from xreg.shape.centroids import points_of
 from xreg.shape.moves import Moves, Pose, products
+from xreg.shape.pelvis import PELVIS, PelvicRing
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme
 
@@ -32,7 +33,6 @@ _SMALLEST, _LARGEST = 0.7, 1.4  # of the patients' mean size
 _USUAL = 0.5  # what the patients' mean size counts for beside that in the films
 _SOFT = 0.5  # voxels over which occupancy falls from .73 to .27
 _THIN = 0.5  # of the examples' volume: an even mixture that keeps less is none
-_PELVIS = ("sacrum", "hip_left", "hip_right")
 _LEAD = 4.0  # logit of the example that is then begun with
 
 
@@ -56,7 +56,7 @@ class Scene:
     pairs of neighbours along the spine and the sides of the chest.  lines: three vertebrae that follow each
     other.  pelvis: the sacrum, the left and the right hip, () where one is missing.  groups [B]: of `GROUPS`,
     those that cast one shadow together.  about: the voxels, where they are not those about the bones where
-    they start.  coarse: the grid of their blocks.
+    they start.  coarse: the grid of their blocks.  ring: how the sacrum lies between the hips.
     """
 
     names: tuple[str, ...]
@@ -72,6 +72,7 @@ class Scene:
     groups: tuple[int, ...]
     about: Near | None = None
     coarse: VoxelGrid | None = None
+    ring: PelvicRing | None = None
 
     @classmethod
     def of(
@@ -104,8 +105,10 @@ class Scene:
         rows, lines = _neighbours(numbers, scheme.groups)
         groups = tuple(shadow_groups(scheme)[list(numbers)].tolist())
         place, size = torch.stack(place) if place else torch.zeros(0, 3), torch.tensor(size)
-        ring = tuple(names.index(name) for name in _PELVIS) if set(_PELVIS) <= set(names) else ()
-        return cls(names, numbers, shapes, place, size, said, grid, rows, lines, ring, groups)
+        pelvis = tuple(names.index(name) for name in PELVIS) if set(PELVIS) <= set(names) else ()
+        return cls(
+            names, numbers, shapes, place, size, said, grid, rows, lines, pelvis, groups, ring=atlas.pelvis
+        )
 
     @property
     def voxels(self) -> tuple[Int64[Tensor, " n"], ...]:
