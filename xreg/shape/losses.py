@@ -1,4 +1,4 @@
-"""What a network of labels is trained by.
+"""What a network of labels is trained by in space; in films see `xreg.shape.film_losses`.
 
 Annotations are partial: a file of vertebrae says nothing about ribs.  A voxel that it leaves empty is
 background or something that it does not know, and counts as either (the marginal loss of G. Shi et al.,
@@ -8,22 +8,14 @@ background or something that it does not know, and counts as either (the margina
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from xreg.shape.networks.heads import FilmMaps, centroids
 from xreg.shape.networks.orders import Rows
 
-if TYPE_CHECKING:
-    from xreg.shape.film_cases import FilmBatch
-
-_THICK = 0.02  # of 50 mm: a ray that runs further than this in a structure is covered by it
 _SMOOTH = 1e-3  # part of the voxels
-_EVERYWHERE = 8.0  # what thickness counts at all pixels, against 1 for its overlap where a bone is
 
 
 def marginal_log_probability(
@@ -92,39 +84,6 @@ def mutual_loss(logits: tuple[Float[Tensor, "B L N"], ...]) -> Tensor:
     return sum(F.kl_div(a, b, reduction="batchmean", log_target=True) for a, b in pairs) / len(logits)
 
 
-def film_losses(
-    maps: FilmMaps,
-    films: FilmBatch,
-    vertebrae: list[int],
-    balance: float = 0.0,
-) -> dict[str, Tensor]:
-    """Losses of what is predicted in the films, over the labels that each case's annotation knows.
-
-    vertebrae: numbers of the spine's labels, from the first to the last; their place in this list is what
-    ``level`` tells.  balance: power of a structure's rarity in its film by which its pixels weigh more.
-    """
-    thickness, known = films.thickness, films.known[:, 1:]
-    covered = (thickness > _THICK).to(thickness.dtype)
-    present = covered.amax((-1, -2)) > 0
-    weight = _pixel_weights(covered, balance)
-    there = present & known
-    told = maps.thickness.float()
-    apart = (told - thickness).abs().sum((-1, -2)) / ((told + thickness).sum((-1, -2)) + 1)
-    off = F.smooth_l1_loss(told, thickness, reduction="none", beta=0.1)
-    found = {
-        "mask": _mask_loss(maps.masks.float(), covered, present, known, weight),
-        "thickness": _EVERYWHERE * _mean(off * weight, known) + _mean(apart, there),
-        "presence": _mean(
-            F.binary_cross_entropy_with_logits(maps.presence.float(), present.float(), reduction="none"),
-            known,
-        ),
-    }
-    middles = (centroids(told) - centroids(thickness)).abs().sum(-1)
-    found["centroid"] = _mean(middles, there)
-    found["level"] = _level_loss(maps.level.float(), thickness, vertebrae)
-    return found
-
-
 def order_loss(levels: Float[Tensor, "B R N"], labels: Int64[Tensor, "B N"], rows: Rows) -> Tensor:
     """How many bones each row's number is off, at the voxels of that row's bones; far ones count less."""
     total, count = levels.sum() * 0.0, 0
@@ -140,43 +99,7 @@ def order_loss(levels: Float[Tensor, "B R N"], labels: Int64[Tensor, "B N"], row
     return total / max(1, count)
 
 
-def _pixel_weights(covered: Float[Tensor, "N K H W"], balance: float) -> Tensor | float:
-    """Of a structure's own pixels more than of others', one on average."""
-    if not balance:
-        return 1.0
-    share = covered.mean((-1, -2), keepdim=True)
-    weight = torch.where(
-        covered > 0, share.clamp_min(1e-4).pow(-balance), (1 - share).clamp_min(1e-4).pow(-balance)
-    )
-    return weight / weight.mean((-1, -2), keepdim=True)
-
-
-def _mask_loss(
-    logits: Tensor, covered: Tensor, present: Tensor, known: Tensor, weight: Tensor | float
-) -> Tensor:
-    """Cross entropy of pixels, and 1 - Dice of the structures that a film shows."""
-    entropy = weight * F.binary_cross_entropy_with_logits(logits, covered, reduction="none")
-    inside = logits.sigmoid()
-    overlap = (inside * covered).sum((-1, -2))
-    size = (inside.square() + covered).sum((-1, -2))
-    dice = 1 - (2 * overlap + 1) / (size + 1)
-    return 5 * _mean(entropy, known) + _mean(
-        dice, present & known
-    )  # most pixels hold nothing: hence the factor
-
-
-def _level_loss(level: Tensor, thickness: Tensor, vertebrae: list[int]) -> Tensor:
-    """How far the level is from that of the vertebrae on the ray, where there are any."""
-    spine = thickness[:, [n - 1 for n in vertebrae]]
-    total = spine.sum(1)
-    steps = torch.linspace(0, 1, len(vertebrae), device=level.device)
-    wanted = torch.einsum("nkhw,k->nhw", spine, steps.to(spine)) / total.clamp_min(1e-6)
-    return _mean((level - wanted).abs(), total > _THICK)
-
-
-def _mean(values: Float[Tensor, "*some_rest"], counted: Bool[Tensor, "*some"]) -> Tensor:
-    """Mean over what counts; the mask lacks the last axes of the values, or none."""
-    weight, rest = counted.to(values.dtype), values.shape[counted.ndim :].numel()
-    if values.ndim > counted.ndim:
-        values = values.flatten(counted.ndim).sum(-1)
-    return (values * weight).sum() / (weight.sum() * rest).clamp_min(1)
+def masked_mean(values: Float[Tensor, "*some"], counted: Bool[Tensor, "*some"]) -> Float[Tensor, ""]:
+    """Mean over what counts, 0 where nothing does."""
+    weight = counted.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp_min(1)

@@ -18,6 +18,7 @@ from xreg import __version__
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.shape.film_cases import FilmVariation, exposed_anew, uniform
+from xreg.shape.losses import masked_mean
 from xreg.shape.networks.spine_reader import PARTS, SpineReader
 from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
@@ -148,11 +149,7 @@ def reader_losses(
     part = -torch.lerp(*both, place - low)
     number = levels.nan_to_num().round().clamp(0, SACRUM).long()
     name = F.cross_entropy(numbers, number, reduction="none")
-    return {"part": _mean(part, bone), "number": _mean(name, known)}
-
-
-def _mean(values: Tensor, there: Tensor) -> Tensor:
-    return (values * there).sum() / there.sum().clamp_min(1)
+    return {"part": masked_mean(part, bone), "number": masked_mean(name, known)}
 
 
 @dataclass(frozen=True)

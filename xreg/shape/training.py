@@ -20,6 +20,7 @@ from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
 from xreg.shape.checkpoint import FILES
 from xreg.shape.film_cases import FilmBatch, FilmDraws, exposed_anew, uniform
+from xreg.shape.film_losses import film_losses
 from xreg.shape.networks import Lattice, Output, RayNet, make_network
 from xreg.shape.networks.orders import rows_of
 from xreg.shape.points import Points
@@ -221,7 +222,7 @@ class Trainer:
         with self._precision():
             _, maps = self.net.read(films.inputs)
         spine = list(self.scheme.groups.get("spine", ()))
-        return losses.film_losses(maps, films, spine, balance)
+        return film_losses(maps, films, spine, balance)
 
     def _precision(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"
