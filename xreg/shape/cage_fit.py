@@ -29,10 +29,11 @@ from xreg.shape.networks.views import fitted, pixel_mm
 from xreg.shape.predict import ShapePrediction
 from xreg.shape.schemes import Scheme
 from xreg.shape.shares import Shares
+from xreg.training import schedule
 
 _SHARED = 9  # parabolas of a cage, see `_Fit.moved`
-_STEPS, _TRIAL = 36, 12  # of Adam; so many of each cage, before the best goes on
-_RATE = 0.035
+_STEPS, _TRIAL = 48, 12  # of Adam; so many of each cage, before the best goes on
+_RATE = 0.035  # at first; it falls to nothing, or where ribs come to lie would hang on how sums are rounded
 _SPREAD, _TURN = 0.15, 0.05  # standard deviations of the shared numbers, and of a rib's own turn (rad)
 _PRIOR = 0.02  # what these count for
 _STIFF = 100.0  # times more for a rib's own turn in the first third
@@ -190,7 +191,7 @@ class _Fit:
         self.share = len(cage.ribs) / len(self.few.ribs)
         self.shared = torch.zeros(_SHARED, 3, requires_grad=True)
         self.turn = torch.zeros(2 * LEVELS, 3, requires_grad=True)
-        own = [{"params": [self.shared]}, {"params": [self.turn], "lr": _RATE / 2}]
+        own = [{"params": [self.shared], "own": 1.0}, {"params": [self.turn], "own": 0.5}]
         self.optimiser = torch.optim.Adam(own, lr=_RATE, betas=(0.8, 0.95))
 
     def moved(self, cage: RibCage) -> tuple[Float[Tensor, "N 3"], Float[Tensor, " N"]]:
@@ -220,6 +221,8 @@ class _Fit:
     def descend(self, films: Sequence[_Seen], first: int, last: int) -> None:
         for step in range(first, last):
             blur, early = _BLUR_MM[step * len(_BLUR_MM) // _STEPS], step < _STEPS // 3
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["own"] * _RATE * schedule(step / _STEPS, 0.0)
             with torch.enable_grad():
                 own = (self.turn / _TURN).square().mean() * (_STIFF if early else 1.0)
                 loss = _PRIOR * ((self.shared / _SPREAD).square().sum(1).mean() + own)
