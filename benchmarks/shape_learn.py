@@ -40,8 +40,12 @@ HERE = Path(__file__).resolve().parent
 @click.option("--turned", type=int, default=130, show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Folds at a time.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "shape_learn.json")
-def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, jobs, out: Path) -> None:
-    """Learn from the patients in FOLDER without those of each fold, and score these."""
+@click.option("--out-more", type=click.Path(path_type=Path), default=RESULTS / "shape_learn_more.json")
+def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, jobs, out, out_more) -> None:
+    """Learn from the patients in FOLDER without those of each fold, and score these: into --out.
+
+    Then go on with each network, and score them again: into --out-more.
+    """
     prepared = output / "prepared"
     _prepare(folder, prepared, ["--dataset", "swinx2s"])
     for place, names in also:
@@ -50,16 +54,24 @@ def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, j
     known = [f"--near={near}", f"--turned={turned}"]
 
     def learned(fold: str) -> Path:
-        model = _learn(prepared, output, fold, [*known, f"--minutes={minutes}"], jobs)
-        if not more:
-            return model
+        return _learn(prepared, output, fold, [*known, f"--minutes={minutes}"], jobs)
+
+    def learned_more(fold: str, model: Path) -> Path:
         again = [*known, f"--minutes={more}", "--seed=1", f"--from={model}"]
         return _learn(prepared, output / MORE, fold, again, jobs)
 
+    def scored(models: Sequence[Path], result: Path) -> None:
+        words = [word for model in models for word in ("--model", str(model))]
+        told = ["--prepared", prepared, "--out", result]
+        _say([sys.executable, HERE / "shape_crossval.py", folder, *words, *told])
+
     with ThreadPoolExecutor(jobs) as pool:
         models = list(pool.map(learned, folds))
-    words = [word for model in models for word in ("--model", str(model))]
-    _say([sys.executable, HERE / "shape_crossval.py", folder, *words, "--prepared", prepared, "--out", out])
+    scored(models, out)
+    if more:
+        with ThreadPoolExecutor(jobs) as pool:
+            models = list(pool.map(learned_more, folds, models))
+        scored(models, out_more)
 
 
 def _prepare(folder: Path, prepared: Path, how: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from xreg.training import step_seed
 
 _LEAST = 3  # vertebrae in the truth, and found, of a case that counts
 _MOST = 16.0  # witnesses
+_LOST = 9  # levels that a spine counts as off which no shift puts right
 
 
 def ask(model: ShapeModel, patient: Patient, seed: int, tilt: float) -> dict[str, Any] | None:
@@ -43,6 +44,7 @@ def ask(model: ShapeModel, patient: Patient, seed: int, tilt: float) -> dict[str
     if found.numberings is None or there < _LEAST:
         return {"patient": patient.name, "seed": seed, "found": there, "shift": None}
     shift = score(found.labels, sample.labels, sample.grid, model.scheme).shifts["spine"]
+    shift = _LOST if shift is None else shift
     told = [round(float(x), 4) for x in found.numberings]
     return {"patient": patient.name, "seed": seed, "found": there, "shift": shift, "numberings": told}
 

@@ -12,9 +12,10 @@ from xreg.cli import main
 from xreg.errors import FileError, ShapeError
 from xreg.io.tensors import load_tensors
 from xreg.shape import ShapeModel
-from xreg.shape.atlas import Atlas
+from xreg.shape.atlas import Atlas, keep_atlas
 from xreg.shape.learn import COARSE, POOLS, Learning, LearnSettings
-from xreg.shape.samples import sample_folders
+from xreg.shape.patients import Patient
+from xreg.shape.sources import Member, read_prepared
 from xreg.training import MODEL, read_log
 
 SETTINGS = LearnSettings(steps=20, near=2, turned=1)
@@ -54,7 +55,7 @@ def test_one_command_makes_all_that_a_reconstruction_needs(tmp_path) -> None:
     assert (told["steps"], told["spine_steps"]) == (4, 2)  # of ten, with four for coarse films
     assert Atlas.beside(tmp_path / "net").patients == ("a", "b")
     assert ShapeModel.load(tmp_path / "net").facts["before"] == ["a", "b"]
-    pools = [sample_folders(tmp_path / "net" / POOLS / name) for name in ("near", "turned")]
+    pools = [list((tmp_path / "net" / POOLS / name).glob("*/sample.json")) for name in ("near", "turned")]
     assert [len(pool) for pool in pools] == [2, 1]
     again = json.loads(run(*words, "--turned", 1, "--json").stdout)  # nothing is left to do
     assert {**again, "seconds": 0} == {**told, "seconds": 0}
@@ -103,7 +104,11 @@ def test_a_model_is_gone_on_with(tmp_path) -> None:
     assert {n for n in one if n.startswith("1.")} == {n for n in same if n.startswith("1.")}
     assert any(n.startswith("0.") and n not in same for n in one)
     known = Learning(
-        [tmp_path / "in"], replace(SETTINGS, seed=7), tmp_path / "two", held_out=["c"], start=tmp_path / "one"
+        [tmp_path / "in"],
+        replace(SETTINGS, steps=10, seed=7),
+        tmp_path / "two",
+        held_out=["c"],
+        start=tmp_path / "one",
     )
     samples = known._samples(None)[0].samples
     assert len(samples) == 2 + 3 + 3  # prepared, drawn then, drawn now
@@ -121,6 +126,65 @@ def test_a_model_to_go_on_with_is_checked(tmp_path) -> None:
     none = run(*words, "--from", tmp_path / "none", "-o", tmp_path / "two", code=1).output
     assert "none" in none
     assert not (tmp_path / "two" / POOLS).exists()
+
+
+def test_patients_without_vertebrae_make_a_model_that_counts_none(tmp_path) -> None:
+    """Of pelves alone there is a network and an atlas, and all of the time is theirs."""
+    for n, name in enumerate(("a", "b")):
+        case = shape_case.sample(name, n)
+        labels = torch.where(case.labels == 22, 22, 0).to(torch.int16)  # one vertebra tells no line
+        replace(case, labels=labels).save(tmp_path / "in" / name)
+        Patient.from_labels(labels, case.grid, name, scheme="spine").save(tmp_path / "in" / name)
+    words = [tmp_path / "in", "-o", tmp_path / "net", "--steps", 10, "--near", 1, "--turned", 0, "--json"]
+    told = json.loads(run(*words).stdout)
+    assert told["spine_steps"] is None
+    assert told["steps"] == 5  # of ten; with vertebrae four
+    assert not (tmp_path / "net" / "spine").exists()
+    assert "nothing counts vertebrae" in run(*words[:-1]).output
+
+
+def test_an_atlas_is_of_those_learned_from(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b", "c")
+    every = [Member(p.name, p.scheme, p.labels, p.grid) for p in read_prepared([tmp_path / "in"])[1]]
+    keep_atlas(every, tmp_path / "net")  # by hand, of all
+    known = {"held_out": ["c"]}
+    Learning([tmp_path / "in"], SETTINGS, tmp_path / "net", **known).keep_bones()
+    assert Atlas.load(tmp_path / "net").patients == ("a", "b")
+
+
+def test_bones_of_the_model_gone_on_with_are_kept(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b")
+    shape_case.prepare(tmp_path / "other", "c")
+    run(tmp_path / "in", "-o", tmp_path / "one", "--steps", 10, "--near", 1, "--turned", 0)
+    more = {"start": tmp_path / "one"}
+    learning = Learning([tmp_path / "other"], replace(SETTINGS, seed=3), tmp_path / "two", **more)
+    assert learning.keep_bones() == 4
+    assert Atlas.load(tmp_path / "two").patients == ("c", "a", "b")
+    bones = [Atlas.load(tmp_path / name).bones for name in ("one", "two")]
+    assert len(bones[1]["L2"].sizes) == len(bones[0]["L2"].sizes)  # of two patients' rather than one's
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b")
+    words = [tmp_path / "in", "--steps", 10, "--near", 1, "--turned", 0]
+    run(*words, "-o", tmp_path / "one")
+    assert "settings differ" in run(*words, "-o", tmp_path / "one", "--steps", 12, code=1).output
+    alone = CliRunner().invoke(
+        main, ["shape", "train", str(tmp_path / "in"), "-o", str(tmp_path / "two"), "--steps", "2"]
+    )
+    assert alone.exit_code == 0, alone.output
+    assert "was trained otherwise" in run(*words, "-o", tmp_path / "two", code=1).output
+    assert not (tmp_path / "two" / POOLS).exists()
+    other = [*words, "--from", tmp_path / "one", "--seed", 5, "-o", tmp_path / "three"]
+    assert "leave that out" in run(*other, "--network", "rays", code=1).output
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_pool_that_holds_more_is_not_all_learned_from(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b")
+    Learning([tmp_path / "in"], SETTINGS, tmp_path / "net").draw()
+    fewer = Learning([tmp_path / "in"], replace(SETTINGS, near=1), tmp_path / "net")
+    assert len(fewer._samples(None)[0].samples) == 2 + 1 + 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from xreg.errors import FileError, ImageError, ShapeError
 from xreg.geometry import Camera
 from xreg.io import VoxelGrid
-from xreg.shape.samples import Sample, sample_folders
+from xreg.shape.samples import Sample
 from xreg.shape.schemes import SCHEMES
 
 
@@ -48,8 +48,6 @@ def test_a_sample_comes_back_as_it_was(tmp_path, without: tuple) -> None:
     people = json.loads((tmp_path / "a" / "b" / "sample.json").read_text(encoding="utf-8"))
     assert people["names"][20] == "L1"
     assert sorted(f.name for f in (tmp_path / "a" / "b").iterdir()) == ["sample.json", "sample.safetensors"]
-    assert sample_folders(tmp_path / "a") == [tmp_path / "a" / "b"]
-    assert sample_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b"]
 
 
 @pytest.mark.parametrize(
@@ -93,8 +91,6 @@ def test_damaged_files(tmp_path) -> None:
         Sample.load(tmp_path)
     with pytest.raises(FileError, match="is not there"):
         Sample.load(tmp_path / "none")
-    with pytest.raises(FileError, match="holds no sample"):
-        sample_folders(tmp_path / "none")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path) -> None:

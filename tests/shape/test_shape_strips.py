@@ -265,3 +265,10 @@ def test_the_command_line(samples, tmp_path) -> None:
     assert (tmp_path / "net" / "spine" / "model.safetensors").is_file()
     assert run(main, ["shape", "train-spine", *known, "--hold-out", "nobody"]).exit_code == 1
     assert run(main, ["shape", "train-spine", *known, "--minutes", "1"]).exit_code == 2
+
+
+def test_patients_may_have_different_numbers_of_films(tmp_path) -> None:
+    one, two = sample("a"), sample("b", 1.1)
+    single = replace(one, films=one.films[:1], cameras=one.cameras[:1])
+    few = replace(SETTINGS, steps=2, batch=4)
+    assert train_spine([single, two], few, tmp_path)["patients"] == ["a", "b"]

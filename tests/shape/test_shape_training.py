@@ -114,6 +114,9 @@ def test_a_training_begins_with_another_network(tmp_path) -> None:
     assert torch.equal(after["encoder.out.weight"], before["encoder.out.weight"])
     torch.testing.assert_close(after["decoder.narrow.bias"], before["decoder.narrow.bias"])
     assert after["points.out.weight"].shape != before["points.out.weight"].shape  # has no place for it
+    wide = replace(QUICK, network=replace(SMALL, film_widths=(12, 24, 24), space_widths=(12, 24)))
+    with pytest.raises(FileError, match=r"no weights for \d\d % of a network"):
+        train(source("b"), wide, tmp_path / "x", start=tmp_path / "first")
     again = train(source("b"), barely, tmp_path / "second", resume=True)
     assert (again.patients, again.steps) == (("a", "b"), 6)
     with pytest.raises(ShapeError, match="learned from a, which shall be held out"):
@@ -126,7 +129,7 @@ def test_a_training_begins_with_another_network(tmp_path) -> None:
         train(source("b"), barely, tmp_path / "second", start=tmp_path / "first", resume=True)
     (tmp_path / "empty").mkdir()
     checkpoint.save(tmp_path / "empty" / MODEL, {"w": torch.ones(1)}, {"patients": [], "scheme": "spine"})
-    with pytest.raises(FileError, match="no weights for a network of kind 'rays' and scheme 'spine'"):
+    with pytest.raises(FileError, match="no weights for 100 % of a network of kind 'rays' and these sizes"):
         train(source("b"), QUICK, tmp_path / "x", start=tmp_path / "empty")
 
 
@@ -251,3 +254,13 @@ def test_free_memory_is_handed_back_where_the_c_library_can(monkeypatch, platfor
     for step in range(101):
         hand_back_memory(step)
     assert len(asked) == times
+
+
+def test_a_training_goes_on_with_the_same_samples_alone(tmp_path) -> None:
+    half = replace(QUICK, steps=3)
+    train(source(), half, tmp_path)
+    more = AsTheyAre([*source().samples, shape_case.sample("a", 5)])
+    coarse = AsTheyAre([sample.binned(2) for sample in source().samples])
+    for other, what in ((more, "cases"), (coarse, "voxels")):
+        with pytest.raises(FileError, match=what):
+            train(other, half, tmp_path, resume=True)

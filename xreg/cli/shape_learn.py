@@ -43,7 +43,8 @@ What -o OUT holds afterwards:
               help="New patients whose views are hardly tilted.")  # fmt: skip
 @click.option("--turned", type=click.IntRange(min=0), default=130, show_default=True,
               help="New patients whose views are tilted.")  # fmt: skip
-@click.option("--network", type=click.Choice(NETWORKS[:2]), default="rays-light", show_default=True)
+@click.option("--network", type=click.Choice(NETWORKS[:2]),
+              help="Its size.  [default: rays-light, or that of --from]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads that make the films of the next steps.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -70,7 +71,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     settings = LearnSettings(
         steps=options["steps"],
         minutes=None if options["steps"] else options["minutes"] or 90.0,
-        network=PRESETS[options["network"]],
+        network=PRESETS[options["network"]] if options["network"] else None,
         **{name: options[name] for name in ("near", "turned", "seed")},
     )
     with terminal.working("reading patients"):
@@ -94,13 +95,15 @@ def _taken(terminal: Terminal, learning: Learning) -> dict[str, Any]:
         trained = learning.read_fine(telling(tell))
     with terminal.working("learning to count vertebrae") as tell:
         reader = learning.count_vertebrae(telling_spine(tell))
+    if reader is None:
+        terminal.note("no patient shows two whole vertebrae: nothing counts vertebrae in this model")
     return {
         "patients": list(trained.patients),
         "held_out": list(trained.held_out),
         "drawn": count,
         "bones": bones,
         "steps": trained.steps,
-        "spine_steps": reader["step"],
+        "spine_steps": None if reader is None else reader["step"],
         "validation": trained.log[-1]["validation"] if trained.log else None,
     }
 

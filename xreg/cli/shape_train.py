@@ -14,7 +14,7 @@ from xreg.cli.verb import verb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xreg.shape.training import Report, Trained
+    from xreg.shape.training import Report, Trained, Trainer
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
 _SHARE = click.FloatRange(0, 1, max_open=True)
@@ -95,10 +95,11 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         source, held_out = split_patients(
             prepared, patients, options["hold_out"], plain=options["as_they_are"]
         )
+    trainer = _trainer(_tilted(source, options["tilt"]), held_out, output, options)
     with terminal.working("cutting out the bones of the patients"):
         atlas = keep_atlas(scanned_members(source, patients, options["hold_out"]), output)
     with terminal.working("training") as tell:
-        trained = _train(_tilted(source, options["tilt"]), held_out, output, options, tell)
+        trained = trainer.run(telling(tell), options["workers"])
     result = _result(trained, options, type(source).__name__)
     result["atlas"] = atlas
     result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
@@ -119,10 +120,10 @@ def _tilted(source: Any, degrees: float) -> Any:
     return replace(source, exposure=replace(source.exposure, tilt_degrees=degrees))
 
 
-def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, Any], tell: Tell) -> Trained:
+def _trainer(source: Any, held_out: list[Any], output: Path, options: dict[str, Any]) -> Trainer:
     from xreg.shape.networks import PRESETS
     from xreg.shape.train_settings import ShapeTrainSettings
-    from xreg.shape.training import train
+    from xreg.shape.training import ready_to_train
 
     settings = ShapeTrainSettings(
         steps=options["steps"],
@@ -135,8 +136,8 @@ def _train(source: Any, held_out: list[Any], output: Path, options: dict[str, An
         precision="bfloat16" if options["bfloat16"] else "float32",
         network=PRESETS[options["network"]],
     )
-    known = {name: options[name] for name in ("start", "resume", "device", "workers")}
-    return train(source, settings, output, held_out=held_out, on_report=telling(tell), **known)
+    known = {name: options[name] for name in ("start", "resume", "device")}
+    return ready_to_train(source, settings, output, held_out=held_out, **known)
 
 
 def telling(tell: Tell) -> Callable[[Report], None]:

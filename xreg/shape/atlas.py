@@ -32,7 +32,7 @@ from xreg.shape.centroids import whole_boxes
 from xreg.shape.deform import base_points
 from xreg.shape.moves import products
 from xreg.shape.patients import SOFT
-from xreg.shape.pelvis import PelvicRing
+from xreg.shape.pelvis import PELVIS, PelvicRing
 from xreg.shape.schemes import VERTEBRAE, Scheme
 from xreg.shape.schemes import scheme as scheme_of
 
@@ -137,6 +137,27 @@ class Atlas:
     cages: tuple[RibCage, ...] = ()
     pelvis: PelvicRing | None = None
 
+    def joined(self, other: Atlas) -> Atlas:
+        """With another's bones and cages: of a bone that both have, what more examples tell.
+
+        Raises ShapeError for an atlas of another scheme.
+        """
+        if self.scheme != other.scheme:
+            raise ShapeError(f"atlases of the schemes {self.scheme!r} and {other.scheme!r} cannot be joined")
+        of, own = dict.fromkeys(self.bones, self), {cage.patient for cage in self.cages}
+        for name, bone in other.bones.items():
+            if name not in of or len(bone.sizes) > len(self.bones[name].sizes):
+                of[name] = other
+        whose = {id(atlas): atlas for atlas in (of.get(name) for name in PELVIS)}
+        ring = next(iter(whose.values())) if len(whose) == 1 else None  # it holds for its own bones alone
+        return Atlas(
+            {name: of[name].bones[name] for name in scheme_of(self.scheme).names if name in of},
+            tuple(dict.fromkeys((*self.patients, *other.patients))),
+            self.scheme,
+            (*self.cages, *(cage for cage in other.cages if cage.patient not in own)),
+            None if ring is None else ring.pelvis,
+        )
+
     def save(self, folder: str | PathLike) -> None:
         """Write ``atlas.safetensors`` into a folder that exists, atomically; one side's bones alone."""
         tensors, sizes, names = {}, {}, scheme_of(self.scheme)
@@ -202,14 +223,20 @@ def build_atlas(patients: Iterable[Member]) -> Atlas:
     return Atlas(_both_sides(shapes, names), patients, names.name, build_cages(chosen), ring)
 
 
-def keep_atlas(patients: Iterable[Member], folder: str | PathLike) -> int:
+def keep_atlas(
+    patients: Iterable[Member], folder: str | PathLike, *, before: str | PathLike | None = None
+) -> int:
     """Write the atlas of patients into a network's folder; how many bones it has.
 
-    0, and no file, where there is none to make: a network does without.
+    before: folder of a network that it goes on with, whose atlas is joined to it.  0, and no file, where
+    there is none to make: a network does without.
     """
+    known = None if before is None else Atlas.beside(before)
     try:
         atlas = build_atlas(patients)
+        atlas = atlas if known is None else atlas.joined(known)
     except ShapeError:  # what is wrong with samples the training tells
+        (Path(folder) / FILE).unlink(missing_ok=True)  # of other patients
         return 0
     Path(folder).mkdir(parents=True, exist_ok=True)
     atlas.save(folder)

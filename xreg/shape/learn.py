@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from xreg.errors import ShapeError
-from xreg.shape.atlas import FILE as ATLAS
+from xreg.errors import FileError, ShapeError
 from xreg.shape.atlas import Atlas, keep_atlas
 from xreg.shape.checkpoint import FILES
 from xreg.shape.networks.settings import PRESETS, NetworkSettings
@@ -31,11 +30,12 @@ from xreg.shape.sources import (
     split_patients,
 )
 from xreg.shape.spine_reading import SpineModel
+from xreg.shape.spine_training import FILES as SPINE_FILES
 from xreg.shape.spine_training import FOLDER as SPINE
-from xreg.shape.spine_training import SpineReport, SpineTrainSettings, train_spine
+from xreg.shape.spine_training import SpineCase, SpineReport, SpineTrainSettings, train_spine
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.shape.training import Report, Trained, train
-from xreg.training import MODEL, TRAINING, require_one_end
+from xreg.training import MODEL, TRAINING, require_one_end, require_same
 
 POOLS, COARSE = "pool", "coarse"  # in the network's folder
 
@@ -44,7 +44,8 @@ POOLS, COARSE = "pool", "coarse"  # in the network's folder
 class LearnSettings:
     """How a model is made of prepared patients.
 
-    steps or minutes: what the trainings take in all; exactly one.
+    steps or minutes: what the trainings take in all; exactly one.  network: by default 'rays-light', or that
+    of the model that is gone on with.
 
     near, turned: patients that are drawn, with views tilted by ``tilts`` (standard deviations, degrees) each;
     of the turned ones the part ``bodies`` has its bones in other patients' soft tissue.
@@ -64,7 +65,7 @@ class LearnSettings:
     voxels: int = 80
     spine: float = 0.25
     seed: int = 0
-    network: NetworkSettings = field(default_factory=lambda: PRESETS["rays-light"])
+    network: NetworkSettings | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tilts", tuple(float(tilt) for tilt in self.tilts))
@@ -93,8 +94,9 @@ class Learning:
     prepared: folders that `xreg shape prepare` wrote, with the patients' CTs.  held_out: patients of whom
     nothing is learned, drawn or kept.  start: the folder of a model made before, to go on with: its network
     is begun with, the patients drawn for it are learned from too, and what counts vertebrae is taken over, so
-    that its share of the trainings is the others'.  What a step finished is kept, and one that was stopped
-    goes on when it is taken again with the same settings.  Raises ShapeError, FileError.
+    that its share of the trainings is the others'; so it is where no patient shows a spine, and nothing
+    counts.  What a step finished is kept, and one that was stopped goes on when it is taken again with the
+    same settings.  Raises ShapeError, FileError.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class Learning:
         self.prepared = [*prepared, *(() if self.start is None else self.start.pools)]
         require_apart(self.prepared, held_out)
         self._require_other_seed()
-        _, patients = read_prepared(prepared)
+        self.network = self._network()
+        samples, patients = read_prepared(prepared)
         self.patients = patients_without(patients, held_out)
+        self.counts = any(SpineCase.of(s) is not None for s in samples if s.patient not in held_out)
+        self._require_same_recipe()
 
     @property
     def count(self) -> int:
@@ -132,10 +137,12 @@ class Learning:
         return drawn
 
     def keep_bones(self) -> int:
-        """Write the atlas of the patients' bones; how many it has, 0 where no patient shows a whole one."""
-        if (self.folder / ATLAS).is_file():
-            return len(Atlas.load(self.folder).bones)
-        return keep_atlas(Population(self.patients).members, self.folder)
+        """Write the atlas of the patients' bones; how many it has, 0 where no patient shows a whole one.
+
+        A model that is gone on with brings its own bones too.
+        """
+        before = None if self.start is None else self.start.folder
+        return keep_atlas(Population(self.patients).members, self.folder, before=before)
 
     def read_coarse(self, on_report: Callable[[Report], None] | None = None) -> Trained:
         """Train the network of labels on coarse films, in a folder of its own."""
@@ -146,21 +153,36 @@ class Learning:
         """Train it on, on films as fine as the samples are."""
         return self._train(self.folder, self._shares[1], None, self.folder / COARSE, on_report)
 
-    def count_vertebrae(self, on_report: Callable[[SpineReport], None] | None = None) -> dict[str, Any]:
-        """Train what counts vertebrae, or take over that of the model begun with; its facts."""
-        if self.start is not None and self.start.reader is not None:
-            shutil.copytree(self.start.folder / SPINE, self.folder / SPINE, dirs_exist_ok=True)
+    def count_vertebrae(
+        self, on_report: Callable[[SpineReport], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Train what counts vertebrae, or take over that of the model begun with; its facts.
+
+        None where no patient shows two whole vertebrae.
+        """
+        if self._takes_over:
+            _taken_over(self.start.folder / SPINE, self.folder / SPINE)
             return self.start.reader
-        settings = SpineTrainSettings(**self.settings.part(self.settings.spine), seed=self.settings.seed)
+        if not self.counts:
+            return None
         source, _ = self._samples(None)
         known = {"held_out": self.held_out, "resume": _begun(self.folder / SPINE), "on_report": on_report}
-        return train_spine(source.samples, settings, self.folder, **known)
+        return train_spine(source.samples, self._spine_settings, self.folder, **known)
+
+    @property
+    def _takes_over(self) -> bool:
+        """Whether there is something that counts vertebrae to take over."""
+        return self.start is not None and self.start.reader is not None
+
+    @property
+    def _spine_settings(self) -> SpineTrainSettings:
+        return SpineTrainSettings(**self.settings.part(self.settings.spine), seed=self.settings.seed)
 
     @property
     def _shares(self) -> tuple[float, float]:
         """Parts of the trainings on coarse films and on fine ones."""
         coarse, rest = self.settings.coarse, 1 - self.settings.spine
-        if self.start is not None and self.start.reader is not None:
+        if self._takes_over or not self.counts:
             return coarse / rest, 1 - coarse / rest
         return coarse, rest - coarse
 
@@ -188,9 +210,37 @@ class Learning:
 
     def _samples(self, voxels: int | None) -> tuple[AsTheyAre, list[Sample]]:
         """All samples to learn from, prepared and drawn, and those held out."""
-        samples, _ = read_prepared([*self.prepared, *(pool for pool, _, _ in self._pools())])
+        drawn = [pool / f"{n:05d}" for pool, count, _ in self._pools() for n in range(count)]
+        samples, _ = read_prepared([*self.prepared, *drawn])  # a pool may hold more, of another command
         samples = samples if voxels is None else coarser(samples, voxels)
         return split_patients(samples, (), self.held_out, plain=True)
+
+    def _train_settings(self, share: float) -> ShapeTrainSettings:
+        known = self.settings
+        return ShapeTrainSettings(**known.part(share), network=self.network, seed=known.seed)
+
+    def _network(self) -> NetworkSettings:
+        """What is trained; ShapeError where another one is asked for than is gone on with."""
+        wanted, begun = self.settings.network, None if self.start is None else self.start.network
+        if wanted is not None and begun is not None and wanted != begun:
+            raise ShapeError(
+                f"{self.start.folder}: its network has other layers than the one asked for; leave that out"
+            )
+        return wanted or begun or PRESETS["rays-light"]
+
+    def _require_same_recipe(self) -> None:
+        """FileError, before anything is drawn, for a folder that another recipe was begun in."""
+        own = (self.folder / COARSE, self.folder)
+        if _begun(own[1]) and not _begun(own[0]):
+            raise FileError(f"{own[1]}: holds a network that was trained otherwise; choose another folder")
+        wanted = [self._train_settings(share).to_dict() for share in self._shares]
+        trainings = [*zip(own, wanted, [FILES] * 2, strict=True)]
+        if not self._takes_over:
+            trainings.append((self.folder / SPINE, asdict(self._spine_settings), SPINE_FILES))
+        for folder, settings, files in trainings:
+            if _begun(folder):
+                file = folder / TRAINING
+                require_same(files.load(file)[1], {"settings": settings}, ("settings",), file)
 
     def _train(
         self,
@@ -201,12 +251,10 @@ class Learning:
         on_report: Callable[[Report], None] | None,
     ) -> Trained:
         source, held_out = self._samples(voxels)
-        known = self.settings
-        settings = ShapeTrainSettings(**known.part(share), network=known.network, seed=known.seed)
         resume = _begun(folder)
         return train(
             source,
-            settings,
+            self._train_settings(share),
             folder,
             held_out=held_out,
             start=None if resume else start,
@@ -219,11 +267,12 @@ class Learning:
 
 @dataclass(frozen=True)
 class _Start:
-    """A model to go on with: its folder, the pools drawn for it, facts of what counts vertebrae (or None)."""
+    """A model to go on with: folder, pools drawn for it, what counts vertebrae (facts or None), layers."""
 
     folder: Path
     pools: tuple[Path, ...]
     reader: dict[str, Any] | None
+    network: NetworkSettings
 
     @classmethod
     def of(cls, folder: Path, out: Path, held_out: Sequence[str]) -> _Start:
@@ -232,11 +281,25 @@ class _Start:
             raise ShapeError(f"{folder}: a model cannot begin with itself; write to another folder")
         _, network = FILES.load(folder / MODEL)
         reader = SpineModel.beside(folder)
-        for facts in (network, {} if reader is None else reader.facts):
-            if both := sorted(set(facts.get("patients", ())) & set(held_out)):
+        atlas = Atlas.beside(folder)
+        known = [network.get("patients", ())]
+        known += [] if reader is None else [reader.facts["patients"]]
+        known += [] if atlas is None else [atlas.patients]
+        for patients in known:
+            if both := sorted(set(patients) & set(held_out)):
                 raise ShapeError(f"{folder}: learned from {', '.join(both)}, which shall be held out")
         pools = tuple(file.parent for file in sorted(folder.glob(f"{POOLS}/*/{POOL}")))
-        return cls(folder, pools, None if reader is None else reader.facts)
+        layers = NetworkSettings.from_dict(network["settings"]["network"])
+        return cls(folder, pools, None if reader is None else reader.facts, layers)
+
+
+def _taken_over(folder: Path, target: Path) -> None:
+    """A copy of a folder, whole or not at all."""
+    part = target.with_name(f".{target.name}")
+    for old in (part, target):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(folder, part)
+    part.rename(target)
 
 
 def _begun(folder: Path) -> bool:

@@ -122,15 +122,6 @@ class Sample:
             raise FileError(f"{file}: {error}; {remedy}") from error
 
 
-def sample_folders(folder: str | PathLike) -> list[Path]:
-    """Folders in ``folder`` (or itself) that hold a sample, by name; FileError where there is none."""
-    place = Path(folder)
-    found = sorted(file.parent for file in (*place.glob(TENSORS), *place.glob(f"*/{TENSORS}")))
-    if not found:
-        raise FileError(f"{place}: holds no sample ({TENSORS}); make them with xreg shape prepare")
-    return found
-
-
 def _check_films(films: Any, cameras: tuple[Camera, ...]) -> None:
     if not isinstance(films, Tensor) or films.dtype != torch.float32 or films.ndim != 3 or not films.numel():
         what = f"{films.dtype} {tuple(films.shape)}" if isinstance(films, Tensor) else type(films).__name__

@@ -48,6 +48,10 @@ class Source(Protocol):
     def members(self) -> tuple[Member, ...]:
         """The patients that cases are made of."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a training to go on, beside the patients."""
+
     def sample(self, seed: int) -> Sample:
         """A labelled case; the same seed gives the same one."""
 
@@ -62,6 +66,11 @@ class AsTheyAre:
     def members(self) -> tuple[Member, ...]:
         """One a sample."""
         return tuple(Member(s.patient, s.scheme, s.labels, s.grid) for s in self.samples)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many samples."""
+        return {"samples": len(self.samples)}
 
     def sample(self, seed: int) -> Sample:
         """One of them."""
@@ -90,6 +99,12 @@ class Population:
     def members(self) -> tuple[Member, ...]:
         """One a patient."""
         return tuple(Member(p.name, p.scheme, p.labels, p.grid, p.hu) for p in self.patients)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many patients are drawn from, how many samples there are beside, and how views are tilted."""
+        known = {"tilt": self.exposure.tilt_degrees, "bodies": self.bodies}
+        return {"drawn_from": len(self.patients), "samples": len(self.samples), **known}
 
     @cached_property
     def _shares(self) -> Tensor:

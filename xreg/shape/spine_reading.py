@@ -70,6 +70,7 @@ class SpineModel:
         """What `train_spine` wrote.  FileError where it is missing or damaged."""
         tensors, facts = FILES.load(file)
         require(facts, ("patients", "settings"), file)
+        require(facts["settings"], ("width",), file)
         net = SpineReader(int(facts["settings"]["width"]))
         load_weights(net, tensors, Path(file))
         return cls(net, facts, str(file))

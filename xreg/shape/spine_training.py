@@ -152,6 +152,11 @@ def reader_losses(
     return {"part": masked_mean(part, bone), "number": masked_mean(name, known)}
 
 
+def _repeated(views: Tensor, count: int) -> Tensor:
+    """So many views, from the first again where there are fewer: a batch has as many of each case."""
+    return views[torch.arange(count) % len(views)]
+
+
 @dataclass(frozen=True)
 class SpineReport:
     """Where a training of a reader stands."""
@@ -229,6 +234,8 @@ class _Run:
             of = list(self.cases.values())[int(torch.randint(len(self.cases), (1,), generator=generator))]
             case = of[int(torch.randint(len(of), (1,), generator=generator))]
             drawn.append(case.drawn(self.settings, generator))
+        most = max(len(values) for values, _, _ in drawn)
+        drawn = [(*(_repeated(part, most) for part in views), levels) for *views, levels in drawn]
         return tuple(torch.stack(part) for part in zip(*drawn, strict=True))
 
     def _after(self, found: dict[str, float], on_report: Callable[[SpineReport], None] | None) -> None:

@@ -45,6 +45,7 @@ from xreg.training import (
     step_generator,
 )
 
+_ENOUGH = 0.5  # of a network's weights, that one to begin with must have
 _VALIDATION_STEP = 2  # every second voxel along each axis is scored: quick, and close enough for a curve
 
 
@@ -97,6 +98,21 @@ def train(
     on_report is told of each step.  Raises ShapeError for samples that cannot be trained on together,
     FileError for a checkpoint that does not fit.
     """
+    known = {"held_out": held_out, "start": start, "resume": resume, "device": device}
+    return ready_to_train(source, settings, folder, **known).run(on_report, workers)
+
+
+def ready_to_train(
+    source: Source,
+    settings: ShapeTrainSettings,
+    folder: str | PathLike,
+    *,
+    held_out: Sequence[Sample] = (),
+    start: str | PathLike | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> Trainer:
+    """A training of which all is checked that `train` checks; nothing is written before it is run."""
     require_one_beginning(start, resume, ShapeError)
     trainer = Trainer(source, settings, Path(folder), held_out, torch.device(device))
     if isinstance(trainer.net, RayNet) and not settings.film_share and not (resume or start):
@@ -105,7 +121,7 @@ def train(
         trainer.resume()
     elif start is not None:
         trainer.begin_from(Path(start))
-    return trainer.run(on_report, workers)
+    return trainer
 
 
 class Trainer:
@@ -275,6 +291,7 @@ class Trainer:
             "settings": self.settings.to_dict(),
             "versions": {"xreg": __version__, "torch": torch.__version__},
             "voxels": self.voxels,
+            "cases": self.source.facts,
             "step": self.step,
             "seconds": self.budget.seconds,
             "validation": self.log[-1]["validation"] if self.log else None,
@@ -286,7 +303,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
-        same, file = ("held_out", "scheme", "settings"), self.folder / TRAINING
+        same, file = ("held_out", "scheme", "settings", "voxels", "cases"), self.folder / TRAINING
         facts = FILES.resume(self.folder, self.facts(), same, self._state())
         require(facts, ("patients",), file)
         self.before = tuple(facts.get("before", ()))
@@ -297,7 +314,7 @@ class Trainer:
     def begin_from(self, folder: Path) -> None:
         """Take the weights of another network that have a place here.
 
-        ShapeError where it learned from a patient that is held out, FileError where nothing fits.
+        ShapeError where it learned from a patient that is held out, FileError where less than half fits.
         """
         file = folder / MODEL
         tensors, facts = FILES.load(file)
@@ -306,10 +323,12 @@ class Trainer:
             raise ShapeError(f"{folder}: learned from {', '.join(both)}, which shall be held out")
         own = self.net.state_dict()
         fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
-        if facts["scheme"] != self.scheme.name or not fitting:
+        part = sum(v.numel() for v in fitting.values()) / sum(v.numel() for v in own.values())
+        if facts["scheme"] != self.scheme.name or part < _ENOUGH:
             raise FileError(
-                f"{file}: has no weights for a network of kind {self.settings.network.kind!r} and scheme "
-                f"{self.scheme.name!r}; begin with another, or anew"
+                f"{file}: has no weights for {100 * (1 - part):.0f} % of a network of kind "
+                f"{self.settings.network.kind!r} and these sizes and scheme {self.scheme.name!r}; begin with "
+                "another (--network may tell which it is), or anew"
             )
         for net in (self.net, self.average):
             net.load_state_dict({**own, **fitting})
