@@ -1,6 +1,7 @@
 """What may know what: the import rules of the house, read from the source."""
 
 import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,6 +157,16 @@ def test_the_kernels_are_no_package() -> None:
 def test_the_package_itself_imports_nothing_but_names() -> None:
     top = {i.module for i in imports_of(PACKAGE / "__init__.py") if i.top}
     assert top <= {"importlib", "typing"}
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    """Python would bind such a module in the name's place as soon as it is imported."""
+    lazy = [path for path in MODULES if path.name == "__init__.py" and "_HOMES" in path.read_text("utf-8")]
+    assert len(lazy) > 2
+    for path in lazy:
+        public = vars(importlib.import_module(name_of(path)))["_HOMES"]
+        beside = {one.stem for one in path.parent.iterdir()}
+        assert not beside & set(public)
 
 
 # ---- the command line starts quickly ----

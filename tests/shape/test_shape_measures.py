@@ -19,6 +19,8 @@ from xreg.shape.measures.field import Bones, angle
 from xreg.shape.measures.pelvis import pelvic_angles, sacral_plate
 from xreg.shape.measures.spine import fit_bodies
 from xreg.shape.measures.vertebra import Plane, fit_body, fit_plane
+from xreg.shape.schemes import SCHEMES
+from xreg.shape.shares import Shares
 
 AWAY = np.array([40.0, -70.0, 200.0])
 
@@ -128,6 +130,19 @@ def test_pelvic_angles_of_a_built_pelvis(slope, back, voxel, lumbar):
         assert found[f"femoral_head_radius_{side}"].value == pytest.approx(24, abs=0.4 * voxel)
 
 
+@pytest.mark.parametrize("turned_round", [False, True], ids=["k to the head", "k to the side"])
+def test_a_sacrum_that_is_cut_at_the_top_has_no_plate(turned_round):
+    grid = grid_about((-60, -70, -110), (60, 60, 0), 2.0)
+    labels = paint(grid, {"sacrum": sacrum(np.zeros(3), 40)})
+    labels[-1, 20:40, 20:40] = SCHEMES["all"].index("sacrum")
+    if turned_round:
+        affine = grid.affine[:, [2, 1, 0, 3]]
+        labels = labels.permute(2, 1, 0).contiguous()
+        grid = VoxelGrid(tuple(labels.shape), affine)
+    found = measure(labels, grid)
+    assert found["sacral_slope"].reason == "not in view: sacrum touches the upper edge of the volume"
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_incidence_is_tilt_plus_slope_for_any_pelvis(seed):
@@ -172,6 +187,18 @@ def test_a_femur_without_enough_shaft_or_with_a_cut_head():
     found = measure(paint(cut, bone), cut)
     assert "femur_left" in found["femoral_head_radius_left"].reason
     assert found["pelvic_incidence"].value is None
+
+
+def test_a_crumb_below_a_short_femur_is_no_shaft():
+    head = np.array([-90.0, 0.0, 0.0])
+    grid = grid_about(head - (80, 50, 190), head + np.array([60.0, 50, 50]), 2.0)
+    labels = paint(grid, {"femur_left": femur(head, "left")})
+    upper = grid.affine.numpy()[2, 3] + grid.affine.numpy()[2, 2] * np.arange(grid.shape[0]) > head[2] - 90
+    labels[~torch.from_numpy(upper)] = 0
+    labels[2, 40, 60] = SCHEMES["all"].index("femur_left")
+    found = measure(labels, grid)
+    assert found["femoral_head_radius_left"].value == pytest.approx(24, abs=1)
+    assert "mm of shaft of the 40 mm" in found["neck_shaft_angle_left"].reason
 
 
 # ---- the cage ----
@@ -237,6 +264,16 @@ def test_drawn_labels_follow_the_probabilities_and_the_seed():
     again = torch.stack(list(draw_labels(p, grid, count=2, correlation_mm=8.0, seed=3)))
     assert torch.equal(again, drawn[:2])
     assert not torch.equal(next(draw_labels(p, grid, seed=4)), drawn[0])
+    flat = p.flatten(1).T
+    some = torch.arange(0, len(flat), 3)
+    shares = Shares(some, torch.tensor([0, 4, 9]), flat[some])
+    own = draw_labels(shares, grid, count=2, correlation_mm=8.0, seed=3)
+    whole = torch.zeros(3, len(flat))
+    whole[0], whole[:, some] = 1.0, flat[some].T
+    for mine, other in zip(
+        own, draw_labels(whole.reshape(p.shape), grid, count=2, correlation_mm=8.0, seed=3), strict=True
+    ):
+        assert torch.equal(mine.long(), torch.tensor([0, 4, 9])[other.long()])
     together = (drawn[:, :, :, 1:] == drawn[:, :, :, :-1]).float().mean()
     alone = (p[:, :, :, 1:] * p[:, :, :, :-1]).sum(0).mean()
     assert float(together) > float(alone) + 0.1, "neighbours move together"

@@ -11,6 +11,7 @@ from xreg.geometry import Camera
 from xreg.io import VoxelGrid
 from xreg.shape.networks import NetworkSettings
 from xreg.shape.predict import ShapeModel
+from xreg.shape.shipped import grid_camera
 from xreg.shape.sources import AsTheyAre
 from xreg.shape.train_settings import ShapeTrainSettings
 from xreg.shape.training import mean_dice, train
@@ -55,6 +56,18 @@ def test_labels_probabilities_and_doubt(folder, case) -> None:
     for name, (labelled, expected) in found.expected_volumes().items():
         assert name in ("L1", "L2", "L3", "L4")
         assert expected == pytest.approx(labelled, rel=0.3)
+
+
+def test_the_maps_bring_the_cameras_of_their_films(folder, case) -> None:
+    """On a grid finer than the training's, films are averaged to the training's pixels all the same."""
+    for times in (1, 2):
+        space = VoxelGrid.box(tuple(times * n for n in case.grid.shape), [n * s for n, s in zip(
+            case.grid.size, case.grid.spacing, strict=True)], case.grid.center)  # fmt: skip
+        cameras = (grid_camera(space, 1), grid_camera(space, 0))
+        films = torch.nn.functional.interpolate(case.films[None], cameras[0].size)[0]
+        found = ShapeModel.load(folder).predict(films, cameras, space, normalised=True, count=False)
+        assert [tuple(camera.size) for camera in found.told] == [tuple(found.thickness.shape[-2:])] * 2
+        assert tuple(found.thickness.shape[-2:]) == tuple(case.films.shape[-2:])
 
 
 def test_variants_average_and_tell_where_they_disagree(folder, case) -> None:

@@ -15,11 +15,12 @@ from shape_oracle import Oracle
 
 from xreg.errors import FileError, GeometryError, ImageError, InputWarning, ShapeError
 from xreg.geometry import Camera
+from xreg.io import VoxelGrid
 from xreg.shape.atlas import build_atlas
 from xreg.shape.film_checks import agreements, check_films, facing_point, seen_grid
 from xreg.shape.level import decide_level
 from xreg.shape.predict import ShapeModel
-from xreg.shape.reconstruct import ReconstructSettings, reconstruct
+from xreg.shape.reconstruction import ReconstructSettings, fit_film, reconstruct
 from xreg.shape.report import NOTICE, report_page, save_reconstruction
 from xreg.shape.schemes import SCHEMES
 from xreg.shape.sources import Member
@@ -101,8 +102,9 @@ def test_meshes_are_closed_and_in_place(case, folder) -> None:
 def test_old_meshes_do_not_stay(found, tmp_path) -> None:
     (tmp_path / "meshes").mkdir()
     (tmp_path / "meshes" / "sacrum.stl").write_bytes(b"old")
+    (tmp_path / "meshes" / "my_implant.stl").write_bytes(b"mine")
     save_reconstruction(tmp_path, found)
-    assert sorted(f.stem for f in (tmp_path / "meshes").iterdir()) == ["L1", "L2", "L3", "L4"]
+    assert sorted(f.stem for f in (tmp_path / "meshes").iterdir()) == ["L1", "L2", "L3", "L4", "my_implant"]
     with pytest.raises(FileError, match="mesh_suffix"):
         save_reconstruction(tmp_path, found, mesh_suffix=".obj")
 
@@ -278,3 +280,41 @@ def test_an_atlas_refines_and_is_told_of(case, oracle, tmp_path) -> None:
     assert told["patients"] == ["p7"]
     assert len(told["edge_correlation"]) == 2
     assert "Shapes of p7 were fitted" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_reference_without_a_bone_is_a_warning(case, oracle) -> None:
+    known = {"grid": case.grid, "normalised": True, "settings": QUICK}
+    references = {"T4": trimesh.creation.box((10, 10, 10))}
+    found = reconstruct(list(case.films), case.cameras, oracle, references=references, **known)
+    assert found.references == ()
+    assert "references of bones that were not found: T4" in found.warnings
+
+
+def test_films_of_any_kind_are_taken_and_holes_in_them_are_not(case, oracle, found) -> None:
+    for films in (case.films, case.films.double().numpy(), [film.numpy() for film in case.films]):
+        same = run(case, oracle, films=films) if isinstance(films, list) else reconstruct(
+            films, case.cameras, oracle, grid=case.grid, normalised=True, settings=QUICK
+        )  # fmt: skip
+        assert torch.equal(same.prediction.labels, found.prediction.labels)
+    holes = case.films.clone()
+    holes[1, 3, 4] = torch.nan
+    with pytest.raises(ImageError, match="film 1 has 1 values that are not finite"):
+        run(case, oracle, films=holes)
+
+
+def test_a_film_that_does_not_show_the_bones_is_told_of_and_written(case, oracle, tmp_path) -> None:
+    low = case.cameras[0].crop(31, 0, 1, 24).pad(0, 31, 0, 0)  # its lowest row, and what lies beneath
+    fit = fit_film(case.films[0].flip(0), low, run(case, oracle).prediction)
+    assert fit.residual_rms is None
+    found = run(case, oracle)
+    made = replace(found, fits=(*found.fits, fit))
+    save_reconstruction(tmp_path, made)
+    told = json.loads((tmp_path / "measures.json").read_text())
+    assert told["films"][2]["residual_rms"] is None
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_grid_too_large_is_refused(case, oracle) -> None:
+    huge = VoxelGrid.box((1024, 1024, 1024), (90.0, 90.0, 90.0), case.grid.center)
+    with pytest.raises(GeometryError, match="has more than 67,108,864; give a coarser one"):
+        reconstruct(list(case.films), case.cameras, oracle, grid=huge, normalised=True)

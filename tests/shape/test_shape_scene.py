@@ -8,6 +8,7 @@ import roma
 import torch
 from bone_case import ALL, GRID, SHAPE, bodies, doubtful, films_of, one_patient, two_patients
 
+from xreg.io import VoxelGrid
 from xreg.shape.atlas import Atlas, build_atlas
 from xreg.shape.bone_fit import _skew
 from xreg.shape.moves import Moves, products
@@ -200,3 +201,17 @@ def test_maps_count_at_any_scale() -> None:
     assert float(alike(0.5 * maps, maps)) == pytest.approx(1.0, abs=1e-6)
     assert float(alike(maps.flip(-1), maps)) < 0.9
     assert float(alike(maps, torch.zeros_like(maps))) == 0.0
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_voxels_about_a_bone_hold_it_on_an_oblique_grid(atlas, axis: int) -> None:
+    upright = Scene.of(doubtful(bodies(), 0), atlas, GRID, 1)
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = roma.rotvec_to_rotmat(0.7 * torch.eye(3, dtype=torch.float64)[axis])
+    middle = torch.eye(4, dtype=torch.float64)
+    middle[:3, 3] = GRID.center
+    askew = VoxelGrid(GRID.shape, middle @ turn @ torch.linalg.inv(middle) @ GRID.affine)
+    scene = replace(upright, grid=askew, said=tuple(torch.zeros(SHAPE) for _ in upright.names))
+    own = [float(part.sum()) for part in upright.filled(upright.still)[0]]
+    seen = [float(part.sum()) for part in scene.filled(scene.still)[0]]
+    assert seen == pytest.approx(own, rel=0.03)

@@ -111,6 +111,13 @@ def test_a_miscounted_level_costs_nothing_where_shifts_are_allowed(shift):
     assert found.identification.identified == (4 if shift == 0 else 0)
 
 
+def test_no_shift_puts_right_what_lies_elsewhere():
+    true = stack([23, 22])
+    found = score(stack([23 - 8, 22 - 8]), true, grid_of(true.shape), "spine")
+    assert dict(found.shifts) == {"spine": None}
+    assert found.dice_shifted == 0.0
+
+
 def test_ribs_of_both_sides_shift_together_and_apart_from_the_spine():
     true, mine = stack([20, 30, 42]), stack([20, 31, 43])
     found = score(mine, true, grid_of(true.shape), "all")

@@ -4,6 +4,7 @@ import pytest
 import shape_case
 import torch
 
+from xreg.errors import ShapeError
 from xreg.io import VoxelGrid
 from xreg.shape import starts
 from xreg.shape.atlas import build_atlas
@@ -124,3 +125,10 @@ def test_one_film_leaves_the_depth_as_it_was(atlas) -> None:
     torch.testing.assert_close(
         moved, torch.tensor([[6.0, 0.0, 4.0]]).expand(len(moved), 3), atol=1.0, rtol=0.0
     )
+
+
+def test_maps_and_cameras_must_be_of_the_same_films(atlas) -> None:
+    scene = Scene.of(told(body()), atlas, GRID, 1)
+    finer = [camera.resize((2 * camera.size[0], 2 * camera.size[1])) for camera in UPRIGHT]
+    with pytest.raises(ShapeError, match="give those of the films that the network read"):
+        started_by_maps(scene, maps_of(body(), UPRIGHT), finer, ALL)

@@ -13,7 +13,7 @@ from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
     from xreg.geometry import Camera
-    from xreg.shape.reconstruct import Reconstruction
+    from xreg.shape.reconstruction import Reconstruction
     from xreg.shape.schemes import Scheme
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -73,9 +73,11 @@ def command(
     if options["like"] and (options["voxel"] or options["center"]):
         raise click.UsageError("--like gives the whole grid: leave out --voxel and --center.")
     check_folder(output)
+    if options["reference"] is not None and options["reference"].resolve() == (output / "meshes").resolve():
+        raise click.UsageError("--reference is where the new surfaces would go; choose another -o.")
     clock = Clock()
     from xreg.shape.predict import ShapeModel
-    from xreg.shape.reconstruct import ReconstructSettings, reconstruct
+    from xreg.shape.reconstruction import ReconstructSettings, reconstruct
     from xreg.shape.report import save_reconstruction
 
     expected = [name.strip() for name in (options["expect"] or "").split(",") if name.strip()]

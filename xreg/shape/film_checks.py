@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +27,7 @@ _GAIN = 0.15  # by which another scale must do better to be named
 _SAMPLES = 80  # along the common axis
 _SAME_WAY = 5.0  # degrees between beams, under which two films say the same
 MOST_VOXELS = 160  # about, along the longest edge
+_FITS = 2**26  # voxels, as many as a usual computer has memory for
 _LEAST_SLOPE = 0.3  # of a camera's pixels a mm: below it an axis runs along the beam
 
 
@@ -59,7 +61,11 @@ class Agreement:
 
 
 def check_films(films: Sequence[Tensor], cameras: Sequence[Camera]) -> Float[Tensor, "V H W"]:
-    """Films in one stack.  ImageError where sizes differ from each other or from the cameras'."""
+    """Films in one stack.
+
+    ImageError where sizes differ from each other or from the cameras', or where values are not finite.
+    """
+    films = [torch.as_tensor(film) for film in films]
     if not films or len(films) != len(cameras):
         raise ImageError(
             f"there must be one camera a film, got {len(films)} films and {len(cameras)} cameras"
@@ -75,7 +81,12 @@ def check_films(films: Sequence[Tensor], cameras: Sequence[Camera]) -> Float[Ten
         raise ImageError(
             f"films must have one size (H×W), got {sizes} px; crop or bin them with their cameras"
         )
-    return torch.stack(list(films))
+    stack = torch.stack([film.to(torch.promote_types(film.dtype, torch.float32)) for film in films])
+    for number, film in enumerate(stack):
+        if not bool(film.isfinite().all()):
+            count = int((~film.isfinite()).sum())
+            raise ImageError(f"film {number} has {count} values that are not finite; fill or crop them")
+    return stack
 
 
 def facing_point(cameras: Sequence[Camera], center: Sequence[float] | None = None) -> Float[Tensor, " 3"]:
@@ -133,12 +144,21 @@ def seen_grid(
     longest = limits[limits.isfinite()].max()
     edges = 2 * torch.where(limits.isfinite(), limits, longest)
     voxel = float(edges.max()) / most_voxels if voxel_mm is None else float(voxel_mm)
-    if not voxel > 0 or float((edges / voxel).round().prod()) > 2**26:
+    if not voxel > 0 or float((edges / voxel).round().prod()) > _FITS:
         raise GeometryError(
             f"voxel_mm must be above 0 and leave a grid that fits into memory, got {voxel_mm}"
         )
     counts = (edges / voxel).round().clamp_min(8)
     return upright(tuple(int(n) for n in counts.flip(0)), voxel, point)
+
+
+def require_room(grid: VoxelGrid) -> None:
+    """GeometryError for a grid of more voxels than a reconstruction has memory for."""
+    if math.prod(grid.shape) > _FITS:
+        raise GeometryError(
+            f"a grid of {'×'.join(map(str, grid.shape))} voxels has more than {_FITS:,}; give a coarser one "
+            "(films do not show half a millimetre of depth)"
+        )
 
 
 def agreements(

@@ -46,9 +46,10 @@ class ShapePrediction:
     each voxel, at most log of the count of labels.  disagreement [D, H, W], nats: the part of it that comes
     from the variants of the films (their mutual information), None without variants.  shares: what the voxels
     that may be bone may be.  thickness [V, L, H, W]: of each structure along the rays of the films as the
-    network read them (`xreg.shape.networks.views.fitted`), mm, where the network tells it.  warnings: what
-    was also warned of.  uncounted: the shares as the network gave them, where its vertebrae were counted
-    anew.  numberings: what a reader of the spine says of the levels, had they been shifted (`SpineLine`).
+    network read them, mm, where the network tells it; told: the cameras of these films, averaged as they are
+    for it (`xreg.shape.networks.views.fitted`).  warnings: what was also warned of.  uncounted: the shares as
+    the network gave them, where its vertebrae were counted anew.  numberings: what a reader of the spine says
+    of the levels, had they been shifted (`SpineLine`).
     """
 
     labels: Int16[Tensor, "D H W"]
@@ -59,6 +60,7 @@ class ShapePrediction:
     scheme: Scheme
     warnings: tuple[str, ...] = ()
     thickness: Float[Tensor, "V L H W"] | None = None
+    told: tuple[Camera, ...] = ()
     uncounted: Shares | None = None
     numberings: Float[Tensor, " 5"] | None = None
 
@@ -206,7 +208,7 @@ class ShapeModel:
                 if read is not None:
                     thickness = renumbered_maps(thickness, cameras, self.scheme, line)
         made = prediction_of(runs, grid, self.scheme, said)
-        return replace(made, thickness=thickness, uncounted=uncounted, numberings=numberings)
+        return replace(made, thickness=thickness, told=cameras, uncounted=uncounted, numberings=numberings)
 
     def _own_grid(self, grid: VoxelGrid) -> VoxelGrid:
         """A grid as coarse as those of the training, by whose voxels films are averaged."""

@@ -16,7 +16,15 @@ from xreg.errors import InputWarning, ShapeError
 from xreg.geometry import Camera
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.atlas import Atlas
-from xreg.shape.film_checks import MOST_VOXELS, Agreement, agreements, check_films, facing_point, seen_grid
+from xreg.shape.film_checks import (
+    MOST_VOXELS,
+    Agreement,
+    agreements,
+    check_films,
+    facing_point,
+    require_room,
+    seen_grid,
+)
 from xreg.shape.films import label_thickness, normalise
 from xreg.shape.level import SURE, LevelDecision, decide_level
 from xreg.shape.measures import Measures, draw_labels, measure
@@ -26,6 +34,7 @@ from xreg.shape.predict import ShapePrediction
 from xreg.shape.reference import ReferenceFit, compare_surfaces
 from xreg.shape.refine import Refined, refine
 from xreg.shape.schemes import Scheme
+from xreg.shape.shares import Shares
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -76,10 +85,10 @@ class FilmFit:
     camera: Camera
 
     @property
-    def residual_rms(self) -> float:
-        """Of the residual near the bones, in parts of the film's range."""
+    def residual_rms(self) -> float | None:
+        """Of the residual near the bones, in parts of the film's range; None for a film that shows none."""
         inside = self.residual[self.residual.isfinite()]
-        return float(inside.square().mean().sqrt()) if len(inside) else float("nan")
+        return float(inside.square().mean().sqrt()) if len(inside) else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -168,6 +177,7 @@ def reconstruct(
         own = int(model.facts.get("voxels", MOST_VOXELS))
         most = own * max(1, round(MOST_VOXELS / own))  # whole numbers of voxels to one of the training's
         grid = seen_grid(cameras, point, settings.voxel_mm, most)
+    require_room(grid)
     tell("comparing the films")
     agreement = agreements(stack, cameras, point)
     said = [found.warning for found in agreement if found.warning]
@@ -193,6 +203,7 @@ def reconstruct(
     if references:
         tell("comparing with the references")
         compared = compare_surfaces(meshes, references)
+        said += _without(meshes, references)
     tell("measures")
     measures = measure(found.labels, grid, found.scheme, samples=_drawn(found, settings))
     tell("bones back into the films")
@@ -246,15 +257,16 @@ def _drawn(found: ShapePrediction, settings: ReconstructSettings) -> list[Tensor
     """Label maps as likely as the one that was found, in the scheme's numbers."""
     most = found.shares.values.amax(0).tolist()
     numbers = [0, *(n for n, p in zip(found.shares.labels.tolist(), most, strict=True) if n and p > _MASS)]
-    dense = torch.zeros(len(numbers), found.labels.numel())
-    dense[0] = 1.0
     kept = found.shares.columns(numbers)
     kept = torch.where(kept > _MASS, kept, 0.0)  # so that a bone is drawn about where it lies, and quickly
-    dense[:, found.shares.voxels] = (kept / kept.sum(1, keepdim=True)).T.to(dense.dtype)
-    dense = dense.reshape(len(numbers), *found.grid.shape)
-    table = torch.tensor(numbers, dtype=torch.int16)
-    drawn = draw_labels(dense, found.grid, count=settings.draws, seed=settings.seed)
-    return [table[one.long()] for one in drawn]
+    shares = Shares(found.shares.voxels, torch.tensor(numbers), kept / kept.sum(1, keepdim=True))
+    return list(draw_labels(shares, found.grid, count=settings.draws, seed=settings.seed))
+
+
+def _without(meshes: Mapping[str, Trimesh], references: Mapping[str, Trimesh]) -> list[str]:
+    """A warning of references that could not be compared with."""
+    missing = [name for name in references if name not in meshes]
+    return [f"references of bones that were not found: {', '.join(missing)}"] if missing else []
 
 
 def _rejected(level: LevelDecision, fits: tuple[FilmFit, ...]) -> tuple[str, ...]:
@@ -266,6 +278,6 @@ def _rejected(level: LevelDecision, fits: tuple[FilmFit, ...]) -> tuple[str, ...
         f"film {n} does not show the bones where they were found (correlation {fit.correlation:.2f}, from "
         f"{LEAST_MATCH} on it passes)"
         for n, fit in enumerate(fits)
-        if fit.correlation < LEAST_MATCH
+        if not fit.correlation >= LEAST_MATCH
     ]
     return tuple(reasons)

@@ -148,7 +148,7 @@ def _bones_of(
     maps = None
     if found.thickness is not None:
         maps = grouped(found.thickness, scene, cameras)
-        scene = started_by_maps(scene, found.thickness, own, found.scheme)
+        scene = started_by_maps(scene, found.thickness, found.told or own, found.scheme)
     finer = None
     if close and n > 1 and maps is not None:  # by edges alone, bones become too small
         finer = found.grid, Seen(fine, own, maps, cameras, blocks=True)
@@ -200,7 +200,7 @@ def _fused(found: ShapePrediction, drawn: Drawn, settings: RefineSettings) -> Sh
     """The network's opinion, and the product of both where the atlas says something."""
     both = found.shares.but(_product(found.shares, found.scheme, drawn, settings))
     made = prediction_of([both.likely(DOUBT)], found.grid, found.scheme, found.warnings)
-    kept = {name: getattr(found, name) for name in ("thickness", "uncounted", "numberings")}
+    kept = {name: getattr(found, name) for name in ("thickness", "told", "uncounted", "numberings")}
     return replace(made, **kept)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from html import escape
 from os import PathLike
@@ -21,7 +22,8 @@ from xreg.pictures import PAPER, UNLIT, colour, enlarge, grey, panels, save_pict
 from xreg.shape.annotate import ink, outline
 from xreg.shape.meshes import SUFFIXES, save_mesh
 from xreg.shape.patients import counted
-from xreg.shape.reconstruct import FilmFit, Reconstruction
+from xreg.shape.reconstruction import FilmFit, Reconstruction
+from xreg.shape.schemes import SCHEMES
 
 SCHEMA = "xreg.reconstruction/1"
 NOTICE = "Research use, not a medical device."
@@ -58,8 +60,9 @@ def save_reconstruction(
         (place / "meshes").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{place}: cannot be made a folder: {error.strerror or error}") from error
-    for old in (f for s in SUFFIXES for f in (place / "meshes").glob(f"*{s}")):
-        old.unlink()  # of an earlier run, perhaps of bones that this one lacks
+    bones = dict.fromkeys((*SCHEMES["all"].names, *found.prediction.scheme.names))
+    for name, suffix in itertools.product(bones, SUFFIXES):
+        (place / "meshes" / f"{name}{suffix}").unlink(missing_ok=True)  # of an earlier run
     prediction, affine = found.prediction, found.prediction.grid.affine
     names = {n: prediction.scheme.names[n] for n in prediction.scheme.numbers}
     labels = prediction.labels.cpu().numpy()

@@ -324,7 +324,10 @@ def _about(
 ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 3"], Float[Tensor, " n"]]:
     """The voxels about a bone, their points, and the probabilities there."""
     reach = shape.reach * size * (1 + _AROUND)
-    flat, points = box_of(grid, torch.stack([place - reach, place + reach]))
+    corners = torch.cartesian_prod(
+        *[torch.tensor([-1.0, 1.0])] * 3
+    )  # of a box that a grid may stand askew to
+    flat, points = box_of(grid, place + corners * reach)
     wanted = dense.reshape(-1)[flat]
     alike = torch.ones(len(shape.sizes)) / len(shape.sizes)
     kept = (shape.at((points - place) / size, alike)[0] < _AROUND) | (wanted > _FOUND / 2)

@@ -86,8 +86,9 @@ class Scores:
     """All figures of one prediction; the definitions stand at the top of this module.
 
     dice, dice_shifted, dice_foreground, hd95_mm, assd_mm, centroid_mm: of the case (distances None where no
-    label is in both).  shifts: what was added to numbers of the prediction, by group.  missed, invented:
-    names of labels that only the reference or only the prediction has.
+    label is in both).  shifts: what was added to numbers of the prediction, by group, None where no shift
+    makes any of them right.  missed, invented: names of labels that only the reference or only the
+    prediction has.
     """
 
     scheme: str
@@ -95,7 +96,7 @@ class Scores:
     dice: float
     dice_shifted: float
     dice_foreground: float
-    shifts: Mapping[str, int]
+    shifts: Mapping[str, int | None]
     hd95_mm: float | None
     assd_mm: float | None
     centroid_mm: float | None
@@ -246,8 +247,11 @@ def _dice(counts: np.ndarray, number: int) -> float:
     return float(2 * counts[number, number] / both) if both else 0.0
 
 
-def _best_shifts(counts: np.ndarray, known: Scheme, most: int) -> tuple[np.ndarray, dict[str, int]]:
-    """The confusion after the renumbering that suits each group best, and what was added to its numbers."""
+def _best_shifts(counts: np.ndarray, known: Scheme, most: int) -> tuple[np.ndarray, dict[str, int | None]]:
+    """The confusion after the renumbering that suits each group best, and what was added to its numbers.
+
+    None where no shift makes any of it overlap.
+    """
     groups = known.groups
     together = {"spine": ["spine"], "ribs": ["ribs_left", "ribs_right"]}
     best, used = counts, {}
@@ -258,8 +262,9 @@ def _best_shifts(counts: np.ndarray, known: Scheme, most: int) -> tuple[np.ndarr
             continue
         options = sorted(range(-most, most + 1), key=abs)  # the least shift where they are equal
         tried = {s: _shifted(best, members, s) for s in options}
-        used[name] = max(options, key=lambda s: _mean_dice(tried[s], numbers))
-        best = tried[used[name]]
+        likest = max(options, key=lambda s: _mean_dice(tried[s], numbers))
+        used[name] = likest if _mean_dice(tried[likest], numbers) > 0 else None
+        best = tried[likest]
     return best, used
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from xreg.errors import ShapeError
 from xreg.geometry import Camera
 from xreg.shape.meeting import Ray, meeting, ray_at
 from xreg.shape.networks.views import pixel_mm
@@ -38,7 +39,14 @@ def started_by_maps(
     thickness: of each label, mm, in the films of ``cameras``.  Films from the side share a hip's or a rib's
     thickness between left and right: where both maps are alike, only the middle of both is taken from them.
     Half from the side, a network may take one side for the other: patients are not turned as far as that.
+    Raises ShapeError for cameras of other films.
     """
+    for maps, camera in zip(thickness, cameras, strict=True):
+        if tuple(maps.shape[-2:]) != tuple(camera.size):
+            raise ShapeError(
+                f"maps of {tuple(maps.shape[-2:])} px (H, W) have cameras of {tuple(camera.size)} px; give "
+                "those of the films that the network read"
+            )
     places = scene.place.clone()
     pixels = [pixel_mm(camera, scene.grid.center) for camera in cameras]
     for bones in _both_sides(scene, names):

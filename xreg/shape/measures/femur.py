@@ -136,15 +136,16 @@ def _shaft(field: BoneField, head: Sphere) -> tuple[np.ndarray, np.ndarray] | st
     middle = head.center
     for _ in range(4):
         along = (points - head.center) @ down
-        end = along.max() - field.spacing.max()  # the last layer may be cut
-        start = _SHAFT_FROM * head.radius
-        if end - start < _SHAFT_MM:
-            length = max(end - start, 0.0)
-            return f"{field.name} shows {length:.0f} mm of shaft of the {_SHAFT_MM:.0f} mm that an axis needs"
-        slab = max(field.spacing.max(), 3.0)
+        start, slab = _SHAFT_FROM * head.radius, max(field.spacing.max(), 3.0)
         number = ((along - start) // slab).astype(int)
-        count = int((end - start) // slab)
-        sections = np.stack([points[number == n].mean(0) for n in range(count) if (number == n).any()])
+        length = along.max() - field.spacing.max() - start  # the last layer may be cut
+        filled = np.bincount(number[number >= 0], minlength=1) > 0
+        if not filled.all():  # what lies beyond a gap is a crumb, not the shaft
+            length = min(length, filled.argmin() * slab)
+        if length < _SHAFT_MM:
+            length = max(length, 0.0)
+            return f"{field.name} shows {length:.0f} mm of shaft of the {_SHAFT_MM:.0f} mm that an axis needs"
+        sections = np.stack([points[number == n].mean(0) for n in range(int(length // slab))])
         middle = sections.mean(0)
         direction = np.linalg.svd(sections - middle)[2][0]
         down = direction if direction @ down > 0 else -direction

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import ShapeError
+from ...io.grid import closest_axes
 from .femur import Sphere, fit_head
 from .field import ANTERIOR, RIGHT, UP, Bones, angle, unit
 from .spine import Bodies
@@ -37,7 +38,7 @@ def sacral_plate(bones: Bones, bodies: Bodies) -> Plane | str:
     if not bones.has("sacrum"):
         return "sacrum is missing"
     field = bones["sacrum"]
-    if any(axis == 2 and end == _upper_end(bones) for axis, end in field.faces):
+    if _upper_face(bones) in field.faces:
         return "sacrum touches the upper edge of the volume"
     start = _start(bones, bodies)
     if start is None:
@@ -95,8 +96,11 @@ def pelvic_angles(plate: Plane, left: Sphere, right: Sphere) -> tuple[float, flo
     return incidence, slope, lean
 
 
-def _upper_end(bones: Bones) -> int:
-    return 1 if float(bones.grid.affine[2, 2]) > 0 else 0
+def _upper_face(bones: Bones) -> tuple[int, int]:
+    """The index axis that runs most nearly along the body, and its end at the head: 0 or 1."""
+    axes, against = closest_axes(bones.grid.affine)
+    axis = axes.index(2)
+    return axis, 0 if against[axis] else 1
 
 
 def _start(bones: Bones, bodies: Bodies) -> tuple[np.ndarray, np.ndarray] | None:
