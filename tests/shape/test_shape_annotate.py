@@ -120,6 +120,16 @@ def test_files_for_people_and_programs(tmp_path) -> None:
     assert grey[:, :10].all()
 
 
+def test_masks_of_another_film_do_not_stay(tmp_path) -> None:
+    save_annotated(tmp_path, annotate(labelled(), frontal()))
+    (tmp_path / "masks" / "mine.png").write_bytes(b"mine")
+    save_annotated(tmp_path, annotate(labelled(), frontal(), only=[9]))
+    assert sorted(f.name for f in (tmp_path / "masks").iterdir()) == ["009_small_ball.png", "mine.png"]
+    (tmp_path / "annotation.json").write_text("[]")
+    save_annotated(tmp_path, annotate(labelled(), frontal()))
+    assert len(list((tmp_path / "masks").iterdir())) == 3
+
+
 def test_views_and_volumes_that_give_nothing() -> None:
     volume = labelled()
     with pytest.raises(ShapeError, match="no labelled voxel"):

@@ -7,6 +7,7 @@ understanding", BMVC 2022) does for chest films, for any labels and any view.
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +159,13 @@ def save_annotated(folder: Path, found: Annotated, *, facts: dict[str, Any] | No
     """Write a film and its annotations into a folder, which is made; returns the names of the files.
 
     film.png (16 bit) and film.npy (float32); masks/NUMBER_NAME.png (8 bit, 255 inside); maps.safetensors with
-    thickness and depth (float16, mm); overlay.png; annotation.json.  Each is written atomically.
+    thickness and depth (float16, mm); overlay.png; annotation.json.  Each is written atomically.  Masks of
+    another film that was written there before, as its annotation.json tells, are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
+    for old in _masks_before(folder):
+        old.unlink(missing_ok=True)
     film = found.film.detach().cpu().numpy()
     for suffix in ("png", "npy"):
         save_image(folder / f"film.{suffix}", film)
@@ -189,6 +193,16 @@ def save_annotated(folder: Path, found: Annotated, *, facts: dict[str, Any] | No
     write_json(folder / "annotation.json", record)
     names = {"annotation": "annotation.json", "film": "film.png", "maps": "maps.safetensors"}
     return {**names, "overlay": "overlay.png"}
+
+
+def _masks_before(folder: Path) -> list[Path]:
+    """Masks that an earlier annotation in this folder names, none where it cannot be read."""
+    try:
+        record = json.loads((folder / "annotation.json").read_text(encoding="utf-8"))
+        names = [Path(one["mask"]).name for one in record["structures"] if one["mask"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [folder / "masks" / name for name in names]
 
 
 def _structure(
