@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Camera, se3
+from xreg.geometry._numbers import as_tensor
 
 GROSS_MM = 10.0  # mTRE from which a registration has found another place
 CAPTURE_SHARE = 0.95
@@ -45,7 +46,7 @@ def translation_error(estimate: Any, truth: Any, center: Any = (0.0, 0.0, 0.0)) 
     center: in the body, RAS mm.  The middle of the anatomy gives a figure that does not depend on where the
     CT's origin lies; with the origin it is the difference of the matrices' last columns.
     """
-    return float(target_errors(estimate, truth, torch.as_tensor(center, dtype=torch.float64)[None])[0])
+    return float(target_errors(estimate, truth, _float64(center, "center")[None])[0])
 
 
 def projection_errors(
@@ -175,7 +176,7 @@ def tangent_error(estimate: Any, truth: Any, center: Any) -> Float[Tensor, " 6"]
     center: world RAS mm, as in `RegistrationResult.center`.
     """
     estimate, truth = _pose(estimate, "estimate"), _pose(truth, "truth")
-    center = torch.as_tensor(center, dtype=torch.float64)
+    center = _float64(center, "center")
     return se3.log(se3.about(truth @ se3.inverse(estimate), -center))
 
 
@@ -185,8 +186,7 @@ def nees(xi: Any, covariance: Any) -> float:
     xi [6] (rad, mm), covariance [6, 6].  Infinite where the covariance is not positive definite, since it
     then claims certainty in some direction.
     """
-    xi = torch.as_tensor(xi, dtype=torch.float64)
-    covariance = torch.as_tensor(covariance, dtype=torch.float64)
+    xi, covariance = _float64(xi, "xi"), _float64(covariance, "covariance")
     if tuple(covariance.shape) != (len(xi), len(xi)):
         raise GeometryError(
             f"covariance must have shape {(len(xi),) * 2} for ξ of {len(xi)}, got {tuple(covariance.shape)}"
@@ -317,7 +317,7 @@ def _ssim_maps(pair: Float[Tensor, "2 N h w"]) -> Float[Tensor, "N h w"]:
 
 
 def _values(estimate: Any, truth: Any, name: str) -> Tensor:
-    one, other = (torch.as_tensor(v).detach().cpu().double() for v in (estimate, truth))
+    one, other = (as_tensor(v).detach().cpu().double() for v in (estimate, truth))
     if one.shape != other.shape or not one.numel():
         raise VolumeError(
             f"{name} compares arrays of one shape, got {list(one.shape)} and {list(other.shape)}"
@@ -327,15 +327,24 @@ def _values(estimate: Any, truth: Any, name: str) -> Tensor:
     return torch.stack([one, other])
 
 
+def _float64(value: Any, name: str) -> Tensor:
+    """Numbers of any form on the CPU: tensors, arrays of any layout and byte order, lists."""
+    try:
+        array = value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise GeometryError(f"{name} must be numbers in a regular array, got {value!r:.80}") from error
+    return as_tensor(array).detach().cpu().double()
+
+
 def _pose(value: Any, name: str) -> Float[Tensor, "4 4"]:
-    pose = torch.as_tensor(value).detach().cpu().double()
+    pose = _float64(value, name)
     if pose.shape != (4, 4):
         raise GeometryError(f"{name} must be one pose [4, 4], got shape {tuple(pose.shape)}")
     return se3.require_rigid(pose, name)
 
 
 def _points(value: Any) -> Float[Tensor, "N 3"]:
-    points = torch.as_tensor(value).detach().cpu().double()
+    points = _float64(value, "points")
     if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not bool(torch.isfinite(points).all()):
         raise GeometryError(
             f"points must be finite body points [N, 3] (RAS mm), one or more, got shape {tuple(points.shape)}"

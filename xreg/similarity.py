@@ -3,7 +3,6 @@
 With both images normalised patch by patch to zero mean and unit norm, NCC = 1 - ½‖r‖², r the
 difference of the two; the same holds after a linear filter.  So the normal equations of a patch follow
 from sums of products of the image, the film and the Jacobian images alone: one Gram matrix a patch.
-Measures without a residual form are in `xreg.measures`.
 """
 
 from collections.abc import Sequence

@@ -58,6 +58,15 @@ def test_resume_and_fine_tune(chest: Path, network: Path, tmp_path: Path) -> Non
     assert "differ" in refused(*words, "--resume")  # another sod
 
 
+def test_wrong_beginnings_are_told_before_the_ct_is_read(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "ct.nii.gz").write_bytes(b"no CT")
+    words = ["train", tmp_path / "ct.nii.gz", "-o", tmp_path / "net", *QUICK, "--steps", 1]
+    assert "training.safetensors: is not there" in refused(*words, "--resume")
+    assert "none: is not there" in refused(*words, "--from", tmp_path / "none")
+    assert "other layers" in refused(*words, "--from", network, "--size", 64)
+    assert "ct.nii.gz" in refused(*words, "--from", network)
+
+
 def test_register_with_a_model(chest: Path, network: Path, tmp_path: Path) -> None:
     words = ["register", chest / "ct.nii.gz", chest / "film.tif", "--camera", chest / "camera.json"]
     words += ["--intensity", "line_integral", "--model", network, "-o", tmp_path / "out"]

@@ -111,6 +111,39 @@ def test_a_network_is_judged_alone_and_with_registration(two_cases, network, tmp
     torch.testing.assert_close(found, guess.world_from_body, rtol=0, atol=1e-6)
 
 
+def test_another_network_is_another_method(two_cases, network, tmp_path):
+    """The same folder, in which the network was trained on."""
+    import shutil
+
+    from xreg.regression import checkpoint
+
+    model = tmp_path / "model"
+    shutil.copytree(network, model)
+    words = ["--method", "guess", "--model", model, "--no-plots"]
+
+    def found():
+        assert run(two_cases, "-o", tmp_path / "out", *words).exit_code == 0
+        return read_trials(tmp_path / "out" / "trials.jsonl")
+
+    first = found()
+    assert found() == first
+    tensors, facts = checkpoint.load(model / checkpoint.MODEL)
+    checkpoint.save(model / checkpoint.MODEL, {k: v * 1.5 for k, v in tensors.items()}, facts)
+    second = found()
+    assert [r["case"] for r in second] == [r["case"] for r in first]
+    assert all(a["pose"] != b["pose"] for a, b in zip(first, second, strict=True))
+
+
+def test_trials_of_other_methods_stay_and_are_not_reported(two_cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "register", lambda volume, film, camera, init: init)
+    monkeypatch.setattr(registration, "register_anywhere", lambda volume, film, camera, init: torch.eye(4))
+    assert run(two_cases, "-o", tmp_path, "--method", "refine", "--no-plots").exit_code == 0
+    answer = json.loads(run(two_cases, "-o", tmp_path, "--method", "search", "--no-plots", "--json").stdout)
+    assert list(answer["methods"]) == ["search"]
+    kept = [(r["method"], r["case"]) for r in read_trials(tmp_path / "trials.jsonl")]
+    assert kept == [(method, f"view {n}") for method in ("refine", "search") for n in (0, 1)]
+
+
 def test_a_run_without_any_answer_has_failed(two_cases, tmp_path, monkeypatch):
     def broken(volume, film, camera, init):
         raise ZeroDivisionError("no luck")

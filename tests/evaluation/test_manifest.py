@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,28 @@ def test_one_entry_stands_for_many_films_of_deepfluoro(tmp_path):
     assert [c.name for c in found.cases] == ["17-1882/000", "17-1882/012"]
     assert found.cases[1].deepfluoro.projection == "012"
     assert found.cases[1].deepfluoro.half_voxel
+
+
+def test_deepfluoro_inherits_nothing_that_it_brings(tmp_path):
+    entry = {"deepfluoro": {"path": "f.h5", "specimen": "17-1882", "projections": [0]}}
+    shared = {"ct": "ct.nii.gz", "films": [FILM], "truth": EYE, "landmarks": POINTS, "starts": [EYE, EYE]}
+    case, mine = load_manifest(
+        write_manifest(tmp_path / "m.json", [entry, {**entry, "name": "b", "landmarks": "p.fcsv"}], shared)
+    ).cases
+    assert (case.ct, case.films, case.rig, case.truth, case.landmarks) == (None, (), None, None, None)
+    assert case.start_count == 2
+    assert mine.landmarks == tmp_path / "p.fcsv"
+
+
+def test_the_documented_manifest_is_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    path = tmp_path / "cases.json"
+    path.write_text(text.partition("```json\n")[2].partition("```")[0])
+    found = load_manifest(path).cases
+    assert [c.name for c in found] == ["ap", "both", "17-1882/000", "17-1882/001", "17-1882/002"]
+    assert found[0].ct.labels == ("sacrum", 4)
+    assert found[1].rig == tmp_path / "rig.json"
+    assert all(c.ct is None and c.landmarks is None and c.start_count == 4 for c in found[2:])
 
 
 WRONG = [

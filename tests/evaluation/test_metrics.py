@@ -33,6 +33,44 @@ def test_a_shift_moves_every_target_by_its_length():
     assert metrics.rotation_error(moved, EYE) == 0.0
 
 
+@pytest.mark.parametrize("form", ["reversed", "big endian", "rows", "single"])
+def test_numbers_of_any_layout_are_read(form):
+    """With the figures of the tensors, in full precision (but for single precision itself)."""
+    pose, xi = pose_of((1.0, -2.0, 3.0), (0.1, 5.0, -7.3)), torch.linspace(-1, 1, 6).double()
+    root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
+    spread = root @ root.T
+
+    def made(tensor):
+        array = tensor.numpy()
+        flipped = array[::-1].copy()[::-1]
+        forms = {"reversed": flipped, "big endian": array.astype(">f8"), "rows": array.tolist()}
+        return {**forms, "single": array.astype(">f4")}[form]
+
+    near = {"rel": 1e-5 if form == "single" else 1e-14}
+    found = metrics.mtre(made(pose), made(EYE), made(POINTS))
+    assert found == pytest.approx(metrics.mtre(pose, EYE, POINTS), **near)
+    center = POINTS[1]
+    found = metrics.translation_error(made(pose), made(EYE), made(center))
+    assert found == pytest.approx(metrics.translation_error(pose, EYE, center), **near)
+    assert metrics.nees(made(xi), made(spread)) == pytest.approx(metrics.nees(xi, spread), **near)
+    near = 1e-5 if form == "single" else 1e-14
+    found, wanted = (
+        metrics.tangent_error(*args) for args in ((made(pose), EYE, made(center)), (pose, EYE, center))
+    )
+    torch.testing.assert_close(found, wanted, rtol=near, atol=near)
+    values = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(1)).double()
+    if form != "rows":
+        found = metrics.psnr(made(values), made(0.5 * values))
+        assert found == pytest.approx(metrics.psnr(values, 0.5 * values), rel=1e-5)
+
+
+def test_what_is_no_number_is_named():
+    with pytest.raises(GeometryError, match="estimate must be numbers in a regular array, got 'here'"):
+        metrics.mtre("here", EYE, POINTS)
+    with pytest.raises(GeometryError, match="points must be numbers"):
+        metrics.mtre(EYE, EYE, [[1.0, 2.0], [3.0]])
+
+
 def test_a_turn_moves_a_target_by_its_chord():
     turned = pose_of((0, 0, 40.0), (0, 0, 0))
     points = torch.tensor([[50.0, 0, 7.0], [0.0, 0, 9.0]], dtype=torch.float64)

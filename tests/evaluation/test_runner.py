@@ -1,7 +1,9 @@
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from evaluation_files import POINTS, answer, pose_of, small_camera, write_manifest
@@ -10,7 +12,8 @@ import xreg
 from xreg import Rig, metrics, se3
 from xreg.errors import FileError, XregError
 from xreg.evaluation import Shelf, load_manifest, read_trials, run
-from xreg.io import save_camera, save_rig
+from xreg.evaluation.fingerprint import Fingerprints
+from xreg.io import save_camera, save_pose, save_rig
 
 SHIFT = se3.from_translation(torch.tensor([0.0, 3.0, 4.0], dtype=torch.float64))
 
@@ -113,7 +116,7 @@ def test_a_run_goes_on_where_it_stopped(cases, tmp_path):
     assert len(method.asked) == 6
 
 
-def test_a_changed_case_is_run_again_and_a_dropped_one_forgotten(cases, tmp_path):
+def test_a_changed_case_is_run_again_and_a_dropped_one_stays(cases, tmp_path):
     method, other = Method(), cases.parent / "changed.json"
     run(load_manifest(cases), {"m": method}, tmp_path)
     data = json.loads(cases.read_text())
@@ -121,9 +124,73 @@ def test_a_changed_case_is_run_again_and_a_dropped_one_forgotten(cases, tmp_path
     other.write_text(json.dumps(data))
     records = run(load_manifest(other), {"m": method}, tmp_path)
     assert len(method.asked) == 8
-    assert len(records) == len(read_trials(tmp_path / "trials.jsonl")) == 4
+    assert [r["case"] for r in records] == ["view 0", "view 0", "view 1", "view 1"]
+    kept = read_trials(tmp_path / "trials.jsonl")
+    assert sorted((r["case"], r["start"]) for r in kept) == [
+        (f"view {n}", s) for n in range(3) for s in (0, 1)
+    ]
+    assert {r["digest"] for r in records} <= {r["digest"] for r in kept}
     run(load_manifest(other), {"m": method, "other": method}, tmp_path)
     assert len(method.asked) == 12
+
+
+def test_trials_of_other_methods_stay_on_the_disk(cases, tmp_path):
+    slow, quick, journal = Method(), Method(), tmp_path / "trials.jsonl"
+    before = run(load_manifest(cases), {"slow": slow}, tmp_path)
+    found = run(load_manifest(cases), {"quick": quick}, tmp_path)
+    assert {r["method"] for r in found} == {"quick"}
+    assert [r for r in read_trials(journal) if r["method"] == "slow"] == before
+    assert run(load_manifest(cases), {"slow": slow}, tmp_path) == before
+    assert (len(slow.asked), len(read_trials(journal))) == (6, 12)
+
+
+def test_a_method_that_is_another_is_run_again(cases, tmp_path):
+    one, two = Method(), Method()
+    run(load_manifest(cases), {"m": one, "other": one}, tmp_path, fingerprints={"m": "network a"})
+    run(load_manifest(cases), {"m": two, "other": two}, tmp_path, fingerprints={"m": "network b"})
+    assert (len(one.asked), len(two.asked)) == (12, 6)
+    run(load_manifest(cases), {"m": two, "other": two}, tmp_path, fingerprints={"m": "network b"})
+    assert len(two.asked) == 6
+
+
+def test_a_file_with_other_contents_is_another_case(cases, tmp_path):
+    import os
+    import shutil
+
+    here = tmp_path / "copy"
+    shutil.copytree(cases.parent, here)
+    moved = load_manifest(here / "cases.json")
+    first, method = run(load_manifest(cases), {"m": Method()}, tmp_path), Method()
+    assert run(moved, {"m": method}, tmp_path) == first, "a copy elsewhere holds the same"
+    os.utime(here / "truth1.json")
+    run(moved, {"m": method}, tmp_path)
+    assert not method.asked
+    save_pose(here / "truth1.json", se3.from_translation(torch.tensor([0.0, 0.0, 50.0]).double()))
+    found = run(moved, {"m": method}, tmp_path)
+    assert [case for case, new in zip(found, first, strict=True) if case != new] == found[2:4]
+    assert len(method.asked) == 2
+    own = torch.tensor(found[2]["pose"], dtype=torch.float64)
+    assert found[2]["mtre_mm"] == metrics.mtre(own, Shelf().open(moved.cases[1]).truth, POINTS)
+
+
+def test_fingerprints_are_of_all_parts_of_a_file(tmp_path):
+    head, data, folder = tmp_path / "ct.mhd", tmp_path / "ct.raw", tmp_path / "series"
+    head.write_text("ElementDataFile = ct.raw")
+    data.write_bytes(b"1")
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(bytes(128) + b"DICM1")
+
+    def found():
+        return Fingerprints().of(head), Fingerprints().of(folder), Fingerprints().of(tmp_path / "none")
+
+    before = found()
+    data.write_bytes(b"2")
+    (folder / "trials.jsonl").write_text("{}")
+    after = found()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True]
+    (folder / "2.dcm").write_bytes(bytes(128) + b"DICM2")
+    (tmp_path / "none").write_text("here")
+    assert [a == b for a, b in zip(after, found(), strict=True)] == [True, False, False]
 
 
 def test_a_failed_trial_is_a_result_and_stops_nothing(cases, tmp_path):
@@ -149,10 +216,58 @@ def test_missing_files_cost_their_case_only(cases, tmp_path):
     assert "gone.tif" in records[2]["error"]["message"]
 
 
-@pytest.mark.parametrize("pose", [torch.eye(3), torch.full((4, 4), torch.nan), 2 * torch.eye(4)])
+def test_answers_of_other_packages_are_read(cases, tmp_path):
+    """NumPy poses of any layout, rows of numbers, and tensors where numbers are meant."""
+    forms = {
+        "numpy": lambda init: init.numpy(),
+        "big endian": lambda init: init.numpy().astype(">f8"),
+        "reversed": lambda init: init.numpy()[::-1, ::-1].copy()[::-1, ::-1],
+        "rows": lambda init: init.tolist(),
+        "object": lambda init: answer(
+            init.numpy(),
+            renders=torch.tensor(7),
+            score=np.float32(0.5),
+            accepted=np.bool_(True),
+            reason=Path("why"),
+            covariance=np.eye(6).astype(">f8"),
+            center=np.zeros(3)[::-1],
+        ),
+    }
+    methods = {name: lambda volume, film, camera, init, f=form: f(init) for name, form in forms.items()}
+    found = run(load_manifest(cases), methods, tmp_path)
+    assert {r["status"] for r in found} == {"done"}
+    assert all(r["mtre_mm"] == pytest.approx(r["start_mtre_mm"]) for r in found)
+    one = next(r for r in found if r["method"] == "object")
+    assert (one["renders"], one["score"], one["accepted"], one["reason"]) == (7, 0.5, True, "why")
+    assert one["nees"] == pytest.approx(sum(x * x for x in one["tangent_error"]))
+    assert read_trials(tmp_path / "trials.jsonl") == sorted(found, key=lambda r: r["case"])
+
+
+def test_words_that_cannot_be_read_cost_their_trial_only(cases, tmp_path):
+    wrong = [{"renders": torch.ones(3)}, {"score": "high"}, {"covariance": torch.eye(6), "center": "there"}]
+    wrong += [{"covariance": torch.eye(6), "center": torch.full((3,), torch.nan)}]
+    for number, words in enumerate(wrong):
+        asked = []
+
+        def method(volume, film, camera, init, words=words, asked=asked):
+            asked.append(init)
+            return answer(init, **(words if len(asked) == 1 else {}))
+
+        found = run(load_manifest(cases), {"m": method}, tmp_path / str(number))
+        assert [r["status"] for r in found] == ["failed", *["done"] * 5]
+        assert len(read_trials(tmp_path / str(number) / "trials.jsonl")) == 6
+        if number < 3:
+            assert f"the method's {list(words)[-1]} cannot be read" in found[0]["error"]["message"]
+
+
+NO_POSES = [torch.eye(3), torch.full((4, 4), torch.nan), 2 * torch.eye(4), None, "here", {"pose": 1}]
+
+
+@pytest.mark.parametrize("pose", NO_POSES)
 def test_an_answer_that_is_no_pose_is_a_failure(pose, cases, tmp_path):
     records = run(load_manifest(cases), {"m": lambda *_: pose}, tmp_path)
     assert {r["status"] for r in records} == {"failed"}
+    assert {r["error"]["type"] for r in records} <= {"XregError", "GeometryError"}
 
 
 def test_threads_give_the_same_records(cases, tmp_path):
@@ -220,6 +335,18 @@ def test_landmarks_and_foreign_cameras_come_from_files(cases, tmp_path):
     case = Shelf().open(load_manifest(path).cases[0])
     assert case.landmarks.tolist() == POINTS
     torch.testing.assert_close(case.cameras[0].K, small_camera(-20.0).K)
+
+
+def test_a_pose_file_brings_its_camera(cases, tmp_path):
+    from xreg.evaluation.cases import read_camera
+
+    save_pose(tmp_path / "pose.json", torch.eye(4).double(), camera=small_camera(-20.0))
+    save_pose(tmp_path / "bare.json", torch.eye(4).double())
+    found = read_camera(tmp_path / "pose.json")
+    torch.testing.assert_close(found.camera_from_world, small_camera(-20.0).camera_from_world)
+    torch.testing.assert_close(found.K, small_camera(-20.0).K)
+    with pytest.raises(FileError, match=r"bare\.json: is a pose without a camera"):
+        read_camera(tmp_path / "bare.json")
 
 
 def test_a_damaged_journal_is_not_overwritten(cases, tmp_path):

@@ -50,6 +50,20 @@ def test_a_linear_film_is_resampled_exactly(size, sdd, spacing, shift, mirrored,
     assert torch.allclose(found.double()[interior], (3 + 8 * x - 5 * y)[interior], atol=2e-4)
 
 
+@pytest.mark.parametrize("form", ["reversed", "big endian"])
+def test_arrays_of_any_layout_are_films(form: str) -> None:
+    camera = Camera.c_arm(sdd=1000, sod=700, size=(90, 100), spacing=4.0)
+    film = torch.rand(90, 100, generator=torch.Generator().manual_seed(0))
+    valid = torch.zeros(90, 100, dtype=torch.bool)
+    valid[5:80, 7:] = True
+    if form == "reversed":
+        given = [x.numpy()[::-1, ::-1].copy()[::-1, ::-1] for x in (film, valid)]
+    else:
+        given = [film.numpy().astype(">f4"), valid.numpy().astype(">i2")]
+    wanted = OWN.resample(film, camera, valid)
+    assert all(map(torch.equal, OWN.resample(given[0], camera, given[1]), wanted))
+
+
 @pytest.mark.parametrize("pixels", [64, 200, 1000])
 def test_a_film_of_another_detector_shows_the_same(pixels: int) -> None:
     """Against a render by the canonical camera itself, at the same source."""

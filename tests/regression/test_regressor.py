@@ -206,6 +206,55 @@ def test_a_wrong_guess_is_mended_by_its_variants(folder, camera, volume) -> None
     assert torch.allclose(found.result.world_from_body, truth, atol=2.0)
 
 
+def test_a_stage_without_an_answer_says_why(folder, camera, volume, monkeypatch) -> None:
+    def lacking(*_, **__):
+        raise RegistrationError("the search by evolution needs the package cmaes")
+
+    film, truth = film_at(camera, volume, 2)
+    regressor = oracle(folder, camera, truth, volume)
+    picky = replace(QUICK, accept_score=1.1)  # nothing is good enough, so every stage is tried
+    monkeypatch.setattr(start, "locate", lacking)
+    found = register_guessed(regressor, volume, film, camera, settings=picky)
+    assert found.problems == ("search: the search by evolution needs the package cmaes",)
+    assert found.how in ("guess", "variants")
+    monkeypatch.setattr(start, "register_bodies", lacking)
+    monkeypatch.setattr(start, "register_best", lacking)
+    with pytest.raises(
+        RegistrationError, match=r"range of the network \(guess: the search .* variants: .* sea"
+    ):
+        register_guessed(regressor, volume, film, camera, settings=picky)
+
+
+def test_a_film_that_cannot_be_guessed_is_named(folder, camera, volume, monkeypatch) -> None:
+    film, truth = film_at(camera, volume, 0)
+    regressor = oracle(folder, camera, truth, volume)
+    guess = regressor.guess
+
+    def first_only(film, camera, mask, **known):
+        if mask is not None:
+            raise ImageError("film fills only 3 % of the field")
+        return guess(film, camera, mask, **known)
+
+    monkeypatch.setattr(regressor, "guess", first_only)
+    masks = [None, torch.ones_like(film, dtype=torch.bool)]
+    found = register_guessed(
+        regressor, volume, [film, film], [camera, camera], mask=masks, settings=QUICK, search=None
+    )
+    assert found.problems[0] == "guess from film 2: film fills only 3 % of the field"
+
+
+def test_as_many_masks_as_films_are_needed(folder, camera, volume) -> None:
+    film, _ = film_at(camera, volume, 0)
+    regressor, valid = Regressor.load(folder), torch.ones_like(film, dtype=torch.bool)
+    for mask, count in ((valid, 1), ([valid], 1), ([valid] * 3, 3), (torch.stack([valid] * 3), 3)):
+        with pytest.raises(RegistrationError, match=f"got 2 films, 2 cameras and {count} masks; give lists"):
+            register_guessed(regressor, volume, [film, film], [camera, camera], mask=mask)
+    views = start.views_of([film, film], camera, [None, valid])
+    assert views[0][2] is None
+    assert views[1][2] is valid
+    assert start.views_of(film, camera, valid)[0][2] is valid
+
+
 def test_a_box_of_three_standard_deviations(camera) -> None:
     spread = torch.diag(torch.tensor([0.10, 0.05, 0.02, 4.0, 9.0, 25.0], dtype=torch.float64) ** 2)
     turn = camera.world_from_camera[:3, :3]

@@ -13,9 +13,10 @@ import torch
 from small_training import BOX, body, narrow, same, settings
 
 import xreg
+from xreg.attenuation import hu_to_mu
 from xreg.errors import FileError, GeometryError, RegistrationError, VolumeError
 from xreg.regression import Canonical, TrainSettings, Weights, checkpoint, normalise, parse_range, train
-from xreg.regression.films import FilmSource, field_cut, identity
+from xreg.regression.films import FilmSource, field_cut, identity, require_same_ct, same_ct
 from xreg.regression.network import Prediction
 from xreg.regression.ranges import pose_of
 from xreg.regression.train import Trainer, schedule
@@ -120,6 +121,49 @@ def test_it_stops_when_nothing_improves(tmp_path) -> None:
     assert "no better for 2" in trained.ended
 
 
+def no_films(*_):
+    raise AssertionError("films were made")
+
+
+def test_a_training_that_ended_stays_as_it_is(tmp_path, monkeypatch) -> None:
+    """No step more, however often it is gone on with, and no film made."""
+    known = settings(steps=40, rate=1e-12, validations=20, patience=2)
+    first = train([body()], BOX, known, tmp_path)
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(FilmSource, "__init__", no_films)
+    for _ in range(2):
+        again = train([body()], BOX, known, tmp_path, resume=True)
+        assert (again.steps, again.ended) == (first.steps, "no better for 2 validations")
+        assert again.validations == first.validations
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
+def test_a_spent_budget_makes_no_films(tmp_path, monkeypatch) -> None:
+    train([body()], BOX, settings(steps=1), tmp_path)
+    monkeypatch.setattr(FilmSource, "__init__", no_films)
+    again = train([body()], BOX, settings(steps=1), tmp_path, resume=True)
+    assert (again.steps, again.ended) == (1, "the budget is spent")
+
+
+def test_wrong_beginnings_are_told_before_films_are_made(tmp_path, monkeypatch) -> None:
+    volume, known = body(), settings(steps=1)
+    train([volume], BOX, known, tmp_path / "net")
+    wider = replace(known, network=replace(known.network, width=16))
+    monkeypatch.setattr(FilmSource, "__init__", no_films)
+    net, other = tmp_path / "net", replace(volume, mu=volume.mu.flip(2))
+    for volumes, chosen, folder, words, said in (
+        ([volume], wider, "new", {"start": net}, "other layers"),
+        ([volume], known, "new", {"start": tmp_path / "none"}, "none"),
+        ([volume], known, "new", {"resume": True}, "is not there"),
+        ([volume], replace(known, batch=16), "net", {"resume": True}, "settings differ"),
+        ([other], known, "net", {"resume": True}, "volumes differ"),
+    ):
+        with pytest.raises(FileError, match=said):
+            train(volumes, BOX, chosen, tmp_path / folder, **words)
+    with pytest.raises(RegistrationError, match="give one"):
+        train([volume], BOX, known, net, resume=True, start=net)
+
+
 def test_fine_tuning_begins_with_the_weights_of_another(tmp_path) -> None:
     train([body()], BOX, settings(steps=3), tmp_path / "first")
     trainer = Trainer([body()], BOX, settings(steps=1), tmp_path / "second", torch.device("cpu"))
@@ -215,10 +259,48 @@ def test_smaller_fields() -> None:
 
 def test_the_identity_of_a_ct_does_not_depend_on_the_energy() -> None:
     volume = body()
-    assert identity(volume) == identity(volume.at_energy(55.0))
+    assert same_ct(identity(volume), identity(volume.at_energy(55.0)))
     changed = volume.mu.clone()
     changed[20, 20, 20] += 1e-3
-    assert identity(replace(volume, mu=changed)) != identity(volume)
+    assert not same_ct(identity(replace(volume, mu=changed)), identity(volume))
+
+
+def with_hu(volume, hu: torch.Tensor):
+    return replace(volume, mu=hu_to_mu(hu, volume.energy_kev, ct_energy_kev=volume.ct_energy_kev))
+
+
+def uneven(volume, shift: float = 0.0):
+    """The volume with CT numbers that are not whole; most of them lie close to a half."""
+    noise = torch.rand(volume.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return with_hu(volume, volume.hu.round() + 0.5 + 0.001 * noise + shift)
+
+
+def test_a_ct_without_whole_numbers_is_known_at_every_energy(tmp_path) -> None:
+    volume = uneven(body())
+    mine = identity(volume)
+    assert len(mine["means"]) == 8**3
+    for kev in (40.0, 60.0, 80.0, 120.0):
+        other = identity(volume.at_energy(kev))
+        assert other["sha256"] != mine["sha256"], "rounding turns on the last bit"
+        require_same_ct([mine], volume.at_energy(kev), "net")
+    for wrong in (uneven(body(), 0.3), replace(volume, mu=volume.mu.flip(2))):
+        with pytest.raises(VolumeError, match="another CT"):
+            require_same_ct([mine], wrong, "net")
+    train([volume], BOX, settings(steps=1), tmp_path)
+    assert train([volume.at_energy(60.0)], BOX, settings(steps=1), tmp_path, resume=True).steps == 1
+    with pytest.raises(FileError, match="volumes differ"):
+        train([uneven(body(), 0.3)], BOX, settings(steps=1), tmp_path, resume=True)
+
+
+def test_identities_of_earlier_networks_hold() -> None:
+    """They have a hash alone, as those of CTs of whole numbers still do."""
+    whole, other = with_hu(body(), body().hu.round()), uneven(body())
+    assert set(identity(whole)) == {"shape", "affine", "sha256"}
+    assert all(identity(whole.at_energy(kev)) == identity(whole) for kev in (40.0, 80.0, 120.0))
+    earlier = {k: v for k, v in identity(other).items() if k != "means"}
+    require_same_ct([earlier], other, "net")
+    with pytest.raises(VolumeError, match="another CT"):
+        require_same_ct([earlier], uneven(body(), 0.3), "net")
 
 
 def test_medians_and_calibration() -> None:

@@ -181,6 +181,27 @@ def test_contrast_curve_in_closed_form() -> None:
     torch.testing.assert_close(styles.contrast_curve(p, 1.0, 0.1), torch.log(1 + 0.1 * p) / 0.1)
 
 
+@pytest.mark.parametrize("power", [0.8, 1.0, 1.5])
+def test_gradients_of_the_contrast_curve_are_those_of_its_values(power: float) -> None:
+    """Also in a film with air, against differences of the closed form."""
+    p = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]], dtype=torch.float64)
+    weight = torch.tensor([[[1.0, -2.0], [3.0, 0.5]]], dtype=torch.float64)
+
+    def total(q: torch.Tensor) -> torch.Tensor:
+        return (weight * styles.contrast_curve(q, power, 0.3)).sum()
+
+    mean = p.mean()
+    bent = mean * (p / mean) ** power
+    torch.testing.assert_close(styles.contrast_curve(p, power, 0.3), torch.log1p(0.3 * bent) / 0.3)
+    moving = p.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(total(moving), moving)
+    assert bool(torch.isfinite(slope).all())
+    for at in ((0, 0, 1), (0, 1, 0), (0, 1, 1)):
+        step = torch.zeros_like(p)
+        step[at] = 1e-6
+        assert float(slope[at]) == pytest.approx(float(total(p + step) - total(p - step)) / 2e-6, rel=1e-6)
+
+
 def test_hardening_is_a_beam_of_gamma_distributed_attenuation() -> None:
     variance, p = 0.2, 4.0
     shape = torch.full((400_000,), 1 / variance, dtype=torch.float64)

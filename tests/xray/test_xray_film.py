@@ -50,6 +50,35 @@ def test_gradients_flow_through_a_film_without_noise() -> None:
     assert torch.autograd.gradcheck(lambda x: expose(x, settings), p)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.85, 1.0, 1.7])
+def test_gradients_at_air_are_finite_and_the_film_is_the_same(gamma: float) -> None:
+    """Pixels of air (p = 0, or a little below after blur), beside others whose gradient is known."""
+    p = torch.tensor([[[-0.1, 0.0, 0.5], [2.0, 0.0, 3.0]]], dtype=torch.float64, requires_grad=True)
+    shown = expose(p, FilmSettings(photons=math.inf, blur=0, scatter=0, gamma=gamma))
+    torch.testing.assert_close(shown, p.detach().clamp_min(0) ** gamma, rtol=0, atol=1e-15)
+    (slope,) = torch.autograd.grad(shown.sum(), p)
+    assert bool(torch.isfinite(slope).all())
+    dense = p.detach() > 0
+    wanted = gamma * p.detach()[dense] ** (gamma - 1)
+    torch.testing.assert_close(slope[dense], wanted, rtol=1e-9, atol=0)
+    assert slope[0, 0, 1] == (1.0 if gamma == 1 else 0.0)
+
+
+def test_gradients_of_blurred_films_with_air_are_finite() -> None:
+    pytest.importorskip("kornia", reason="kornia is not installed: pip install 'xreg[train]'")
+    p = torch.zeros(1, 24, 24, dtype=torch.float64)
+    p[:, 8:16, 8:16] = 2.0
+    p.requires_grad_()
+    (slope,) = torch.autograd.grad(expose(p, FilmSettings(photons=math.inf, gamma=0.7)).sum(), p)
+    assert bool(torch.isfinite(slope).all())
+    assert float(slope.abs().max()) > 0
+    beam = torch.tensor([[[0.0, 0.5], [0.8, 1.0]]], dtype=torch.float64, requires_grad=True)
+    spread = film.scatter(beam, 0.1)
+    assert float((spread - beam).detach().mean()) == pytest.approx(0.1, rel=1e-6)
+    (slope,) = torch.autograd.grad((spread * torch.arange(4.0).reshape(1, 2, 2)).sum(), beam)
+    assert bool(torch.isfinite(slope).all())
+
+
 def test_one_seed_gives_one_film_and_the_global_generator_stays() -> None:
     p, before = waves().float(), torch.get_rng_state()
     first, again, other = (expose(p, FilmSettings(), seeded(s)) for s in (3, 3, 4))

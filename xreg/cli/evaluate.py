@@ -73,8 +73,10 @@ def command(terminal: Terminal, manifest: Path, output: Path, **options: Any) ->
         xreg evaluate cases.json -o out/ --method refine --require "success>=0.9"
 
     A run that was stopped goes on where it was when it is started again: each finished trial is a line of
-    OUT/trials.jsonl. A case that fails is counted and named in the report, and stops nothing. Exit code 3
-    says that a gate of --require does not hold. The manifest is JSON; paths in it are relative to it.
+    OUT/trials.jsonl, and is run anew only where its case, a file of it or the network has changed. Trials of
+    other methods and cases stay there; the report is of those asked for. A case that fails is counted and
+    named in it, and stops nothing. Exit code 3 says that a gate of --require does not hold. The manifest is
+    JSON; paths in it are relative to it.
     """
     from xreg.evaluation import load_manifest, run, write_report
 
@@ -82,7 +84,8 @@ def command(terminal: Terminal, manifest: Path, output: Path, **options: Any) ->
         raise click.UsageError(
             f"--within {options['within']:g} mm must not exceed --gross {options['gross']:g} mm."
         )
-    methods = _methods(tuple(dict.fromkeys(options["methods"])), options["model"])
+    names = tuple(dict.fromkeys(options["methods"]))
+    methods = _methods(names, options["model"])
     gates = _gates(options["require"], methods)
     if options["plots"]:
         from xreg.evaluation.plots import require_matplotlib
@@ -92,7 +95,13 @@ def command(terminal: Terminal, manifest: Path, output: Path, **options: Any) ->
     clock, cases = Clock(), load_manifest(manifest)
     with terminal.working("registering") as tell, clock.part("run"):
         records = run(
-            cases, methods, output, jobs=options["jobs"], retry=options["retry"], on_trial=_progress(tell)
+            cases,
+            methods,
+            output,
+            fingerprints=_fingerprints(names, options["model"]),
+            jobs=options["jobs"],
+            retry=options["retry"],
+            on_trial=_progress(tell),
         )
     with terminal.working("reporting"), clock.part("report"):
         report = write_report(
@@ -124,6 +133,22 @@ def _methods(names: tuple[str, ...], model: Path | None) -> dict[str, Callable[.
     known = {"refine": registration.register, "search": registration.register_anywhere}
     if needing:
         known |= _by_model(model)
+    return {name: known[name] for name in names}
+
+
+def _fingerprints(names: tuple[str, ...], model: Path | None) -> dict[str, str]:
+    """What a method's name does not say: its settings, and the contents of the network."""
+    from xreg.registration import SearchBox, SearchSettings, Settings
+
+    known = {"refine": repr(Settings()), "search": repr((SearchBox(), SearchSettings(), Settings()))}
+    if model is not None:
+        from xreg.evaluation.fingerprint import Fingerprints
+        from xreg.regression import start
+        from xreg.regression.checkpoint import MODEL
+
+        network = Fingerprints().of(model / MODEL if model.is_dir() else model)
+        words = (start.SETTINGS, start.SEARCH, start.MOST_SIGMAS, start.BOX_SIGMAS)
+        known |= {"guess": network, "guided": f"{network} {words}"}
     return {name: known[name] for name in names}
 
 

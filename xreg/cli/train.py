@@ -129,6 +129,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     device = _join(options["device"])
     try:
         box = _range(options)
+        _check_files(output, box, settings, options)
         with terminal.working(f"reading {len(ct)} CT" if len(ct) > 1 else f"reading {ct[0]}"):
             volumes = [load_ct(path, known) for path in ct]
         with terminal.working("training") as tell, _shared_cores():
@@ -151,6 +152,13 @@ def _range(options: dict[str, Any]) -> PoseRange:
 
     words = {name: options[name] for name in ("sdd", "sod", "field") if options[name] is not None}
     return ranges.parse_range(replace(ranges.PRESETS[options["preset"]], **words), options["ranges"])
+
+
+def _check_files(output: Path, box: PoseRange, settings: TrainSettings, options: dict[str, Any]) -> None:
+    """FileError, before a CT is read, where what --resume or --from name is not there or does not fit."""
+    from xreg.regression.train import require_beginning
+
+    require_beginning(output, box, settings, start=options["start"], resume=options["resume"])
 
 
 def make_settings(options: dict[str, Any]) -> TrainSettings:

@@ -133,13 +133,18 @@ def read_pose(source: Matrix | Path) -> Float[Tensor, "4 4"]:
 
 
 def read_camera(path: Path) -> Camera:
-    """A camera from JSON: xreg's own, or the parameters of another tool under "tool"."""
+    """A camera from JSON: xreg's own, the one inside a pose, or the parameters of another tool."""
     from xreg.geometry.conventions import load
-    from xreg.io import load_camera, read_json
+    from xreg.io import load_camera, load_pose, read_json
 
     data = read_json(path, "a camera (JSON)")
     if isinstance(data, dict) and "tool" in data:
         return load(str(data["tool"]), data)
+    if isinstance(data, dict) and str(data.get("schema", "")).startswith("xreg.pose/"):
+        camera = load_pose(path).camera
+        if camera is None:
+            raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
+        return camera
     return load_camera(path)
 
 

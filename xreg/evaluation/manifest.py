@@ -34,6 +34,7 @@ _CT = (
 )
 _FILM = ("path", "camera", "mask", "intensity", "sign", "frame", "geometry")
 _RANDOM = ("mm", "degrees", "count", "seed")
+_BROUGHT = ("ct", "films", "rig", "truth")  # what an entry about DeepFluoro has from its file
 _DEEPFLUORO = ("path", "specimen", "projections", "half_voxel", "crop_px")
 
 
@@ -115,7 +116,8 @@ class Manifest:
 def load_manifest(path: str | PathLike) -> Manifest:
     """Read a manifest, schema "xreg.cases/1": {"schema", "defaults": {…}, "cases": [{…}, …]}.
 
-    `defaults` holds entries of a case that all cases share unless they have their own.  FileError names the
+    `defaults` holds entries of a case that all cases share unless they have their own; a case with a
+    `deepfluoro` of its own leaves out the ct, films, rig, truth and landmarks of them.  FileError names the
     manifest and the field, what was expected and what came.
     """
     file = Path(path)
@@ -130,9 +132,7 @@ def load_manifest(path: str | PathLike) -> Manifest:
         raise shared["name"].wrong("no name, since each case has its own")
     if "cases" not in root:
         raise FileError(f"{file}: the field cases is missing; it lists the cases")
-    cases = [
-        spec for entry in root["cases"].items() for spec in _cases({**shared, **entry.table(_CASE)}, entry)
-    ]
+    cases = [spec for entry in root["cases"].items() for spec in _cases(_with_defaults(entry, shared), entry)]
     if not cases:
         raise root["cases"].wrong("one case or more")
     seen: set[str] = set()
@@ -216,12 +216,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _with_defaults(entry: Field, shared: dict[str, Field]) -> dict[str, Field]:
+    """An entry with what it inherits; one about DeepFluoro inherits nothing that DeepFluoro brings."""
+    own = entry.table(_CASE)
+    if "deepfluoro" in own:
+        shared = {name: field for name, field in shared.items() if name not in (*_BROUGHT, "landmarks")}
+    return {**shared, **own}
+
+
 def _cases(entry: dict[str, Field], whole: Field) -> list[CaseSpec]:
     """A case, or the cases that one entry about DeepFluoro stands for."""
     starts = _starts(entry["starts"]) if "starts" in entry else RandomStarts()
     points = _landmarks(entry["landmarks"]) if "landmarks" in entry else None
     if "deepfluoro" in entry:
-        for name in ("ct", "films", "rig", "truth"):
+        for name in _BROUGHT:
             if name in entry:
                 raise entry[name].wrong("left out beside deepfluoro, which brings its own")
         return _deepfluoro(entry, starts, points)

@@ -1,7 +1,8 @@
 """Registers every case from every start by every method, and loses nothing when it is stopped.
 
 A finished trial is one line of OUT/trials.jsonl, on the disk before the next begins; a run that is started
-again goes on where it stopped.  A case that fails is a result like any other.
+again goes on where it stopped, and trials of other methods and cases stay.  A case that fails is a result
+like any other.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xreg import __version__, metrics
 from xreg.errors import FileError, XregError
 from xreg.evaluation.cases import Case, Shelf
+from xreg.evaluation.fingerprint import Fingerprints
 from xreg.evaluation.manifest import CaseSpec, Manifest
 from xreg.geometry import Rig, se3
+from xreg.geometry._numbers import as_tensor
 from xreg.io import atomic_write
 
 SCHEMA = "xreg.trials/1"
@@ -38,7 +42,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """One case, from one of its starts, by one method; `digest` changes with what is asked."""
+    """One case, from one of its starts, by one method.
+
+    digest: of the case's entry, the contents of its files, and what is known of the method.
+    """
 
     case: str
     method: str
@@ -56,6 +63,7 @@ def run(
     methods: Mapping[str, Method],
     output: str | PathLike,
     *,
+    fingerprints: Mapping[str, str] | None = None,
     jobs: int = 1,
     retry: bool = False,
     on_trial: Callable[[int, int, Record | None], None] | None = None,
@@ -64,10 +72,13 @@ def run(
 
     methods: by name, callables like `xreg.register`: (volume, film, camera, init) to a result with
     world_from_body (and, where it has them, covariance, center, score, accepted, verdict, renders), or to a
-    bare pose [4, 4].  One film comes as a `Radiograph`, several as a list with a `Rig`.
-    output: folder (made) for trials.jsonl.  jobs: cases worked on at a time, in threads.  retry: run trials
-    that failed before again.  on_trial: told (done, total, record) after each trial, and (done, total, None)
-    at the start.
+    bare pose [4, 4] (tensor, array or rows).  One film comes as a `Radiograph`, several as a list with a
+    `Rig`.
+    output: folder (made) for trials.jsonl; records there of other methods and cases are kept, and not
+    returned.  fingerprints: by method, what its name does not say (settings, a network's checksum); a trial
+    is run anew where this, its entry in the manifest, or the contents of a file that it names has changed.
+    jobs: cases worked on at a time, in threads.  retry: run trials that failed before again.  on_trial: told
+    (done, total, record) after each trial, and (done, total, None) at the start.
 
     An exception in a method or a reader is the record of its trial, with status "failed".
     """
@@ -77,16 +88,16 @@ def run(
         raise XregError(f"jobs must be one or more, got {jobs}")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {spec.name: trials_of(spec, methods, manifest.path.parent) for spec in manifest.cases}
+    known = {record_key(r): r for r in read_trials(folder / TRIALS)}
+    plan = _plan(manifest, {name: (fingerprints or {}).get(name, "") for name in methods})
     wanted = {trial.key: trial for trials in plan.values() for trial in trials}
     done = {
-        record_key(r): r
-        for r in read_trials(folder / TRIALS)
-        if record_key(r) in wanted
-        and r.get("digest") == wanted[record_key(r)].digest
-        and (r["status"] == "done" or not retry)
+        key: r
+        for key, r in known.items()
+        if key in wanted and r.get("digest") == wanted[key].digest and (r["status"] == "done" or not retry)
     }
-    with Journal(folder / TRIALS, done.values()) as journal:
+    kept = [r for key, r in known.items() if key in done or key not in wanted]
+    with Journal(folder / TRIALS, kept) as journal:
         tell = _Teller(journal, done, len(wanted), on_trial)
         shelf = Shelf()
         work = [
@@ -103,11 +114,21 @@ def run(
     return [done[key] for key in wanted]
 
 
-def trials_of(spec: CaseSpec, methods: Mapping[str, Any] | Sequence[str], folder: Path) -> list[Trial]:
+def _plan(manifest: Manifest, methods: Mapping[str, str]) -> dict[str, list[Trial]]:
+    """The trials of each case; methods: by name, with what else is known of them."""
+    folder, files = manifest.path.parent, Fingerprints()
+    return {spec.name: trials_of(spec, methods, folder, files) for spec in manifest.cases}
+
+
+def trials_of(spec: CaseSpec, methods: Mapping[str, str], folder: Path, files: Fingerprints) -> list[Trial]:
     """The trials of a case: its starts by each method.  folder: the manifest's, so that it may move."""
     text = json.dumps(asdict(spec), sort_keys=True, default=lambda path: os.path.relpath(path, folder))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return [Trial(spec.name, method, n, digest) for method in methods for n in range(spec.start_count)]
+    found = []
+    for method, about in methods.items():
+        words = json.dumps([text, files.of_all(spec), about])
+        digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+        found += [Trial(spec.name, method, n, digest) for n in range(spec.start_count)]
+    return found
 
 
 def record_key(record: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -145,7 +166,7 @@ def read_trials(path: str | PathLike) -> list[Record]:
 
 
 class Journal:
-    """Appends records, each flushed to the disk; begins with the records that still hold."""
+    """Appends records, each flushed to the disk; begins with the records that are kept."""
 
     def __init__(self, path: Path, kept: Any) -> None:
         with atomic_write(path) as temporary:
@@ -232,20 +253,16 @@ def _run_trial(case: Case, trial: Trial, method: Method) -> Record:
         before = {"start_mtre_mm": metrics.mtre(start, case.truth, case.landmarks)}
         found = method(case.volume, film, camera, start)
         seconds = time.perf_counter() - began
-        return {**_header(trial, "done", seconds), **before, **judged(found, case)}
+        record = {**_header(trial, "done", seconds), **before, **judged(found, case)}
+        _line(record)  # what cannot be written is the fault of this trial, and must not end the others
+        return record
     except Exception as error:  # a method that fails is a result
         return {**_failed(trial, error, time.perf_counter() - began), **before}
 
 
 def judged(found: Any, case: Case) -> Record:
     """What a record says of an answer: its errors against the truth, and what the method said of itself."""
-    pose = (
-        torch.as_tensor(found if isinstance(found, Tensor) else found.world_from_body).detach().cpu().double()
-    )
-    if pose.shape != (4, 4) or not bool(torch.isfinite(pose).all()):
-        raise XregError(
-            f"the method answered no pose [4, 4] of finite numbers, but shape {tuple(pose.shape)}"
-        )
+    pose = _pose_of(found)
     truth, points, middle = case.truth, case.landmarks, case.volume.center
     seen = [(camera, pose, truth, points) for camera in case.cameras]
     errors = {
@@ -264,19 +281,37 @@ def judged(found: Any, case: Case) -> Record:
     }
 
 
+def _pose_of(found: Any) -> Tensor:
+    """The pose of an answer, float64: its world_from_body, or all of what has none.  Raises XregError."""
+    value = getattr(found, "world_from_body", found)
+    try:
+        pose = _plain(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise XregError(
+            f"the method answered no pose [4, 4], but {value!r:.80} ({type(value).__name__}); answer a pose, "
+            "or an object with world_from_body"
+        ) from error
+    if pose.shape != (4, 4) or not bool(torch.isfinite(pose).all()):
+        raise XregError(
+            f"the method answered no pose [4, 4] of finite numbers, but shape {tuple(pose.shape)}"
+        )
+    return pose
+
+
 def _own_words(found: Any, pose: Tensor, case: Case) -> Record:
-    """What the method says of its answer, where it says anything."""
-    covariance, verdict = getattr(found, "covariance", None), getattr(found, "verdict", None)
+    """What the method says of its answer, where it says anything, as plain values.  Raises XregError."""
+    verdict = getattr(found, "verdict", None)
     words: Record = {
-        "score": _number(getattr(found, "score", None)),
-        "accepted": None if getattr(found, "accepted", None) is None else bool(found.accepted),
-        "reason": getattr(found, "reason", None),
-        "probability": _number(getattr(verdict, "probability", None)),
-        "renders": getattr(found, "renders", None),
+        "score": _word(found, "score", _number),
+        "accepted": _word(found, "accepted", bool),
+        "reason": _word(found, "reason", str),
+        "probability": _word(verdict, "probability", _number),
+        "renders": _word(found, "renders", int),
         "nees": None,
     }
+    covariance = _word(found, "covariance", _plain)
     if covariance is not None:
-        center = getattr(found, "center", None)
+        center = _word(found, "center", _plain)
         if center is None:
             center = se3.apply(pose, case.volume.center.to(pose)[None])[0]
         xi = metrics.tangent_error(pose, case.truth, center)
@@ -316,4 +351,18 @@ def _finite(value: float) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else _finite(float(value))
+    return _finite(float(value))
+
+
+def _plain(value: Any) -> Tensor:
+    array = value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+    return as_tensor(array).detach().cpu().double()
+
+
+def _word(found: Any, name: str, read: Callable[[Any], Any]) -> Any:
+    """An attribute of an answer in a plain type, None where it is missing.  XregError where it is another."""
+    value = getattr(found, name, None)
+    try:
+        return None if value is None else read(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise XregError(f"the method's {name} cannot be read, got {value!r:.80}: {error}") from error

@@ -58,3 +58,13 @@ def image_size(size: Any, name: str = "size") -> tuple[int, int]:
     if len(values) != 2 or not whole or min(values) < 1:
         raise GeometryError(f"{name} must be two positive integers (height, width) in pixels, got {size!r}")
     return values[0], values[1]
+
+
+def as_tensor(value: Any, **known: Any) -> Tensor:
+    """What `torch.as_tensor` gives, of any NumPy array too: views that run backwards, foreign byte orders.
+
+    known: dtype and device, as there; a list of decimals is exact only with ``dtype=torch.float64``.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(value, **known)

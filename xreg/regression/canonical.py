@@ -19,6 +19,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, ImageError
 from xreg.geometry import Camera
+from xreg.geometry._numbers import as_tensor
 from xreg.geometry.pixel_grid import bin_map
 from xreg.regression.ranges import PoseRange
 
@@ -123,12 +124,12 @@ def _checked(film: Any, camera: Camera, mask: Any) -> tuple[Tensor, Tensor]:
     if camera.parallel or camera.batch_shape:
         what = "a parallel beam" if camera.parallel else f"a batch of {tuple(camera.batch_shape)} cameras"
         raise GeometryError(f"a pose network needs one film of a pinhole camera, got {what}")
-    film = torch.as_tensor(film).detach().float()
+    film = as_tensor(film).detach().float()
     if tuple(film.shape) != tuple(camera.size):
         raise ImageError(
             f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}"
         )
-    valid = torch.ones_like(film, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+    valid = torch.ones_like(film, dtype=torch.bool) if mask is None else as_tensor(mask).bool()
     if valid.shape != film.shape:
         raise ImageError(f"mask must have the film's shape {tuple(film.shape)}, got {tuple(valid.shape)}")
     valid = valid.to(film.device) & film.isfinite()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,13 +40,14 @@ class Guessed:
     """A registration that a network started: the answer, the guess nearest to it, and how it was found.
 
     how: 'guess', 'variants' or 'search'.  sigmas: how far the answer lies from that guess, in standard
-    deviations of their difference.
+    deviations of their difference.  problems: the stages that gave no answer, and why, each in one line.
     """
 
     result: RegistrationResult
     guess: PoseGuess
     how: str
     sigmas: float
+    problems: tuple[str, ...] = ()
 
 
 def register_guessed(
@@ -69,50 +71,73 @@ def register_guessed(
     An answer that is not accepted, or lies more than MOST_SIGMAS from the guess, is followed by the guess's
     variants (the film turned, the body from behind), and these by a search of the box that the network's own
     uncertainty spans; None leaves out the search.  film, camera, mask, settings, on_step: as in `register`.
-    on_stage is told what begins.
-    VolumeError where the network was trained on another CT.
+    on_stage is told what begins.  What a stage failed of is in the answer's problems.
+    VolumeError where the network was trained on another CT.  RegistrationError where films, cameras and masks
+    are not as many, or no stage has an answer; it names the reasons.
     """
     regressor.require(volume)
     views = views_of(film, camera, mask)
     tell = on_stage or (lambda _: None)
     tell("guess")
-    guess, best = surest(regressor, volume, views)
+    problems: list[str] = []
+    guess, best = _surest(regressor, volume, views, problems)
     known: dict[str, Any] = {"mask": mask, "settings": settings, "on_step": on_step}
-    found = _refined(volume, guess, film, camera, known)
+    found = _refined(volume, guess, film, camera, known, problems)
     if _sure(found):
-        return found
+        return replace(found, problems=tuple(problems))
     tell("variants")
     guesses = regressor.guesses(*views[best], center=volume.center)
     starts = [variant.world_from_body for variant in guesses[1:]]
-    found = _better(found, _tried(volume, guesses, (film, camera), starts, known, "variants"))
+    found = _better(found, _tried(volume, guesses, (film, camera, "variants"), starts, known, problems))
     if not _sure(found) and search is not None:
         tell("search")
-        starts = _searched(volume, guess, (film, camera, mask), _camera_of(*views[best][:2]), search)
-        found = _better(found, _tried(volume, guesses, (film, camera), starts, known, "search"))
+        box = box_of(guess, _camera_of(*views[best][:2]))
+        starts = _searched(volume, guess, (film, camera, mask), box, search, problems)
+        found = _better(found, _tried(volume, guesses, (film, camera, "search"), starts, known, problems))
     if found is None:
         raise RegistrationError(
             "neither the network's guess nor its variants, nor a search about them, show the volume in the "
-            "film: check the camera, the mask, and that the film lies in the range of the network"
+            "film: check the camera, the mask, and that the film lies in the range of the network "
+            f"({'; '.join(problems)})"
         )
-    return found
+    return replace(found, problems=tuple(problems))
 
 
 def views_of(film: Any, camera: Any = None, mask: Any = None) -> list[tuple[Any, Any, Any]]:
-    """(film, camera, mask) of each film, from what `register` takes."""
+    """(film, camera, mask) of each film, from what `register` takes.
+
+    RegistrationError where several films come with another number of cameras or masks.
+    """
     films = list(film) if isinstance(film, (list, tuple)) else [film]
-    return list(zip(films, _each(camera, len(films)), _each(mask, len(films)), strict=True))
+    cameras, masks = _each(camera, len(films)), _each(mask, len(films))
+    if not films or not len(films) == len(cameras) == len(masks):
+        raise RegistrationError(
+            f"several films need as many cameras and masks, got {len(films)} films, {len(cameras)} cameras "
+            f"and {len(masks)} masks; give lists of equal length, with None for a film without a mask"
+        )
+    return list(zip(films, cameras, masks, strict=True))
 
 
 def surest(
     regressor: Regressor, volume: Volume, views: Sequence[tuple[Any, Any, Any]]
 ) -> tuple[PoseGuess, int]:
-    """The guess with the least uncertainty among those of several films, and the number of its film."""
+    """The guess with the least uncertainty among those of several films, and the number of its film.
+
+    Films that the network cannot look at are left out; the last one's error is raised where all are.
+    """
+    return _surest(regressor, volume, views, [])
+
+
+def _surest(
+    regressor: Regressor, volume: Volume, views: Sequence[tuple[Any, Any, Any]], problems: list[str]
+) -> tuple[PoseGuess, int]:
     guesses, problem = [], None
     for number, (film, camera, mask) in enumerate(views):
         try:
             guess = regressor.guess(film, camera, mask, center=volume.center)
         except (GeometryError, ImageError) as error:
             problem = error
+            problems.append(f"guess from film {number + 1}: {error}")
             continue
         guesses.append((float(torch.logdet(guess.covariance)), number, guess))
     if not guesses:
@@ -161,54 +186,60 @@ def judged(guesses: Sequence[PoseGuess], result: RegistrationResult, how: str) -
     return Guessed(result, guesses[number], how, sigmas)
 
 
+@contextmanager
+def _noting(problems: list[str], stage: str) -> Iterator[None]:
+    """Go on after a stage from whose poses nothing of the volume shows in the film, and keep what it said."""
+    try:
+        yield
+    except (GeometryError, RegistrationError) as error:
+        problems.append(f"{stage}: {error}")
+
+
 def _refined(
-    volume: Volume, guess: PoseGuess, film: Any, camera: Any, known: dict[str, Any]
+    volume: Volume, guess: PoseGuess, film: Any, camera: Any, known: dict[str, Any], problems: list[str]
 ) -> Guessed | None:
     settings = known["settings"]
     held = Body(volume, guess.world_from_body, prior_of(guess))
     coarse = replace(settings, levels=settings.levels[:1], restarts=0)
-    try:
+    with _noting(problems, "guess"):
         near = register_bodies([held], film, camera, **{**known, "settings": coarse}).bodies[0]
         free = Body(volume, near.world_from_body)
         result = register_bodies([free], film, camera, **known).bodies[0]
-    except (GeometryError, RegistrationError):  # the guess is out of the beam, or shows nothing of the film
-        return None
-    result = replace(result, renders=near.renders + result.renders)
-    return judged([guess], result, "guess")
+        return judged([guess], replace(result, renders=near.renders + result.renders), "guess")
+    return None
 
 
 def _tried(
     volume: Volume,
     guesses: Sequence[PoseGuess],
-    films: tuple[Any, Any],
+    stage: tuple[Any, Any, str],
     starts: Sequence[Tensor],
     known: dict[str, Any],
-    how: str,
+    problems: list[str],
 ) -> Guessed | None:
+    """The best answer from some starts; stage: film, camera, and what it is called."""
+    film, camera, how = stage
     if not starts:
         return None
-    try:
-        result = register_best(volume, *films, starts, **known)
-    except (GeometryError, RegistrationError):  # none of the starts shows anything
-        return None
-    return judged(guesses, result, how)
+    with _noting(problems, how):
+        return judged(guesses, register_best(volume, film, camera, starts, **known), how)
+    return None
 
 
 def _searched(
     volume: Volume,
     guess: PoseGuess,
     films: tuple[Any, Any, Any],
-    camera: Camera,
+    box: SearchBox,
     search: SearchSettings,
+    problems: list[str],
 ) -> list[Tensor]:
     """The best starts within the box that the guess's uncertainty spans."""
     film, cameras, mask = films
-    box = box_of(guess, camera)
-    try:
+    with _noting(problems, "search"):
         found = locate(volume, film, cameras, guess.world_from_body, mask=mask, box=box, search=search)
-    except (GeometryError, RegistrationError):
-        return []
-    return [pose for pose, _ in found[:2]]
+        return [pose for pose, _ in found[:2]]
+    return []
 
 
 def _sure(found: Guessed | None) -> bool:
@@ -228,7 +259,7 @@ def _each(value: Any, count: int) -> list[Any]:
         return [None] * count
     if isinstance(value, Camera) or (count == 1 and not isinstance(value, (list, tuple))):
         return [value] * count
-    return list(value)
+    return [value] if getattr(value, "ndim", 3) == 2 else list(value)  # rows of one mask are no masks
 
 
 def _camera_of(film: Any, camera: Camera | None) -> Camera:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xreg import __version__
-from xreg.errors import RegistrationError
+from xreg.errors import FileError, RegistrationError
 from xreg.regression import losses
 from xreg.regression.canonical import Canonical
-from xreg.regression.checkpoint import FILES, MODEL, require
-from xreg.regression.films import Batch, FilmSource, films_of, identity
+from xreg.regression.checkpoint import FILES, MODEL, TRAINING, require
+from xreg.regression.films import Batch, FilmSource, films_of, identity, same_ct
 from xreg.regression.network import Prediction, make_network
 from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
@@ -32,11 +33,13 @@ from xreg.training import (
     load_weights,
     looks_due,
     require_one_beginning,
+    require_same,
     schedule,
     step_generator,
 )
 from xreg.volume import Volume
 
+_SPENT = "the budget is spent"
 _BETTER = 0.99  # of the best score so far, from which a validation counts as an improvement
 
 
@@ -82,11 +85,12 @@ def train(
     tuning; backbone and size must agree).  resume: go on where a training in `folder` was stopped; with a
     budget of steps it ends with the same bits on the CPU, as all of a step's random numbers come from (seed,
     step).  In a process group of torch.distributed each process renders its part of a batch.  on_report is
-    told of each step, on the first process.  GeometryError for a range that never sees the anatomy,
-    VolumeError for labels that are not there, FileError for a checkpoint that does not fit.
+    told of each step, on the first process.  A training that had ended is left as it is.  GeometryError for
+    a range that never sees the anatomy, VolumeError for labels that are not there, FileError for a checkpoint
+    that does not fit, before films are made.
     """
+    require_beginning(folder, box, settings, start=start, resume=resume)
     trainer = Trainer(volumes, box, settings, Path(folder), torch.device(device))
-    require_one_beginning(start, resume, RegistrationError)
     if resume:
         trainer.resume()
     elif start is not None:
@@ -94,8 +98,37 @@ def train(
     return trainer.run(on_report)
 
 
+def require_beginning(
+    folder: str | PathLike,
+    box: PoseRange,
+    settings: TrainSettings,
+    *,
+    start: str | PathLike | None = None,
+    resume: bool = False,
+) -> None:
+    """Raise what `train` raises of start and resume where no CT is needed to know it."""
+    require_one_beginning(start, resume, RegistrationError)
+    if resume:
+        file = Path(folder) / TRAINING
+        _, facts = FILES.load(file)
+        require(facts, ("range", "settings"), file)
+        require_same(
+            facts, {"range": box.to_dict(), "settings": settings.to_dict()}, ("range", "settings"), file
+        )
+    elif start is not None:
+        file = _weights_of(Path(start))
+        tensors, facts = FILES.load(file)
+        require(facts, ("settings", "step"), file)
+        load_weights(make_network(settings.network, box, settings.size, settings.seed), tensors, file)
+
+
+def _weights_of(start: Path) -> Path:
+    """The file of a network that is given by its folder or by itself."""
+    return start / MODEL if start.is_dir() else start
+
+
 class Trainer:
-    """The state of one training."""
+    """The state of one training; its films are made when they are first asked for."""
 
     def __init__(
         self,
@@ -110,7 +143,7 @@ class Trainer:
         if settings.batch % self.world:
             raise RegistrationError(f"a batch of {settings.batch} cannot be shared by {self.world} processes")
         self.canonical = Canonical.of(box, settings.size)
-        self.sources = films_of([v.to(device) for v in volumes], box, self.canonical, settings)
+        self._volumes = volumes
         self.net = make_network(settings.network, box, settings.size, settings.seed).to(device)
         self.average = make_network(settings.network, box, settings.size, settings.seed).to(device)
         self.optimiser = torch.optim.AdamW(
@@ -121,29 +154,54 @@ class Trainer:
             self.shared = nn.parallel.DistributedDataParallel(
                 self.net, device_ids=[device] if device.type == "cuda" else None
             )
-        self.held_out = HeldOut(self.sources, settings) if self.rank == 0 else None
         self.step, self.budget = 0, Budget(settings.steps, settings.minutes)
         self.log: list[dict[str, Any]] = []
         self.mark = 0  # validations that were due so far
         self.volumes = [identity(volume) for volume in volumes]
         self.parent: str | None = None
 
+    @cached_property
+    def sources(self) -> list[FilmSource]:
+        """Where films come from, a volume each."""
+        volumes = [volume.to(self.device) for volume in self._volumes]
+        return films_of(volumes, self.box, self.canonical, self.settings)
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """What the network is judged on, by the first process."""
+        return HeldOut(self.sources, self.settings) if self.rank == 0 else None
+
     # ---- the loop ----
 
     def run(self, on_report: Callable[[Report], None] | None) -> Trained:
-        """Train until the budget is spent or nothing improves."""
+        """Train until the budget is spent or nothing improves; nothing where that is so already."""
+        self.budget.begin()
+        ended = self._ended() or self._run(on_report)
+        return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), ended)
+
+    def _ended(self) -> str:
+        """Why a training that is taken up has nothing left to do; empty where it has."""
+        if self._agreed(float(self._stalled())) > 0:
+            return self._no_better
+        return _SPENT if self._progress() >= 1 else ""
+
+    @property
+    def _no_better(self) -> str:
+        return f"no better for {self.settings.patience} validations"
+
+    def _run(self, on_report: Callable[[Report], None] | None) -> str:
+        """The steps that are left; why they end."""
+        _ = self.sources, self.held_out  # made before the clock runs, and before anything is written
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.budget.begin()
-        ended = "the budget is spent"
         with ThreadPoolExecutor(1) as maker:  # it renders the films of the next step meanwhile
             ahead = maker.submit(self.films_at, self.step)
             while (progress := self._progress()) < 1:
                 films, ahead = ahead.result(), maker.submit(self.films_at, self.step + 1)
                 if self._after(self.advance(progress, *films), on_report):
-                    ended = f"no better for {self.settings.patience} validations"
-                    break
-        return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), ended)
+                    return self._no_better
+        return _SPENT
 
     def _progress(self) -> float:
         """The part of the budget that is spent, as the first process sees it."""
@@ -254,8 +312,14 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up what `save` wrote; FileError where it is of another training."""
-        same = ("volumes", "range", "settings")
-        facts = FILES.resume(self.folder, self.facts(None), same, self._state())
+        facts = FILES.resume(self.folder, self.facts(None), ("range", "settings"), self._state())
+        require(facts, ("volumes",), self.folder / TRAINING)
+        known = facts["volumes"]
+        if len(known) != len(self.volumes) or not all(map(same_ct, known, self.volumes)):
+            raise FileError(
+                f"{self.folder / TRAINING}: cannot be resumed, since its volumes differ from those asked "
+                "for; train into another folder, or start from it with --from"
+            )
         self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
         self.parent = facts.get("parent")
@@ -265,7 +329,7 @@ class Trainer:
 
     def begin_from(self, folder: Path) -> None:
         """Start with the weights of another network; FileError where its layers are others."""
-        file = folder / MODEL if folder.is_dir() else folder
+        file = _weights_of(folder)
         tensors, facts = FILES.load(file)
         require(facts, ("settings", "step"), file)
         for net in (self.net, self.average):

@@ -47,6 +47,13 @@ def per_film(
     return found.expand(wanted)
 
 
+def raised(values: Float[Tensor, "B H W"], power: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B H W"]:
+    """Values to a power, below 0 as at 0; gradients flow, and are 0 where a power below 1 has none (at 0)."""
+    held = values.clamp_min(0.0)
+    steep = (held <= 0) & (power < 1)  # the slope is infinite here, and times the clamp's zero not a number
+    return torch.where(steep, 0.0, torch.where(steep, 1.0, held) ** power)
+
+
 def check_generator(generator: Any, device: torch.device, what: str) -> torch.Generator:
     """Return the generator if it is one on the device; ImageError if not."""
     if not isinstance(generator, torch.Generator):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import ImageError
-from xreg.xray._inputs import blurred, check_generator, check_images, per_film
+from xreg.xray._inputs import blurred, check_generator, check_images, per_film, raised
 
 BITS = (8, 12, 16)
 _CUT = 4.0  # standard deviations at which a blur's kernel ends
@@ -131,7 +131,8 @@ def scatter(
     widths = per_film(width, "scatter_width", beam, low=0.0, high=1.0)
     size = tuple(beam.shape[-2:])
     coarse = _coarse_size(size)
-    source = F.adaptive_avg_pool2d(-torch.xlogy(beam, beam)[:, None], coarse)[:, 0].clamp_min(0.0)
+    held = torch.where(beam == 0, 1.0, beam)  # 1 scatters nothing either, and its slope is finite
+    source = F.adaptive_avg_pool2d(-torch.xlogy(held, held)[:, None], coarse)[:, 0].clamp_min(0.0)
     spread = blurred(source, widths * max(coarse), reach=max(coarse) - 1)
     shape = F.interpolate(spread[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     mean = shape.mean((-1, -2)).clamp_min(1e-30)
@@ -176,11 +177,14 @@ def tone(
     gain: float | Float[Tensor, " B"] = 1.0,
     offset: float | Float[Tensor, " B"] = 0.0,
 ) -> Float[Tensor, "B H W"]:
-    """The film's curve: gain · max(signal, 0)^gamma + offset.  Gradients flow to the signal.  ImageError."""
+    """The film's curve: gain · max(signal, 0)^gamma + offset.  Raises ImageError.
+
+    Gradients flow to the signal; where it is 0 and gamma below 1, they are 0.
+    """
     power = per_film(gamma, "gamma", signal, low=0.05, high=20.0)[:, None, None]
     slope = per_film(gain, "gain", signal, low=1e-6, high=1e6)[:, None, None]
     level = per_film(offset, "offset", signal, low=-1e6, high=1e6)[:, None, None]
-    return slope * signal.clamp_min(0.0) ** power + level
+    return slope * raised(signal, power) + level
 
 
 def quantise(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import ImageError
-from xreg.xray._inputs import kornia, per_film
+from xreg.xray._inputs import kornia, per_film, raised
 from xreg.xray.film import own_range
 
 
@@ -20,13 +20,14 @@ def contrast_curve(
 
     A power above 1 lifts dense matter over thin.  The second curve is the signal −ln E[exp(−X p)] of a beam
     whose attenuation, relative to its mean, is gamma distributed with variance h: the beam hardens on its
-    way.  h = 0 leaves p.  Below 0 reads as 0.  Gradients flow to the line integrals.  Raises ImageError.
+    way.  h = 0 leaves p.  Below 0 reads as 0.  Gradients flow to the line integrals; where these are 0 and
+    the power is below 1, the power's own is 0.  Raises ImageError.
     """
     exponent = per_film(power, "power", line_integrals, low=0.05, high=20.0)[:, None, None]
     spread = per_film(hardening, "hardening", line_integrals, low=0.0, high=10.0)[:, None, None]
     thick = line_integrals.clamp_min(0.0)
     mean = thick.mean((-1, -2), keepdim=True).clamp_min(1e-6)
-    thick = mean * (thick / mean) ** exponent
+    thick = mean * raised(thick / mean, exponent)
     return torch.where(spread > 1e-6, torch.log1p(spread * thick) / spread.clamp_min(1e-6), thick)
 
 
