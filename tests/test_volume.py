@@ -373,3 +373,35 @@ def test_to_and_copies():
     torch.testing.assert_close(twin.mu, volume.mu)
     steps = volume.crop([(0, 2)] * 3).threshold(1e-6).provenance["steps"]
     assert [step for step, _ in steps] == ["crop", "threshold"]
+
+
+def test_numpy_views_and_foreign_byte_orders():
+    hu = np.random.default_rng(0).integers(-1000, 1500, (4, 5, 6))
+    labels = np.random.default_rng(1).integers(0, 4, (4, 5, 6))
+    affine = make_affine(seed=2).numpy()
+    plain = Volume.from_hu(hu.astype(np.int16), affine, labels=labels)
+    seen = Volume.from_hu(
+        np.ascontiguousarray(hu[:, ::-1].astype(np.int16))[:, ::-1],
+        np.ascontiguousarray(affine[::-1])[::-1],
+        labels=np.ascontiguousarray(labels[::-1])[::-1],
+    )
+    exact = affine.tolist()
+    assert Volume.from_hu(hu, exact).affine.tolist() == exact
+    big = Volume.from_hu(hu.astype(">i2"), affine.astype(">f8"), labels=labels.astype(">i4"))
+    for other in (seen, big):
+        assert torch.equal(other.mu, plain.mu)
+        assert torch.equal(other.labels, plain.labels)
+        assert torch.equal(other.affine, plain.affine)
+
+
+def test_labels_too_large_for_channels():
+    labels = torch.zeros(4, 5, 6, dtype=torch.int64)
+    labels[1, 2, 3] = 32767
+    numbers, channels = Volume(make_mu(), make_affine(), labels).label_channels()
+    assert (int(numbers[1, 2, 3]), channels) == (32767, 32768)
+    labels[1, 2, 3] = 40000
+    with pytest.raises(VolumeError, match="largest label is 40000"):
+        Volume(make_mu(), make_affine(), labels).label_channels()
+    labels[1, 2, 3] = 2**31
+    with pytest.raises(VolumeError, match="at most 2147483647, got 2147483648"):
+        Volume(make_mu(), make_affine(), labels)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Camera, Rig, se3
+from xreg.geometry._numbers import as_tensor, tensor64
 from xreg.ops.project import INTEGRATORS, metric_of, project, project_labels, push_forward
 from xreg.volume import Volume
 
@@ -112,13 +113,13 @@ def drr(
     energy than the volume's own.  integrator, samples, storage: see `Beam`.
 
     Gradients flow to the volume's mu, the camera and the pose.  Numpy arrays in (as the volume or the
-    pose) give a numpy array out.  GeometryError if the volume lies outside every view.
+    pose) give a numpy array out.  GeometryError if there is no view, or the volume lies outside every one.
     """
     beam = Beam(integrator, samples, storage)
     as_numpy = isinstance(world_from_body, np.ndarray)
     if not isinstance(volume, Volume):
         as_numpy = as_numpy or isinstance(volume[0], np.ndarray)
-        volume = Volume(mu=torch.as_tensor(volume[0]), affine=volume[1])
+        volume = Volume(mu=as_tensor(volume[0]), affine=volume[1])
     if energy_kev is not None:
         volume = volume.at_energy(energy_kev)
     views = _views(volume, camera, world_from_body)
@@ -149,6 +150,7 @@ def drr_with_jacobian(
         if center is None:
             center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
         rays, basis, linear = _into_volume(volume, camera, pose)
+        _require_some(rays)
         rays_dot = rays_dot_of(basis, linear, center)
         if more is not None:
             rays_dot = torch.cat([rays_dot, more.expand(*rays_dot.shape[:-3], *more.shape[-3:])], -3)
@@ -180,10 +182,7 @@ def pose_of(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]
     """A pose as given by a user: float64 on the camera's device, checked; the identity for None."""
     if world_from_body is None:
         return torch.eye(4, dtype=torch.float64, device=camera.device)
-    pose = torch.as_tensor(world_from_body)
-    if pose.dtype != torch.float64:
-        pose = pose.to(torch.float64)
-    pose = pose.to(camera.device)
+    pose = tensor64(world_from_body, "world_from_body", device=camera.device)
     se3.require_rigid(pose, "world_from_body")
     return pose
 
@@ -234,8 +233,18 @@ def _views(volume: Volume, camera: Camera | Rig | Sequence[Camera], world_from_b
     for one in [camera] if isinstance(camera, Camera) else camera:
         pose = pose_of(world_from_body, one)
         rays = _into_volume(volume, one, pose)[0]
+        _require_some(rays)
         views.append(_View(one, pose, rays, *_depth_range(volume, rays)))
+    if not views:
+        raise GeometryError("camera must be one view or more, got an empty list")
     return views
+
+
+def _require_some(rays: Float[Tensor, "*batch 6 3"]) -> None:
+    if not rays.numel():
+        raise GeometryError(
+            f"cameras and poses must be one or more, got the batch {tuple(rays.shape[:-2])}, which has none"
+        )
 
 
 def _require_seen(volume: Volume, views: Sequence[_View]) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .attenuation import check_energy, hu_to_mu, mu_at_energy, mu_to_hu
 from .errors import VolumeError
+from .geometry._numbers import as_tensor
 from .io.grid import (
     axis_weights,
+    channels_of,
     check_affine,
     check_box,
     check_finite,
@@ -96,7 +98,7 @@ class Volume(Lattice):
         hu: floating or integer (becomes float32); ``ct_energy_kev`` is the CT's effective energy.  Gradients
         flow to ``hu``.  Raises VolumeError.
         """
-        values = torch.as_tensor(hu)
+        values = as_tensor(hu)
         if values.is_floating_point():
             check_finite(values, "hu")
         notes = {**(provenance or {}), "ct_energy_kev": float(ct_energy_kev)}
@@ -264,9 +266,10 @@ class Volume(Lattice):
     def label_channels(self) -> tuple[Int16[Tensor, "D H W"], int]:
         """Labels as int16, and how many channels they fill: the largest label and one more.
 
-        Computed once and kept, again after labels were changed in place.  Raises VolumeError without labels.
+        Computed once and kept, again after labels were changed in place.  Raises VolumeError without labels,
+        and for labels above 32767.
         """
-        return self._kept("labels", self._some_labels(), lambda v: (v.to(torch.int16), int(v.max()) + 1))
+        return self._kept("labels", self._some_labels(), channels_of)
 
     def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> Volume:
         """The same volume on another device or in another floating dtype; the affine stays on the CPU."""

@@ -157,7 +157,6 @@ def write_json(path, data):
         (["--isocenter", "9000", "0", "0"], "outside the beam"),
         (["--isocenter", "nan", "0", "0"], "finite"),
         (["--energy", "500"], "keV"),
-        (["--samples", "1"], "samples"),
         (["--camera", "none.json"], "no such file"),
         (["--mask", "mask.nii"], "grid"),
         (["--mask", "float.nii"], "whole numbers"),

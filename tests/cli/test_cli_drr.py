@@ -36,6 +36,12 @@ def test_every_kind_of_file_holds_the_same_image(chest, tmp_path):
     np.testing.assert_allclose(png / 65535 * image.max(), image, atol=image.max() / 65535)
 
 
+def test_npy_in_capitals(chest, tmp_path):
+    done("drr", chest / "ct.nii.gz", "--camera", chest / "camera.json", "-o", tmp_path / "A.NPY")
+    assert list(files_below(tmp_path)) == ["A.NPY"]
+    assert np.load(tmp_path / "A.NPY").shape == (72, 64)
+
+
 def test_window_and_sidecar(chest, tmp_path):
     path = tmp_path / "a.png"
     words = ["--camera", chest / "camera.json", "-o", path, "--window", 1, 2.5, "--sidecar"]
@@ -104,6 +110,54 @@ def test_options_that_do_not_go_together(words, hint, tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert hint in " ".join(result.stderr.split())
     assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            ["-o", "film.png", "--save-camera", "film.json", "--sidecar"],
+            "--sidecar would write over film.json",
+        ),
+        (["-o", "ct.nii.gz"], "which CT reads"),
+        (["-o", "sub/../ct.nii.gz"], "which CT reads"),
+        (["-o", "film.png", "--save-camera", "film.png"], "which -o writes"),
+        (["-o", "mask.nii.gz", "--mask", "mask.nii.gz"], "which --mask reads"),
+        (["-o", "truth.png", "--pose", "truth.json", "--sidecar"], "which --pose reads"),
+    ],
+)
+def test_no_file_is_written_over(chest, tmp_path, monkeypatch, words, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("ct.nii.gz", "mask.nii.gz", "truth.json"):
+        (tmp_path / name).write_bytes((chest / name).read_bytes())
+    before = files_below(tmp_path)
+    result = xreg("drr", "ct.nii.gz", *VIEW, *words)
+    assert result.exit_code == 2
+    assert hint in " ".join(result.stderr.split())
+    assert files_below(tmp_path) == before
+
+
+def test_small_mistakes_are_told_before_the_ct_is_read(chest, tmp_path, monkeypatch):
+    from xreg.volume import Volume
+
+    monkeypatch.setattr(Volume, "load", lambda *_, **__: pytest.fail("the CT was read"))
+    bad = tmp_path / "cam.json"
+    data = json.loads((chest / "camera.json").read_text())
+    bad.write_text(json.dumps({**data, "size": [0, 4]}))
+    tool, pose = tmp_path / "diffdrr.json", tmp_path / "pose.json"
+    tool.write_text('{"tool": "diffdrr", "sdd": 1000}')
+    data = json.loads((chest / "truth.json").read_text())
+    pose.write_text(json.dumps({**data, "matrix": [[2, 0, 0, 0], *data["matrix"][1:]]}))
+    for verb, more in (("drr", ["-o", tmp_path / "a.png"]), ("project", ["--mask", "m", "-o", tmp_path])):
+        assert f"error: {bad}: size" in refused(verb, "ct", "--camera", bad, *more)
+        assert f"error: {tool}: diffdrr parameters" in refused(verb, "ct", "--camera", tool, *more)
+        assert f"error: {pose}: " in refused(verb, "ct", *VIEW, "--pose", pose, *more)
+        assert "sod" in refused(verb, "ct", *VIEW, "--sod", 2000, *more)
+    for words, hint in ((["--window", 2, 1], "--window"), (["--samples", 1], "--samples")):
+        result = xreg("drr", "ct", *VIEW, "-o", tmp_path / "a.png", *words)
+        assert result.exit_code == 2
+        assert hint in result.stderr
 
 
 def test_a_missing_folder_is_told_before_the_work(tmp_path):

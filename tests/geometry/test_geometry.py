@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from xreg.geometry import Camera, se3
+from xreg.geometry._numbers import as_tensor
 
 RIGHT, ANTERIOR, HEAD = (torch.eye(3, dtype=torch.float64)[i] for i in range(3))
 ISOCENTER = torch.tensor([5.0, -8.0, 13.0], dtype=torch.float64)
@@ -251,3 +252,22 @@ def test_a_tangent_about_the_isocentre_does_not_drag_it_sideways() -> None:
     turn = torch.tensor([0.1, 0.2, -0.1, 0, 0, 0], dtype=torch.float64)
     turned = camera.with_pose(se3.retract(camera.camera_from_world, turn, center))
     assert pixel(turned, ISOCENTER) == pytest.approx(pixel(camera, ISOCENTER))
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i2", "<f8", "bool", "uint8"])
+def test_any_numpy_array_becomes_a_tensor(dtype: str) -> None:
+    array = (np.arange(24).reshape(4, 6) % 5).astype(dtype)
+    for seen in (array, array[::-1], array[:, ::-2], array.T, array[::-1].T, np.asfortranarray(array)):
+        found = as_tensor(seen)
+        np.testing.assert_array_equal(found.numpy(), seen)
+        assert found.numpy().dtype == seen.dtype.newbyteorder("=")
+
+
+def test_what_is_no_array_is_left_to_torch() -> None:
+    kept = torch.zeros(3, requires_grad=True)
+    assert as_tensor(kept) is kept
+    assert as_tensor([1, 2]).tolist() == [1, 2]
+    assert as_tensor([0.1], dtype=torch.float64).tolist() == [0.1]
+    plain = np.zeros(3)
+    as_tensor(plain)[0] = 1.0
+    assert plain[0] == 1.0  # an ordinary array is not copied

@@ -2,6 +2,7 @@ import os
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
@@ -240,12 +241,11 @@ def test_doubtful_values_are_told(tmp_path):
         load_dicom_ct(tmp_path / "padding")
 
 
-def test_enhanced_multi_frame(tmp_path):
-    hu = hu_stack()
+def write_enhanced(file, hu, order, series):
+    """Some slices of a stack as the frames of one enhanced object."""
     dataset = new_dataset("1.2.840.10008.5.1.4.1.1.2.1", "CT")
-    order = [3, 0, 5, 1, 4, 2]
     put_pixels(dataset, hu[order] + 1024)
-    dataset.SeriesInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = series
     dataset.SharedFunctionalGroupsSequence = [
         item(
             PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
@@ -256,7 +256,32 @@ def test_enhanced_multi_frame(tmp_path):
     dataset.PerFrameFunctionalGroupsSequence = [
         item(PlanePositionSequence=[item(ImagePositionPatient=[1.0, 2.0, 3.0 + 2.5 * k])]) for k in order
     ]
-    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    dataset.save_as(file, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("orders", [[[0, 2, 4], [5, 1, 3]], [[k] for k in (2, 0, 5, 1, 4, 3)]])
+def test_enhanced_in_several_files(tmp_path, orders):
+    hu, series = hu_stack(), generate_uid()
+    for number, order in enumerate(orders):
+        write_enhanced(tmp_path / f"{number}.dcm", hu, order, series)
+    values, affine, notes = load_dicom_ct(tmp_path)
+    np.testing.assert_array_equal(values.numpy(), hu)
+    torch.testing.assert_close(affine[:3, 3], torch.tensor([-1.0, -2.0, 3.0]).double())
+    assert notes["slices"] == 6
+
+
+def test_a_frame_that_the_pixels_lack(tmp_path):
+    write_enhanced(tmp_path / "a.dcm", hu_stack(), [0, 1, 2], generate_uid())
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    put_pixels(dataset, hu_stack()[:2] + 1024)
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(VolumeError, match=r"a\.dcm: the header describes frame 2"):
+        load_dicom_ct(tmp_path)
+
+
+def test_enhanced_multi_frame(tmp_path):
+    hu = hu_stack()
+    write_enhanced(tmp_path / "a.dcm", hu, [3, 0, 5, 1, 4, 2], generate_uid())
     for path in (tmp_path, tmp_path / "a.dcm"):
         volume = load_volume(path)
         torch.testing.assert_close(volume.hu, torch.from_numpy(hu).float(), atol=0.01, rtol=0)

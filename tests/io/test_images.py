@@ -49,6 +49,50 @@ def test_stacks(tmp_path):
             load_radiograph(tmp_path / name, frame=4)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint32", ">i4"])
+def test_sign_of_wide_integers_counts_from_the_brightest_pixel(tmp_path, dtype):
+    pixels = picture(top=4000)
+    np.save(tmp_path / "wide.npy", pixels.astype(dtype))
+    np.save(tmp_path / "float.npy", pixels.astype(np.float64))
+    wide, real = (load_radiograph(tmp_path / name, sign=-1) for name in ("wide.npy", "float.npy"))
+    assert wide.full_scale is None
+    torch.testing.assert_close(wide.line_integrals, real.line_integrals)
+    assert float(wide.line_integrals.std()) > 0.5
+
+
+def test_arrays_with_channels(tmp_path):
+    grey = picture().astype(np.uint16)
+    for channels in (1, 3):
+        np.save(tmp_path / "a.npy", np.stack([grey] * channels, -1))
+        np.testing.assert_array_equal(load_radiograph(tmp_path / "a.npy").image.numpy(), grey)
+        assert read_image(tmp_path / "a.npy").frames == 1
+    np.save(tmp_path / "a.npy", np.stack([grey, grey, grey + 1], -1))
+    with pytest.raises(ImageError, match="colour image"):
+        load_radiograph(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.ones((3, 12, 3)))
+    with pytest.raises(ImageError, match=r"a\.npy: shape \(3, 12, 3\) may be frames"):
+        load_radiograph(tmp_path / "a.npy")
+
+
+def test_masks_as_arrays(tmp_path):
+    Image.fromarray(picture().astype(np.uint16)).save(tmp_path / "a.png")
+    keep = picture(seed=1) > 30000
+    np.save(tmp_path / "bool.npy", keep)
+    np.save(tmp_path / "bytes.npy", keep.astype(np.uint8) * 255)
+    masks = [tmp_path / "bool.npy", tmp_path / "bytes.npy", keep, keep[:, ::-1].copy()[:, ::-1]]
+    masks += [keep.astype(np.uint8) * 255, keep.astype(">i2"), torch.from_numpy(keep.astype(np.int64))]
+    for mask in masks:
+        np.testing.assert_array_equal(load_radiograph(tmp_path / "a.png", mask=mask).mask.numpy(), keep)
+    with pytest.raises(ImageError, match="mask must be a bool tensor"):
+        load_radiograph(tmp_path / "a.png", mask=keep.astype(np.float32))
+
+
+def test_npy_in_capitals(tmp_path):
+    save_image(tmp_path / "A.NPY", picture().astype(np.float32))
+    np.testing.assert_array_equal(np.load(tmp_path / "A.NPY"), picture())
+    assert os.listdir(tmp_path) == ["A.NPY"]
+
+
 def test_nifti(tmp_path):
     pixels = picture((12, 16)).astype(np.float32)
     nib.save(nib.Nifti1Image(pixels.T, np.diag([0.2, 0.3, 1, 1])), tmp_path / "a.nii.gz")

@@ -323,6 +323,24 @@ def test_saved_labels_keep_their_names(tmp_path):
     assert sitk.ReadImage(str(tmp_path / "mask.nii.gz")).GetSize() == (6, 5, 4)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "bool", "float16", "complex64"])
+def test_values_that_nifti_does_not_hold_are_named(tmp_path, dtype):
+    with pytest.raises(VolumeError, match=rf"a\.nii: values must be .*int32, float32, float64, got {dtype}"):
+        write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), dtype), torch.eye(4))
+    with pytest.raises(VolumeError, match=r"of shape \(3, 4\)"):
+        write_nifti(tmp_path / "a.nii", np.ones((3, 4), np.float32), torch.eye(4))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", ">i2", "uint16", "int32", "uint32", ">f4", "float64"])
+def test_values_are_written_as_they_are(tmp_path, dtype):
+    values = np.arange(24).reshape(2, 3, 4).astype(dtype)[::-1]
+    write_nifti(tmp_path / "a.nii", values, torch.eye(4))
+    found = read_nifti(tmp_path / "a.nii").values
+    np.testing.assert_array_equal(found, values)
+    assert np.asarray(found).dtype == values.dtype.newbyteorder("=")
+
+
 def test_nothing_is_written_on_failure(tmp_path):
     volume = Volume.from_hu(torch.from_numpy(hu_block()), torch.eye(4))
     with pytest.raises(FileError, match="must end in"):

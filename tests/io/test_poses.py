@@ -22,6 +22,7 @@ from xreg.io import (
     save_rig,
     save_tfm,
 )
+from xreg.io.files import write_json
 
 tangents = st.tuples(*[st.floats(-3, 3)] * 3, *[st.floats(-500, 500)] * 3)
 LPS = np.array([-1.0, -1.0, 1.0])
@@ -223,3 +224,23 @@ def test_cameras_and_rigs(tmp_path):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(FileError, match="update xreg"):
         load_camera(tmp_path / "c.json")
+
+
+def test_errors_about_cameras_name_the_file(tmp_path):
+    good = camera().to_dict()
+    for change, message in (({"size": [0, 4]}, "size"), ({"K": "no"}, "K"), ({"sdd": -1}, "sdd")):
+        path = tmp_path / "cam.json"
+        write_json(path, {**good, **change})
+        with pytest.raises(GeometryError, match=rf"cam\.json: .*{message}"):
+            load_camera(path)
+        path = tmp_path / "rig.json"
+        write_json(path, {"schema": "xreg.rig/1", "cameras": [good, {**good, **change}]})
+        with pytest.raises(GeometryError, match=rf"rig\.json: .*{message}"):
+            load_rig(path)
+        path = tmp_path / "pose.json"
+        save_pose(path, torch.eye(4, dtype=torch.float64), camera=camera())
+        data = json.loads(path.read_text())
+        write_json(path, {**data, "camera": {**good, **change}})
+        with pytest.raises(GeometryError, match=rf"pose\.json: .*{message}") as found:
+            load_pose(path)
+        assert str(found.value).count("pose.json") == 1

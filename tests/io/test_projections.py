@@ -333,6 +333,11 @@ def test_rtk_geometry_and_stack(tmp_path):
             "<RadiusCylindricalDetector>9</RadiusCylindricalDetector>",
             "flat",
         ),
+        (
+            "<ProjectionOffsetX>3</ProjectionOffsetX>",
+            "<RadiusCylindricalDetector>wide</RadiusCylindricalDetector>",
+            r"g\.xml: RadiusCylindricalDetector must be a number, got 'wide'",
+        ),
     ],
 )
 def test_rtk_geometry_that_is_wrong(tmp_path, old, new, why):
@@ -360,6 +365,26 @@ def test_a_dicom_rotation(tmp_path):
     assert turns == pytest.approx([-20.0, -5.0, 10.0, 25.0])
     known = {"sdd": 1020.0, "sod": 510.0, "size": (24, 20), "spacing": (0.31, 0.29), "mirrored": True}
     same_cameras([found.cameras[2]], [Camera.c_arm(primary=10.0, **known)])
+
+
+def test_a_dicom_rotation_of_logarithms(tmp_path):
+    lines = images(3, 24, 20) / 2
+    lines[:, :, :2] = 0.0
+    steps = {"PositionerPrimaryAngleIncrement": [0.0, 15.0, 30.0]}
+    log = {"PixelIntensityRelationship": "LOG", **steps}
+    stored = (4000 - 1000 * lines).round().numpy().astype(np.uint16)
+    path = write_xa(tmp_path / "run.dcm", stored, bits=12, **log)
+    with pytest.raises(ImageError, match=r"run\.dcm: .*pass log_gain="):
+        load_projections(path)
+    found = load_projections(path, log_gain=1000.0)
+    torch.testing.assert_close(found.images, lines, rtol=0, atol=6e-4)
+    assert found.provenance["log_gain"] == 1000.0
+    stored = (1000 * lines).round().numpy().astype(np.uint16)
+    write_xa(path, stored, bits=12, **steps)  # the header says linear, and a higher value more beam
+    found = load_projections(path, log_gain=1000.0, relationship="log", sign=-1, i0=0.0)
+    torch.testing.assert_close(found.images, lines, rtol=0, atol=6e-4)
+    with pytest.raises(ImageError, match=r"run\.dcm: relationship must be one of"):
+        load_projections(path, relationship="LOG")
 
 
 def test_a_dicom_file_that_does_not_turn(tmp_path):

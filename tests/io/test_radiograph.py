@@ -97,8 +97,50 @@ def test_spacing_rules(tmp_path):
     assert film.spacing is None
     assert film.camera is None
     assert film.with_geometry(spacing=0.3).camera is not None
-    with pytest.raises(ImageError, match="positive mm"):
-        load_radiograph(write_xa(path, ImagerPixelSpacing=[0.2, -0.2]))
+    with pytest.warns(InputWarning, match="positive mm"):
+        film = load_radiograph(write_xa(path, ImagerPixelSpacing=[0.2, -0.2]))
+    assert film.spacing is None
+
+
+@pytest.mark.parametrize("spacing", [[0, 0], 0.3, [0.3, "nan"]])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS", "ignore:Value .* is not valid")
+def test_an_unusable_spacing_is_passed_over(tmp_path, spacing):
+    path = write_xa(tmp_path / "a.dcm", ImagerPixelSpacing=spacing)
+    with pytest.warns(InputWarning, match=r"ImagerPixelSpacing \(0018,1164\) must be .*ignored"):
+        film = load_radiograph(path, spacing=0.3)
+    assert film.spacing == (0.3, 0.3)
+    assert film.camera is not None
+    write_xa(path, ImagerPixelSpacing=spacing, PixelSpacing=[0.2, 0.25])
+    with pytest.warns(InputWarning, match="ImagerPixelSpacing"):
+        film = load_radiograph(path)
+    assert film.spacing == (0.2, 0.25)
+    assert "ignored: ImagerPixelSpacing" in film.provenance["spacing"].note
+
+
+def test_other_unusable_values_are_passed_over(tmp_path):
+    path = tmp_path / "a.dcm"
+    write_xa(path, PositionerPrimaryAngle=[30.0, 31.0])
+    with pytest.warns(InputWarning, match=r"PositionerPrimaryAngle .*ignored"):
+        film = load_radiograph(path, primary=12.0)
+    assert film.primary == 12.0
+    with pytest.warns(InputWarning, match="PositionerPrimaryAngle"):
+        film = load_radiograph(path)
+    assert film.primary == 0.0
+    assert "ignored" in film.provenance["primary"].note
+    write_xa(path, DistanceSourceToPatient=[510.0, 520.0])
+    with pytest.warns(InputWarning, match="DistanceSourceToPatient"):
+        assert load_radiograph(path, sod=500).sod == 500
+    write_xa(path, PositionOfIsocenterProjection=[3.0, 4.0], FieldOfViewRotation=45)
+    with pytest.warns(InputWarning, match="0, 90, 180 or 270"):
+        film = load_radiograph(path)
+    assert film.provenance["principal_point"].value is None
+    write_xa(path, ShutterShape="CIRCULAR", CenterOfCircularShutter=[12, 10], RadiusOfCircularShutter=[5, 6])
+    with pytest.warns(InputWarning, match="RadiusOfCircularShutter"):
+        assert load_radiograph(path).mask.all()
+    write_xa(path, ShutterShape="CIRCULAR", CenterOfCircularShutter=[99, 99], RadiusOfCircularShutter=5)
+    with pytest.raises(ImageError, match="mask=None"):
+        load_radiograph(path)
+    assert load_radiograph(path, mask=None).mask.all()
 
 
 def test_distances(tmp_path):
@@ -133,6 +175,7 @@ def test_frames_and_angle_increments(tmp_path):
     np.testing.assert_array_equal(film.image.numpy(), frames[2])
     assert (film.primary, film.secondary) == (33.5, -14.5)
     assert film.provenance["primary"].tag == "(0018,1510)(0018,1520)"
+    np.testing.assert_array_equal(load_radiograph(path, frame=np.int64(1)).image.numpy(), frames[1])
     for bad in (3, -1, 1.0, True):
         with pytest.raises(ImageError, match="frame must be"):
             load_radiograph(path, frame=bad)
@@ -229,6 +272,22 @@ def test_patient_orientation_decides_mirroring(tmp_path, orientation, primary, m
     points = torch.tensor([direction[column], direction[row]], dtype=torch.float64)
     pixels = film.camera.project(points) - film.camera.principal_point
     assert pixels[0, 0] > 20
+    assert pixels[1, 1] > 20
+
+
+def test_mirroring_given_keeps_the_roll_of_the_letters(tmp_path):
+    angles = {"PositionerPrimaryAngle": 0.0, "PositionerSecondaryAngle": 0.0}
+    path = write_xa(tmp_path / "a.dcm", PatientOrientation="F\\R", **angles)
+    stated, given = load_radiograph(path), load_radiograph(path, mirrored=True)
+    assert given.provenance["roll"].value % 360 == 270
+    assert given.provenance["mirrored"].source == "argument"
+    torch.testing.assert_close(given.camera.projection_matrix, stated.camera.projection_matrix)
+    assert load_radiograph(path, mirrored=True, roll=5.0).provenance["roll"].value == 5.0
+    # flipped left to right since: R is still below, and F is now on the left
+    flipped = load_radiograph(path, mirrored=False).camera
+    ends = torch.tensor([[0, 0, -50.0], [50.0, 0, 0]], dtype=torch.float64)
+    pixels = flipped.project(ends) - flipped.principal_point
+    assert pixels[0, 0] < -20
     assert pixels[1, 1] > 20
 
 

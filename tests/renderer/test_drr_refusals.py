@@ -106,3 +106,26 @@ def test_labels_that_cannot_be(volume: Volume) -> None:
         drr(volume, view(volume), labels="fuzzy")
     with pytest.raises(VolumeError, match=r"needs a volume with labels; load it with mask="):
         drr(make_volume(labels=None), view(volume), labels="hard")
+
+
+def test_no_view_at_all(volume: Volume) -> None:
+    none = torch.empty(0, 4, 4, dtype=torch.float64)
+    with pytest.raises(GeometryError, match="empty list"):
+        drr(volume, [])
+    with pytest.raises(GeometryError, match=r"batch \(0,\), which has none"):
+        drr(volume, view(volume), none)
+    with pytest.raises(GeometryError, match="which has none"):
+        drr_with_jacobian(volume, view(volume), none)
+
+
+def test_numpy_views_give_the_image_of_their_values(volume: Volume) -> None:
+    mu, affine, pose = (
+        volume.mu.numpy(),
+        volume.affine.numpy(),
+        se3.exp(torch.full((6,), 0.01).double()).numpy(),
+    )
+    expected = drr((mu, affine), view(volume), pose)
+    backwards, big = np.ascontiguousarray(mu[::-1, :, ::-1])[::-1, :, ::-1], mu.astype(">f8")
+    turned = np.ascontiguousarray(pose[::-1])[::-1]
+    for values, grid, place in ((backwards, affine, turned), (big, affine.astype(">f8"), pose.astype(">f8"))):
+        np.testing.assert_array_equal(drr((values, grid), view(volume), place), expected)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_file, read_camera, shared
+from xreg.cli.options import PATH, check_apart, check_file, read_camera, shared
 from xreg.cli.terminal import Terminal, json_text
 from xreg.cli.verb import verb
 
@@ -60,10 +60,14 @@ autoscoper   Autoscoper, XMALab: MayaCam 2.0 (text)"""
 
 @dataclass(frozen=True)
 class View:
-    """What was read: a camera as the body sees it, or a pose and the camera it was found in, if known."""
+    """What was read: a camera as the body sees it, or a pose and the camera it was found in, if known.
+
+    centred: whether --isocenter said where the tool that wrote the file centres its volume.
+    """
 
     camera: Camera | None = None
     world_from_body: Tensor | None = None
+    centred: bool = False
 
 
 @verb("convert", "Convert a camera or a pose between tools.", epilog=FORMATS)
@@ -92,7 +96,9 @@ class View:
     show_default=True,
     help="Flip the image (flipud, fliplr): some tools store it mirrored. Flip the pixels too.",
 )
-@shared("isocenter", "Where the tool centres its volume, RAS mm.")
+@shared(
+    "isocenter", "Where a tool centres its volume, RAS mm: the one of FILE where that lacks it, and TOOL's."
+)
 @shared("size", "Of the image, where a plastimatch file lacks it.")
 @shared("sdd", "Source to detector, where the file lacks it.")
 @click.option(
@@ -117,8 +123,11 @@ def command(
     """
     if output is not None:
         check_file(output)
+        check_apart({"-o": output}, {"FILE": file, "--camera": options["camera"]})
     source = source or _tell(file)
+    _check_used(file, source, target, options)
     view = _read(file, source, options)
+    _check_isocenter(view, source, target, options)
     made = _make(view, target, options, terminal)
     said = _write(made, target, output)
     result = {"file": str(file), "from": source, "to": target, "flip": options["flip"], "result": made}
@@ -165,28 +174,96 @@ def _tell(file: Path) -> str:
     )
 
 
+def _check_used(file: Path, source: str, target: str, options: dict[str, Any]) -> None:
+    """UsageError for an option that this conversion has no use for."""
+    pose_in, pose_out = source in POSES, target in POSES
+    text = source == "plastimatch" and file.suffix.lower() != ".json"
+    idle = {
+        "--camera": options["camera"] is not None and pose_in == pose_out,
+        "--flip": options["flip"] != "none" and pose_in and pose_out,
+        "--set": bool(options["extra"]) and target not in TOOLS,
+        "--size": options["size"] is not None and not text,
+        "--sdd": options["sdd"] is not None and pose_out,
+    }
+    if wrong := [flag for flag, unused in idle.items() if unused]:
+        raise click.UsageError(
+            f"{' and '.join(wrong)} says nothing about {source} to {target}; leave it out."
+        )
+
+
+def _check_isocenter(view: View, source: str, target: str, options: dict[str, Any]) -> None:
+    if options["isocenter"] is None or view.centred or "isocenter" in _words(target):
+        return
+    raise click.UsageError(
+        f"--isocenter is not used: the file ({source}) states its own or has none, and {target} has none; "
+        "leave it out."
+    )
+
+
+def _words(target: str) -> list[str]:
+    """What --set can say of a tool."""
+    import inspect
+
+    from xreg.geometry.conventions import CONVENTIONS
+
+    if target not in TOOLS:
+        return []
+    parameters = inspect.signature(CONVENTIONS[target].from_camera).parameters
+    return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
 def _read(file: Path, source: str, options: dict[str, Any]) -> View:
     from xreg.io import load_camera, load_pose, load_tfm
 
     given = None if options["camera"] is None else read_camera(options["camera"])
     if source == "itk":
-        return View(given, load_tfm(file))
+        return View(_long(given, options["sdd"]), load_tfm(file))
     if source == "pose":
         record = load_pose(file)
-        return View(given or record.camera, record.world_from_body)
-    camera = load_camera(file) if source == "xreg" else _read_tool(file, source, options)
-    if camera.sdd is None and options["sdd"] is not None:
-        camera = camera.replace(sdd=options["sdd"])
-    return View(camera)
+        return View(_long(given or record.camera, options["sdd"]), record.world_from_body)
+    if source == "xreg":
+        return View(_long(load_camera(file), options["sdd"]))
+    if file.suffix.lower() != ".json" and source in TEXT_TOOLS:
+        return View(_long(_read_text(file, source, options), options["sdd"]))
+    camera, centred = _read_tool(file, source, options["isocenter"])
+    return View(_long(camera, options["sdd"]), centred=centred)
 
 
-def _read_tool(file: Path, source: str, options: dict[str, Any]) -> Camera:
-    """The camera in a tool's file: its own text format, or JSON in its words."""
+def _long(camera: Camera | None, sdd: float | None) -> Camera | None:
+    """The camera with --sdd, where it has no distance of its own."""
+    if camera is None or sdd is None:
+        return camera
+    if camera.sdd is None:
+        return camera.replace(sdd=sdd)
+    if abs(float(camera.sdd) - sdd) > 1e-3:
+        raise click.UsageError(
+            f"the view has a source-to-detector distance, {float(camera.sdd):g} mm, and "
+            f"--sdd says {sdd:g}; leave --sdd out."
+        )
+    return camera
+
+
+def _read_tool(file: Path, source: str, isocenter: Any) -> tuple[Camera, bool]:
+    """The camera in JSON of a tool's words, and whether ``isocenter`` was what it lacked."""
+    from dataclasses import fields
+
     from xreg.geometry.conventions import CONVENTIONS, load
     from xreg.io import read_json
+    from xreg.io.files import named
 
-    if file.suffix.lower() == ".json" or source not in TEXT_TOOLS:
-        return load(source, read_json(file, f"parameters of {source} (JSON)"))
+    data = read_json(file, f"parameters of {source} (JSON)")
+    known = [f.name for f in fields(CONVENTIONS[source].params)]
+    lacks = isinstance(data, dict) and "isocenter" in known and "isocenter" not in data
+    if centred := lacks and isocenter is not None:
+        data = {**data, "isocenter": list(isocenter)}
+    with named(file):
+        return load(source, data), centred
+
+
+def _read_text(file: Path, source: str, options: dict[str, Any]) -> Camera:
+    """The camera in a tool's own text format."""
+    from xreg.geometry.conventions import CONVENTIONS
+
     text = _text(file, source)
     if source == "plastimatch":
         from xreg.geometry.conventions import plastimatch
@@ -224,15 +301,11 @@ def _make(view: View, target: str, options: dict[str, Any], terminal: Terminal) 
 
 
 def _make_tool(camera: Camera, target: str, options: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
     from xreg.errors import GeometryError
-    from xreg.geometry.conventions import CONVENTIONS, save
+    from xreg.geometry.conventions import save
 
-    parameters = inspect.signature(CONVENTIONS[target].from_camera).parameters
-    allowed = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    words = _extra(options["extra"])
-    if options["isocenter"] is not None:
+    allowed, words = _words(target), _extra(options["extra"])
+    if options["isocenter"] is not None and "isocenter" in allowed:
         words["isocenter"] = options["isocenter"]
     if unknown := [name for name in words if name not in allowed]:
         raise click.UsageError(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xreg.volume import Volume
 
 FILES = ("film.tif", "camera.json", "pose.json", "pose.tfm", "truth.json", "overlay.png", "convergence.gif")
+PHANTOM = ("ct.nii.gz", "mask.nii.gz")  # besides, where there is no real CT
 SHIFT_MM, TURN_DEG = (15.0, 20.0), (5.0, 8.0)  # how far the hidden pose is from the start
 SDD, SOD = 1020.0, 850.0
 BONE_HU = 250.0
@@ -42,6 +43,7 @@ _BONES = (
     "shoulder",
 )
 _TARGETS = 1000
+_HIDDEN = "the hidden pose of the film"
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,13 @@ def command(
 
     The film is made by another projector than registration's own, at another photon energy, with scatter,
     noise, gamma and a collimator; registration sees the film, the camera and the CT, and not the pose.
+
+    The folder may be that of an earlier demo; files that no demo made are not written over.
     """
     if ct is not None and phantom:
         raise click.UsageError("--ct and --phantom exclude each other.")
     check_folder(output)
+    _check_own(output, (*FILES, *PHANTOM) if ct is None else FILES)
     clock = Clock()
     source = _source(terminal, clock, ct, phantom)
     output.mkdir(parents=True, exist_ok=True)
@@ -138,10 +143,42 @@ def command(
         answer = _answer(case, network, tell)
     with terminal.working("drawing") as tell, clock.part("pictures"):
         _write_pictures(case, answer, output, tell)
-    _write_poses(case, answer.result, output, seed)
+    _write_pose(case, answer.result, output, seed)
     result = _result(case, answer, output, clock, seed)
     _report(terminal, case, answer, result)
     return result
+
+
+def _made_before(output: Path) -> list[str]:
+    """The names of the files that an earlier demo wrote into the folder, as its truth.json tells."""
+    from xreg.errors import XregError
+    from xreg.io import load_pose
+
+    if not (output / "truth.json").exists():
+        return []
+    try:
+        told = load_pose(output / "truth.json").provenance
+    except XregError:
+        return []
+    return list(told.get("files", [])) if told.get("note") == _HIDDEN else []
+
+
+def _check_own(output: Path, names: tuple[str, ...]) -> None:
+    """FileError where a file that the demo would write is there, and is not the demo's."""
+    from xreg.errors import FileError
+
+    made = _made_before(output)
+    others = [name for name in names if name not in made and (output / name).exists()]
+    if others:
+        raise FileError(
+            f"{output}: holds {', '.join(others)}, which the demo did not make and would write over; give "
+            "another folder with -o"
+        )
+
+
+def _names(source: Source) -> list[str]:
+    """The files that the demo writes."""
+    return [*FILES, *(PHANTOM if source.path is None else ())]
 
 
 def _network(source: Source) -> Regressor | None:
@@ -211,9 +248,9 @@ def pose_in_range(network: Regressor, camera: Camera, volume: Volume, seed: int)
 
 
 def _make_case(source: Source, size: int, seed: int, output: Path, network: Regressor | None) -> Case:
-    """Write film and camera (and the phantom as a CT), and read the film as `xreg register` would."""
+    """Write film, camera and truth (and the phantom as a CT), and read the film as `xreg register` would."""
     from xreg.cli.film import take_film
-    from xreg.io import load_radiograph, save_camera, save_image
+    from xreg.io import load_radiograph, save_camera, save_image, save_pose
 
     volume = source.volume
     camera = _camera(volume, size)
@@ -221,12 +258,15 @@ def _make_case(source: Source, size: int, seed: int, output: Path, network: Regr
         truth = hidden_pose(volume.center, seed)
     else:
         truth = pose_in_range(network, camera, volume, seed)
+    made = sorted({*_names(source), *_made_before(output)})
+    hidden = {"note": _HIDDEN, "seed": seed, "files": made}
+    save_pose(output / "truth.json", truth, camera=camera, provenance=hidden)  # first: it says whose all are
     save_image(output / "film.tif", take_film(volume, camera, truth, seed=seed))
     save_camera(output / "camera.json", camera)
     ct_path = source.path
     if ct_path is None:
-        ct_path = output / "ct.nii.gz"
-        volume.save(ct_path, units="hu", labels=output / "mask.nii.gz")
+        ct_path = output / PHANTOM[0]
+        volume.save(ct_path, units="hu", labels=output / PHANTOM[1])
     film = load_radiograph(output / "film.tif", camera=camera)
     return Case(source, ct_path, camera, film, truth, target_points(volume))
 
@@ -301,13 +341,9 @@ def _write_pictures(case: Case, answer: Answer, output: Path, tell: Tell) -> Non
     save_gif(output / "convergence.gif", frames, milliseconds=times)
 
 
-def _write_poses(case: Case, found: RegistrationResult, output: Path, seed: int) -> None:
-    from xreg.io import save_pose
-
+def _write_pose(case: Case, found: RegistrationResult, output: Path, seed: int) -> None:
     made = {"method": "xreg demo", "ct": str(case.ct_path), "film": "film.tif", "seed": seed}
     save_result_pose(output, found, case.camera, made)
-    hidden = {"note": "the hidden pose of the film", "seed": seed}
-    save_pose(output / "truth.json", case.truth, camera=case.camera, provenance=hidden)
 
 
 def _result(case: Case, answer: Answer, output: Path, clock: Clock, seed: int) -> dict[str, Any]:
@@ -317,7 +353,6 @@ def _result(case: Case, answer: Answer, output: Path, clock: Clock, seed: int) -
     source, film, found = case.source, case.film, answer.result
     parts = {name: round(value, 3) for name, value in clock.parts.items()}
     stages = {name: round(value, 3) for name, value in found.seconds.items()}
-    names = [*FILES, *(["ct.nii.gz", "mask.nii.gz"] if source.path is None else [])]
     valid = float(film.mask.float().mean())
     return {
         "status": "done" if found.accepted else "rejected",
@@ -332,7 +367,7 @@ def _result(case: Case, answer: Answer, output: Path, clock: Clock, seed: int) -
         "renders": found.renders,
         "backend": backend(),
         "seconds": {**parts, "stages": stages, "all": round(clock.seconds, 3)},
-        "files": [str(output / name) for name in names],
+        "files": [str(output / name) for name in _names(source)],
     }
 
 

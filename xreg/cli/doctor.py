@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import re
@@ -296,4 +297,6 @@ def _small_scene() -> tuple[Any, Any]:
 
 
 def _relative(found: Any, true: Any) -> float:
-    return float((found.double() - true).abs().max() / true.abs().max())
+    """The largest difference over the largest value; infinite where a value is NaN or infinite."""
+    error = float((found.double() - true).abs().max() / true.abs().max())
+    return error if math.isfinite(error) else math.inf

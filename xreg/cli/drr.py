@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from xreg.cli.options import (
     INTEGRATORS,
     PATH,
     c_arm_options,
+    check_apart,
     check_file,
     check_view,
     ct_options,
@@ -48,7 +50,13 @@ STACKS = (".npy", ".nii", ".nii.gz")
     "--pose", type=PATH, help="Pose of the CT in the world (JSON or .tfm).  [default: as its header says]"
 )
 @click.option("--integrator", type=click.Choice(INTEGRATORS), default="trilinear", show_default=True)
-@click.option("--samples", type=int, default=500, show_default=True, help="Samples a ray, for trilinear.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=2),
+    default=500,
+    show_default=True,
+    help="Samples a ray, for trilinear.",
+)
 @click.option(
     "--labels",
     type=click.Choice(["hard", "soft"]),
@@ -75,11 +83,14 @@ def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[
     known, options = split(options, CT_NAMES)
     check_view(options)
     suffix = _check_names(output, options, known)
+    _check_paths(ct, output, suffix, options, known)
     clock = Clock()
+    with clock.part("read"):  # what is small comes first, and its mistakes at once
+        camera = make_camera(options)
+        pose = None if options["pose"] is None else read_pose(options["pose"])
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
-        camera = make_camera(options, volume.center)
-        pose = None if options["pose"] is None else read_pose(options["pose"])
+        camera = camera if options["camera"] else make_camera(options, volume.center)
     with terminal.working("rendering"), clock.part("render"):
         image = _render(volume, camera, pose, options)
     window = _save(output, suffix, image, camera, options["window"])
@@ -103,10 +114,26 @@ def _check_names(output: Path, options: dict[str, Any], ct: dict[str, Any]) -> s
         raise click.UsageError("--labels needs --mask, the label map of the CT.")
     if options["window"] and suffix != ".png":
         raise click.UsageError("--window is for .png; the other files keep the values as they are.")
-    for path in (output, options["save_camera"]):
+    if options["window"] and not -math.inf < options["window"][0] < options["window"][1] < math.inf:
+        low, high = options["window"]
+        raise click.UsageError(f"--window is LOW HIGH with LOW below HIGH, got {low:g} {high:g}.")
+    return suffix
+
+
+def _check_paths(ct: Path, output: Path, suffix: str, options: dict[str, Any], known: dict[str, Any]) -> None:
+    """FileError where a file cannot be written, UsageError where it would replace another of this run."""
+    sidecar = _sidecar(output, suffix) if options["sidecar"] else None
+    outputs = {"-o": output, "--save-camera": options["save_camera"], "--sidecar": sidecar}
+    inputs = {"CT": ct, "--mask": known.get("mask"), "--label-names": known.get("label_names")}
+    inputs |= {"--camera": options["camera"], "--pose": options["pose"]}
+    check_apart(outputs, inputs)
+    for path in outputs.values():
         if path is not None:
             check_file(path)
-    return suffix
+
+
+def _sidecar(output: Path, suffix: str) -> Path:
+    return output.with_name(output.name[: -len(suffix)] + ".json")
 
 
 def _render(volume: Volume, camera: Camera, pose: Tensor | None, options: dict[str, Any]) -> Tensor:
@@ -130,6 +157,7 @@ def _save(
     import numpy as np
 
     from xreg.io import atomic_write, save_image
+    from xreg.io.images import write_npy
 
     pixels = image.detach().cpu().numpy().astype(np.float32)
     if suffix in (".nii", ".nii.gz"):
@@ -137,7 +165,7 @@ def _save(
         return None
     if suffix == ".npy":
         with atomic_write(output) as temporary:
-            np.save(temporary, pixels, allow_pickle=False)
+            write_npy(temporary, pixels)
         return None
     if suffix == ".png":
         window = window or (0.0, max(float(pixels.max()), 1e-6))
@@ -168,7 +196,7 @@ def _save_beside(
     if options["save_camera"] is not None:
         save_camera(options["save_camera"], camera)
     if options["sidecar"]:
-        path = output.with_name(output.name[: -len(suffix)] + ".json")
+        path = _sidecar(output, suffix)
         write_json(path, {"schema": "xreg.drr/1", **result})
         result["sidecar"] = str(path)
 

@@ -232,8 +232,11 @@ def check_one_view(view: Mapping[str, Any]) -> list[str]:
     return given
 
 
-def make_camera(view: Mapping[str, Any], isocenter: Any) -> Camera:
-    """The camera that the options of ``c_arm_options`` describe, by default about ``isocenter`` (RAS mm)."""
+def make_camera(view: Mapping[str, Any], isocenter: Any = (0.0, 0.0, 0.0)) -> Camera:
+    """The camera that the options of ``c_arm_options`` describe, by default about ``isocenter`` (RAS mm).
+
+    Where no file gives it and the CT is not read yet, the default shows at least whether it can be made.
+    """
     from xreg.geometry import Camera
 
     check_view(view)
@@ -249,19 +252,11 @@ def _flags(names: Iterable[str]) -> str:
 
 def read_camera(path: Path) -> Camera:
     """A camera from JSON: xreg's own, the one inside a pose, or the parameters of another tool."""
-    from xreg.errors import FileError
-    from xreg.geometry.conventions import load
-    from xreg.io import load_camera, load_pose, read_json
+    from xreg.evaluation.cases import read_camera as read
+    from xreg.io.files import named
 
-    data = read_json(path, "a camera (JSON)")
-    if isinstance(data, dict) and "tool" in data:
-        return load(str(data["tool"]), data)
-    if isinstance(data, dict) and str(data.get("schema", "")).startswith("xreg.pose/"):
-        camera = load_pose(path).camera
-        if camera is None:
-            raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
-        return camera
-    return load_camera(path)
+    with named(path):
+        return read(path)
 
 
 def read_cameras(paths: tuple[Path, ...], count: int) -> list[Camera | None]:
@@ -287,11 +282,9 @@ def read_cameras(paths: tuple[Path, ...], count: int) -> list[Camera | None]:
 
 def read_pose(path: Path) -> Tensor:
     """world_from_body [4, 4] (RAS mm) from xreg's JSON or an ITK text transform."""
-    from xreg.io import load_pose, load_tfm
+    from xreg.evaluation.cases import read_pose as read
 
-    if path.suffix.lower() in (".tfm", ".txt"):
-        return load_tfm(path)
-    return load_pose(path).world_from_body
+    return read(path)
 
 
 def view_text(camera: Camera) -> str:
@@ -331,6 +324,17 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise FileError(f"{path}: is a folder; give the name of a file")
     check_folder(path.parent)
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """UsageError where one file would be written twice, or written over what is read; by option."""
+    taken = {path.resolve(): f"{name} reads" for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if other := taken.get(path.resolve()):
+            raise click.UsageError(f"{name} would write over {path}, which {other}; choose another name.")
+        taken[path.resolve()] = f"{name} writes"
 
 
 def check_budget(options: Mapping[str, Any]) -> None:

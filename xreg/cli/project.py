@@ -62,10 +62,12 @@ def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[
     check_view(options)
     check_folder(output)
     clock = Clock()
+    with clock.part("read"):  # what is small comes first, and its mistakes at once
+        camera = make_camera(options)
+        pose = None if options["pose"] is None else read_pose(options["pose"])
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
-        camera = make_camera(options, volume.center)
-        pose = None if options["pose"] is None else read_pose(options["pose"])
+        camera = camera if options["camera"] else make_camera(options, volume.center)
     with terminal.working("projecting"), clock.part("project"):
         from xreg.shape.annotate import annotate, save_annotated
 

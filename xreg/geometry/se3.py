@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
-from xreg.geometry._numbers import broadcast_shapes, tensor64
+from xreg.geometry._numbers import as_tensor, broadcast_shapes, tensor64
 
 # Below θ² = 0.25 the series is used. Eight terms leave an error below 1e-17 there, and at θ = 0.5 the closed
 # forms have lost less than two digits of double precision to cancellation.
@@ -183,7 +183,7 @@ def about(
     transform: Float[Tensor, "*batch 4 4"], center: Float[Tensor, "*batch 3"] | Sequence[float]
 ) -> Float[Tensor, "*batch 4 4"]:
     """Return T(c)·transform·T(−c), the same motion done about ``center`` (mm) instead of the origin."""
-    center = torch.as_tensor(center, dtype=transform.dtype, device=transform.device)
+    center = as_tensor(center, dtype=transform.dtype, device=transform.device)
     moved = (transform[..., :3, :3] @ center[..., None]).squeeze(-1)
     return from_rt(transform[..., :3, :3], transform[..., :3, 3] + center - moved)
 
@@ -206,7 +206,7 @@ def interpolate(
     Fractions outside [0, 1] extrapolate. All three arguments carry gradients.
     """
     xi = log(inverse(start) @ end)
-    fraction = torch.as_tensor(fraction, dtype=xi.dtype, device=xi.device)
+    fraction = as_tensor(fraction, dtype=xi.dtype, device=xi.device)
     return start @ exp(fraction[..., None] * xi)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -272,7 +273,7 @@ def _untilted(slices: list[_Slice], source: Path, normal: np.ndarray) -> np.ndar
 
 
 def _name(s: _Slice) -> str:
-    return s.file.name if s.frame is None else f"frame {s.frame}"
+    return s.file.name if s.frame is None else f"frame {s.frame} of {s.file.name}"
 
 
 def _stack_affine(first: _Slice, step: np.ndarray) -> Tensor:
@@ -289,11 +290,7 @@ def _stack_pixels(slices: list[_Slice], source: Path) -> Tensor:
     whole = all(float(v).is_integer() and abs(v) < 10000 for s in slices for v in (s.slope, s.intercept))
     whole = whole and all(s.slope == 1.0 for s in slices)
     stack = np.empty((len(slices), *slices[0].size), dtype=np.int32 if whole else np.float32)
-    frames = None
-    if slices[0].frame is not None:
-        frames = read_pixels(read_dataset(slices[0].file), slices[0].file)
-    for place, s in zip(stack, slices, strict=True):
-        stored = read_pixels(read_dataset(s.file), s.file) if frames is None else frames[s.frame]
+    for place, s, stored in _stored(stack, slices):
         if stored.shape != s.size:
             raise VolumeError(
                 f"{s.file}: expected one grey slice {s.size}, got pixels of shape {stored.shape}"
@@ -305,6 +302,26 @@ def _stack_pixels(slices: list[_Slice], source: Path) -> Tensor:
     if whole and stack.min() >= -32768 and stack.max() <= 32767:
         stack = stack.astype(np.int16)
     return torch.from_numpy(stack)
+
+
+def _stored(stack: np.ndarray, slices: list[_Slice]) -> Iterator[tuple[np.ndarray, _Slice, np.ndarray]]:
+    """Where each slice goes, the slice, and its pixels as stored; every file is decoded once."""
+    by_file: dict[Path, list[int]] = {}
+    for number, s in enumerate(slices):
+        by_file.setdefault(s.file, []).append(number)
+    for file, numbers in by_file.items():
+        pixels = read_pixels(read_dataset(file), file)
+        for number in numbers:
+            s = slices[number]
+            if s.frame is None or (s.frame == 0 and pixels.shape == s.size):  # of one frame [H, W] comes
+                yield stack[number], s, pixels
+            elif pixels.ndim < 3 or s.frame >= len(pixels):
+                raise VolumeError(
+                    f"{file}: the header describes frame {s.frame}, and the pixels of shape {pixels.shape} "
+                    "do not hold it; export it again"
+                )
+            else:
+                yield stack[number], s, pixels[s.frame]
 
 
 def _warn_of_values(first: _Slice, stack: np.ndarray, source: Path) -> None:

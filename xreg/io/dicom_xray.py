@@ -12,21 +12,22 @@ from ..errors import ImageError
 from .dicom import Header, read_dataset, read_pixels
 from .images import check_frame, grey
 from .provenance import Provenance
-from .xray_header import read_header
+from .xray_header import read_header, usable_number, usable_numbers
 
 _MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO", "MG", "DR", "OT", "SC", "XC", "RTIMAGE", "")
 _ELSEWHERE = {"CT": "use load_volume for a CT", "MR": "MR has no X-ray geometry"}
 
 
 def read_dicom_xray(
-    path: str | PathLike, *, frame: int = 0
+    path: str | PathLike, *, frame: int = 0, masked: bool = True
 ) -> tuple[Shaped[np.ndarray, "H W"], dict[str, Provenance], Bool[np.ndarray, "H W"] | None]:
     """Read one frame: stored values [H, W], header values by name, and valid pixels (None: not stated).
 
+    masked: whether to look for the valid pixels; without, shutters and padding cannot be wrong.
     Raises FileError, ImageError and BackendError; see ``load_radiograph``.
     """
     dataset = read_dataset(path)
-    header = Header(dataset, path, frame)
+    header = Header(dataset, path)
     modality, tag = header.text("Modality")
     if modality not in _MODALITIES:
         hint = _ELSEWHERE.get(modality, "expected XA, RF, DX or CR")
@@ -36,13 +37,14 @@ def read_dicom_xray(
     if not rows or not columns:
         raise ImageError(f"{path}: the DICOM object (modality {modality or 'not stated'}) holds no image")
     frames = int(header.number("NumberOfFrames")[0] or 1)
-    check_frame(frame, frames, path)
+    frame = check_frame(frame, frames, path)
+    header = Header(dataset, path, frame)
     pixels = grey(read_pixels(dataset, path, frame=frame), path)
     found = read_header(header, pixels.shape)
     found["modality"] = Provenance(modality or None, "header", "", tag)
     photometric, photometric_tag = header.text("PhotometricInterpretation")
     found["photometric"] = Provenance(photometric, "header", "for display only", photometric_tag)
-    return pixels, found, _valid_pixels(header, pixels)
+    return pixels, found, _valid_pixels(header, pixels) if masked else None
 
 
 def _valid_pixels(header: Header, pixels: np.ndarray) -> np.ndarray | None:
@@ -56,9 +58,9 @@ def _valid_pixels(header: Header, pixels: np.ndarray) -> np.ndarray | None:
             if inside is not None:
                 valid &= inside
                 stated = True
-    padding, tag = header.number("PixelPaddingValue")
+    padding, tag, _ = usable_number(header, "PixelPaddingValue")
     if padding is not None:
-        end, _ = header.number("PixelPaddingRangeLimit")
+        end, _, _ = usable_number(header, "PixelPaddingRangeLimit")
         low, high = sorted((padding, padding if end is None else end))
         valid &= ~((pixels >= low) & (pixels <= high))
         stated = True
@@ -75,19 +77,19 @@ def _shape(header: Header, kind: str, shape: str, size: tuple[int, int]) -> np.n
     row, column = np.mgrid[1 : size[0] + 1, 1 : size[1] + 1]
     if shape == "RECTANGULAR":
         names = ("LeftVerticalEdge", "RightVerticalEdge", "UpperHorizontalEdge", "LowerHorizontalEdge")
-        edges = [header.number(kind + name)[0] for name in names]
+        edges = [usable_number(header, kind + name)[0] for name in names]
         if any(edge is None for edge in edges):
             return None
         left, right, upper, lower = edges
         return (column > left) & (column < right) & (row > upper) & (row < lower)
     if shape == "CIRCULAR":
-        centre, _ = header.numbers(f"CenterOfCircular{kind}", 2)
-        radius, _ = header.number(f"RadiusOfCircular{kind}")
+        centre, _, _ = usable_numbers(header, f"CenterOfCircular{kind}", 2)
+        radius, _, _ = usable_number(header, f"RadiusOfCircular{kind}")
         if centre is None or radius is None:
             return None
         return (row - centre[0]) ** 2 + (column - centre[1]) ** 2 <= radius**2
     if shape == "POLYGONAL":
-        value, _ = header.numbers(f"VerticesOfThePolygonal{kind}", None)
+        value, _, _ = usable_numbers(header, f"VerticesOfThePolygonal{kind}", None)
         if value is None or len(value) < 6 or len(value) % 2:
             return None
         return _polygon(np.asarray(value).reshape(-1, 2), row, column)

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError
+from ..errors import FileError, GeometryError
 
 
 @contextlib.contextmanager
@@ -69,6 +69,17 @@ def require_file(path: str | PathLike, what: str) -> Path:
     if file.stat().st_size == 0:
         raise FileError(f"{file}: is empty (0 bytes); expected {what}")
     return file
+
+
+@contextlib.contextmanager
+def named(path: str | PathLike) -> Iterator[None]:
+    """Put the name of the file before what a GeometryError of the block says, unless it is there."""
+    try:
+        yield
+    except GeometryError as error:
+        if str(error).startswith(f"{path}:"):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def read_json(path: str | PathLike, what: str = "a JSON file") -> Any:

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Float64, Int16, Integer
 from torch import Tensor
 
 from ..errors import VolumeError
+from ..geometry._numbers import as_tensor
 
-_INT16_MAX = 32767
+_INT16_MAX, _INT32_MAX = 32767, 2**31 - 1
 _ORDERED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # torch finds extremes of these
 
 
@@ -53,7 +54,7 @@ def check_mu(mu: Float[Tensor, "D H W"]) -> tuple[float, float]:
 
 def check_affine(affine: Float64[Tensor, "4 4"], source: str = "affine") -> Float64[Tensor, "4 4"]:
     """Return an affine as float64 on the CPU.  Raises VolumeError where it is singular or not finite."""
-    matrix = torch.as_tensor(affine).detach().to(device="cpu", dtype=torch.float64).clone()
+    matrix = as_tensor(affine, dtype=torch.float64).detach().to("cpu").clone()
     if tuple(matrix.shape) != (4, 4):
         raise VolumeError(
             f"{source} must be [4, 4], index (i, j, k) to RAS mm, got shape {tuple(matrix.shape)}"
@@ -75,7 +76,7 @@ def check_labels(labels: Integer[Tensor, "D H W"] | None, mu: Tensor) -> Integer
     """Return labels beside mu: contiguous, on its device, uint8 where they fit, otherwise int32."""
     if labels is None:
         return None
-    values = torch.as_tensor(labels)
+    values = as_tensor(labels)
     if values.is_floating_point() or values.is_complex():
         raise VolumeError(f"labels must be integers, got {values.dtype}; convert with .to(torch.int32)")
     if values.shape != mu.shape:
@@ -86,7 +87,20 @@ def check_labels(labels: Integer[Tensor, "D H W"] | None, mu: Tensor) -> Integer
     low, high = (int(v) for v in (values if values.dtype in _ORDERED else values.long()).aminmax())
     if low < 0:
         raise VolumeError(f"labels must be zero (background) or more, got {low}")
+    if high > _INT32_MAX:
+        raise VolumeError(f"labels must be at most {_INT32_MAX}, got {high}; number them anew, from 1")
     return values.to(device=mu.device, dtype=torch.uint8 if high <= 255 else torch.int32).contiguous()
+
+
+def channels_of(labels: Integer[Tensor, "D H W"]) -> tuple[Int16[Tensor, "D H W"], int]:
+    """Labels as int16, and how many channels they fill.  Raises VolumeError where one does not fit."""
+    largest = int(labels.max())
+    if largest > _INT16_MAX:
+        raise VolumeError(
+            f"the largest label is {largest}, and one channel a label holds labels to {_INT16_MAX}; number "
+            "the structures anew, from 1"
+        )
+    return labels.to(torch.int16), largest + 1
 
 
 def labelled(labels: Integer[Tensor, "D H W"], numbers: Iterable[int]) -> Bool[Tensor, "D H W"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import FileError, ImageError
 from .files import atomic_write, require_file
 
 _WHAT = "a radiograph (DICOM, PNG, TIFF, NPY or NIfTI)"
+_CHANNELS = (1, 2, 3, 4)  # as a last axis: no film is so narrow
 _GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -45,16 +47,20 @@ def read_image(path: str | PathLike, *, frame: int = 0) -> ImageFile:
 
 def check_frame(frame: int, frames: int, file: Any) -> int:
     """Return a frame number that exists; raises ImageError otherwise."""
-    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < frames:
+    try:
+        number = -1 if isinstance(frame, bool) else operator.index(frame)
+    except TypeError:
+        number = -1
+    if not 0 <= number < frames:
         raise ImageError(f"{file}: frame must be a whole number from 0 to {frames - 1}, got {frame!r}")
-    return frame
+    return number
 
 
 def grey(pixels: Shaped[np.ndarray, "H W *channels"], file: Any) -> Shaped[np.ndarray, "H W"]:
     """Drop colour channels that agree, and an alpha channel that is opaque; raises ImageError otherwise."""
     if pixels.ndim == 2:
         return pixels
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
+    if pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS:
         raise ImageError(f"{file}: expected an image [H, W], got shape {pixels.shape}")
     channels = pixels.shape[2]
     if channels in (2, 4):
@@ -62,7 +68,7 @@ def grey(pixels: Shaped[np.ndarray, "H W *channels"], file: Any) -> Shaped[np.nd
         if alpha.min() != alpha.max():
             raise ImageError(f"{file}: has a transparency channel that varies; save it as plain grey")
     colour = pixels[..., : 3 if channels >= 3 else 1]
-    if (colour != colour[..., :1]).any():
+    if colour.shape[2] > 1 and (colour != colour[..., :1]).any():
         raise ImageError(
             f"{file}: is a colour image whose channels differ; save it as grey, from the original data"
         )
@@ -96,12 +102,18 @@ def save_image(
     stored = _windowed(pixels, window) if suffix == ".png" else pixels
     with atomic_write(file) as temporary:
         if suffix == ".npy":
-            np.save(temporary, stored, allow_pickle=False)
+            write_npy(temporary, stored)
             return
         from PIL import Image
 
         picture = Image.fromarray(stored if suffix == ".png" else stored.astype(np.float32))
         picture.save(temporary, format="PNG" if suffix == ".png" else "TIFF")
+
+
+def write_npy(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
+    """Write NPY under exactly this name: `np.save` adds .npy to a name that does not end so."""
+    with file.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 def save_png16(
@@ -133,8 +145,15 @@ def _read_npy(file: Path, frame: int) -> ImageFile:
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.size == 0:
         shape = getattr(array, "shape", type(array).__name__)
         raise ImageError(f"{file}: wrong dimension: expected [H, W] or [frames, H, W], got {shape}")
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "biuf":
         raise ImageError(f"{file}: pixels must be real numbers, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] in _CHANNELS:
+        if array.shape[0] in _CHANNELS:
+            raise ImageError(
+                f"{file}: shape {array.shape} may be frames [frames, H, W] or channels [H, W, channels]; "
+                "save one image as [H, W]"
+            )
+        array = grey(array, file)
     frames = array.shape[0] if array.ndim == 3 else 1
     number = check_frame(frame, frames, file)
     return ImageFile(array[number] if array.ndim == 3 else array, frames, None, "NPY")

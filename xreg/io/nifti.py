@@ -25,6 +25,7 @@ from .files import atomic_write, require_file
 from .grid import check_affine
 
 _WHAT = "a NIfTI file (.nii or .nii.gz)"
+_WRITTEN = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _UNIT_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
@@ -69,8 +70,9 @@ def write_nifti(
 ) -> None:
     """Write an array [D, H, W] (index [k, j, i]) with its affine (index to RAS mm), atomically.
 
-    The dtype is kept.  sform and qform are both set (a sheared affine has no qform).  Raises FileError for
-    another suffix or an unwritable folder, VolumeError for a bad affine.
+    The dtype is kept: integers of 8 to 32 bits, float32 or float64.  sform and qform are both set (a sheared
+    affine has no qform).  Raises FileError for another suffix or an unwritable folder, VolumeError for a bad
+    affine, and for values of another dtype or dimension.
     """
     import nibabel as nib
 
@@ -78,6 +80,11 @@ def write_nifti(
     if not file.name.lower().endswith((".nii", ".nii.gz")):
         raise FileError(f"{file}: a NIfTI file must end in .nii or .nii.gz; choose such a name")
     matrix = check_affine(affine).numpy()
+    if values.ndim != 3 or values.dtype.newbyteorder("=").name not in _WRITTEN:
+        raise VolumeError(
+            f"{file}: values must be [D, H, W] of {', '.join(_WRITTEN)}, got {values.dtype} of shape "
+            f"{values.shape}; convert them first, labels to int32 and masks to uint8"
+        )
     image = nib.Nifti1Image(np.ascontiguousarray(values).transpose(2, 1, 0), matrix)
     image.set_sform(matrix, code=1)
     axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)

@@ -17,7 +17,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ..errors import FileError, GeometryError
-from .files import atomic_write, read_json, require_file, write_json
+from ..geometry._numbers import tensor64
+from .files import atomic_write, named, read_json, require_file, write_json
 
 if TYPE_CHECKING:
     from ..geometry import Camera, Rig
@@ -131,8 +132,9 @@ def load_pose(path: str | PathLike) -> PoseRecord:
     if camera is not None:
         from ..geometry import Camera
 
-        camera = Camera.from_dict(camera)
-    try:
+        with named(path):
+            camera = Camera.from_dict(camera)
+    with named(path):
         return PoseRecord(
             world_from_body=data["matrix"],
             camera=camera,
@@ -145,8 +147,6 @@ def load_pose(path: str | PathLike) -> PoseRecord:
             world=data["to"].get("name", "world"),
             provenance=data.get("provenance") or {},
         )
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
 
 
 def save_tfm(path: str | PathLike, world_from_body: Float64[Tensor, "4 4"]) -> None:
@@ -219,7 +219,8 @@ def load_camera(path: str | PathLike) -> Camera:
 
     data = read_json(path, "a camera (schema xreg.camera/1)")
     _require_schema(data, "xreg.camera/1", path)
-    return Camera.from_dict(data)
+    with named(path):
+        return Camera.from_dict(data)
 
 
 def save_rig(path: str | PathLike, rig: Rig) -> None:
@@ -233,7 +234,8 @@ def load_rig(path: str | PathLike) -> Rig:
 
     data = read_json(path, "a rig (schema xreg.rig/1)")
     _require_schema(data, "xreg.rig/1", path)
-    return Rig.from_dict(data)
+    with named(path):
+        return Rig.from_dict(data)
 
 
 def _require_schema(data: Any, schema: str, path: str | PathLike) -> None:
@@ -251,10 +253,7 @@ def _require_schema(data: Any, schema: str, path: str | PathLike) -> None:
 
 
 def _host(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-    try:
-        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise GeometryError(f"{name} must be numbers of shape {list(shape)}, got {value!r}") from error
+    tensor = tensor64(value, name).detach().cpu().clone()
     if tuple(tensor.shape) != shape or not bool(tensor.isfinite().all()):
         raise GeometryError(f"{name} must be finite, of shape {list(shape)}, got {tensor.tolist()}")
     return tensor

@@ -18,8 +18,8 @@ def load_projections(path: str | PathLike, **options: Any) -> ProjectionSet:
 
     A folder with projections.json (xreg's own) or meta_data.json (R²-Gaussian; option unit_mm); a NAF,
     SAX-NeRF or X-Gaussian pickle; RTK's geometry .xml (option projections: the stack, by default the only
-    one beside it); a multi-frame DICOM run (options i0 and geometry).  Raises FileError where it is none of
-    them, and what the readers raise.
+    one beside it); a multi-frame DICOM run (options i0, log_gain, relationship, sign and geometry).  Raises
+    FileError where it is none of them, and what the readers raise.
     """
     source = Path(path)
     if not source.exists():

@@ -61,14 +61,18 @@ def read_rtk_geometry(path: str | PathLike) -> list[dict[str, float]]:
 def _numbers(element: Any, file: Any) -> dict[str, float]:
     found = {}
     for child in element:
-        if child.tag in _UNREAD and float(child.text or 0) != 0:
+        if child.tag in _UNREAD and child.text and _number(child, file) != 0:
             raise FileError(f"{file}: has a {child.tag}, and only flat detectors are read")
         if child.tag in _ENTRIES:
-            try:
-                found[_ENTRIES[child.tag]] = float(child.text)
-            except (TypeError, ValueError) as error:
-                raise FileError(f"{file}: {child.tag} must be a number, got {child.text!r}") from error
+            found[_ENTRIES[child.tag]] = _number(child, file)
     return found
+
+
+def _number(element: Any, file: Any) -> float:
+    try:
+        return float(element.text)
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{file}: {element.tag} must be a number, got {element.text!r}") from error
 
 
 def load_rtk(
@@ -118,15 +122,24 @@ def load_rtk(
     return ProjectionSet(images, rig, scale=1.0, provenance=notes)
 
 
-def load_dicom_rotation(path: str | PathLike, *, i0: float | str = "auto", **geometry: Any) -> ProjectionSet:
+def load_dicom_rotation(
+    path: str | PathLike,
+    *,
+    i0: float | str = "auto",
+    log_gain: float = 1.0,
+    relationship: str = "auto",
+    sign: int | str = "auto",
+    **geometry: Any,
+) -> ProjectionSet:
     """Read a multi-frame XA run of a rotating C-arm: angles per frame, intensities turned into line
     integrals.
 
     i0: the value of the unattenuated beam, or "auto": what one pixel in a thousand of all frames exceeds,
-    which leaves an offset where no frame shows air.  geometry: as in ``Radiograph.with_geometry`` (sod,
-    spacing, isocenter …); it wins over the header.  Angles of a header are off by degrees: calibrate before
-    trusting fine detail.  World: RAS mm about the isocentre.  Raises FileError, ImageError, GeometryError,
-    BackendError.
+    which leaves an offset where no frame shows air.  log_gain: of a run that is stored as logarithms, how
+    many stored units a factor e takes; no header says it.  relationship, sign: as ``linearise`` takes them,
+    or "auto": what the header says.  geometry: as in ``Radiograph.with_geometry`` (sod, spacing, isocenter
+    …); it wins over the header.  Angles of a header are off by degrees: calibrate before trusting fine
+    detail.  World: RAS mm about the isocentre.  Raises FileError, ImageError, GeometryError, BackendError.
     """
     from .dicom import Header, read_dataset, read_pixels
     from .radiograph import Radiograph
@@ -152,9 +165,18 @@ def load_dicom_rotation(path: str | PathLike, *, i0: float | str = "auto", **geo
     poses = torch.stack([camera.world_from_camera for camera in cameras])
     if len(cameras) > 1 and float((poses - poses[0]).abs().max()) < 1e-6:
         raise ImageError(f"{path}: all {len(cameras)} frames have the same angles; this is no rotational run")
-    about = films[0].provenance
-    lines = linearise(
-        images, about["relationship"].value, about["sign"].value, i0=i0, full_scale=about["full_scale"].value
-    )
+    about = {name: films[0].provenance[name].value for name in ("relationship", "sign", "full_scale")}
+    relationship = about["relationship"] if relationship == "auto" else relationship
+    sign = about["sign"] if sign == "auto" else sign
     notes = {"format": "DICOM rotational run", "file": str(path), "i0": i0}
-    return ProjectionSet(lines, Rig(tuple(cameras)), scale=1.0, provenance=notes)
+    notes |= {"relationship": relationship, "sign": sign, "log_gain": log_gain}
+    try:
+        lines = linearise(
+            images, relationship, sign, i0=i0, full_scale=about["full_scale"], log_gain=log_gain
+        )
+        return ProjectionSet(lines, Rig(tuple(cameras)), scale=1.0, provenance=notes)
+    except ImageError as error:
+        hint = ""
+        if relationship == "log" and log_gain == 1.0:
+            hint = ". The values are logarithms: pass log_gain=, how many stored units a factor e takes"
+        raise ImageError(f"{path}: {error}{hint}") from error

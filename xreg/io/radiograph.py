@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import GeometryError, ImageError
+from ..geometry._numbers import as_tensor, tensor64
 from .intensity import RELATIONSHIPS, field_mask, linearise
 from .provenance import Provenance
 
@@ -155,8 +156,8 @@ def load_radiograph(
     frame: which frame of a multi-frame file, from 0.
     intensity: "linear" or "log" in the beam, "line_integral", or "auto": what the header says, else linear.
     sign: 1 (a higher value means more beam), −1, or "auto": what the header says, else 1.
-    mask: True where valid, as a tensor or an image file (not zero = valid); "auto": shutter, collimator and
-        padding of the header, or the dark surround of a round field; None: every pixel.
+    mask: True (or not zero) where valid, as a tensor, an array or an image file; "auto": shutter, collimator
+        and padding of the header, or the dark surround of a round field; None: every pixel.
     geometry: as in ``Radiograph.with_geometry``; it wins over the header.
 
     Raises FileError, ImageError (not an image, colour, NaN, constant, wrong dimensions), BackendError (a
@@ -170,7 +171,7 @@ def load_radiograph(
     if source.is_file() and source.stat().st_size and _seems_dicom(source):
         from .dicom_xray import read_dicom_xray
 
-        pixels, found, valid = read_dicom_xray(source, frame=frame)
+        pixels, found, valid = read_dicom_xray(source, frame=frame, masked=_is_auto(mask))
     else:
         pixels, found = _read_plain(source, frame)
         valid = None
@@ -202,13 +203,15 @@ def _read_plain(source: Path, frame: int) -> tuple[np.ndarray, dict[str, Provena
 
     loaded = read_image(source, frame=frame)
     kind = loaded.pixels.dtype
-    top = float(np.iinfo(kind).max) if kind.kind in "iu" else None
+    narrow = kind.kind in "iu" and kind.itemsize <= 2  # wider kinds are never filled to their end
+    top = float(np.iinfo(kind).max) if narrow else None
+    scale = f"largest value of {kind}" if narrow else f"{kind} is wider than films; the largest valid pixel"
     found = {
         "relationship": Provenance(
             "linear", "default", f"{loaded.kind} files do not say; linear in the beam"
         ),
         "sign": Provenance(1, "default", f"{loaded.kind} files do not say; a higher value means more beam"),
-        "full_scale": Provenance(top, "computed", f"largest value of {kind}"),
+        "full_scale": Provenance(top, "computed" if narrow else "default", scale),
         "mirrored": Provenance(False, "default", f"{loaded.kind} files do not say; as the camera sees it"),
     }
     if loaded.spacing is not None:
@@ -258,9 +261,10 @@ def _mask(mask: Any, image: Tensor, valid: np.ndarray | None, *, dark_is_low: bo
         from .images import read_image
 
         mask = torch.from_numpy(np.ascontiguousarray(read_image(mask).pixels != 0))
-    if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(np.ascontiguousarray(mask))
-    return mask
+    if isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
+        mask = as_tensor(mask)
+    whole = isinstance(mask, Tensor) and not mask.is_floating_point() and not mask.is_complex()
+    return mask != 0 if whole else mask
 
 
 def _value(found: dict[str, Provenance], name: str) -> Any:
@@ -271,7 +275,10 @@ def _checked(name: str, value: Any) -> Any:
     if name == "mirrored":
         return bool(value)
     count = {"spacing": 2, "principal_point": 2, "isocenter": 3}.get(name, 1)
-    many = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    try:
+        many = tensor64(value, name).flatten().tolist()
+    except GeometryError as error:
+        raise ImageError(str(error)) from error
     if name == "spacing" and len(many) == 1:
         many *= 2
     positive = name in ("spacing", "sdd", "sod")
@@ -301,9 +308,9 @@ def _camera(found: dict[str, Provenance], size: tuple[int, int]) -> Camera | Non
 
 
 def _lay_on_detector(found: dict[str, Provenance], known: dict[str, Any], straight: Camera) -> None:
-    """Take mirroring and roll from PatientOrientation, unless the caller gave them."""
+    """Take mirroring and roll from PatientOrientation, each unless the caller gave it."""
     letters = _value(found, "patient_orientation")
-    if letters is None or found["mirrored"].source == "argument":
+    if letters is None:
         return
     axes = straight.world_from_camera[:3, :2]
     columns, rows = (_direction(part) @ axes for part in letters)
@@ -312,11 +319,15 @@ def _lay_on_detector(found: dict[str, Provenance], known: dict[str, Any], straig
         return
     mirrored = turned < 0.0
     right = -columns if mirrored else columns
+    given = found["mirrored"].source == "argument"
+    if given and known["mirrored"] != mirrored:  # flipped left to right since: the rows still lie as stated
+        right = torch.stack([rows[1], -rows[0]])
     roll = round(math.degrees(math.atan2(float(right[1]), float(right[0]))) / 90.0) * 90.0
     note = f"PatientOrientation {letters[0]}\\{letters[1]} against the axes of the view"
     tag = found["patient_orientation"].tag
-    known["mirrored"] = mirrored
-    found["mirrored"] = Provenance(mirrored, "header", note, tag)
+    if not given:
+        known["mirrored"] = mirrored
+        found["mirrored"] = Provenance(mirrored, "header", note, tag)
     if found["roll"].source != "argument":
         known["roll"] = roll
         found["roll"] = Provenance(roll, "header", note + ", to a quarter turn", tag)

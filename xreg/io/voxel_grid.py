@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..errors import VolumeError
+from ..geometry._numbers import as_tensor
 from ..volume import Volume
 from .grid import check_affine
 from .lattice import Lattice
@@ -34,7 +35,7 @@ class VoxelGrid(Lattice):
         if len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > _LARGEST:
             raise VolumeError(f"shape of a grid must be three positive counts (D, H, W), got {self.shape}")
         object.__setattr__(self, "shape", shape)
-        affine = torch.as_tensor(self.affine, dtype=torch.float64)
+        affine = as_tensor(self.affine, dtype=torch.float64)
         object.__setattr__(self, "affine", check_affine(affine))
 
     @classmethod
@@ -49,12 +50,12 @@ class VoxelGrid(Lattice):
         One number stands for three.  The edges are those of the voxels' outer faces.
         """
         shape = (int(shape),) * 3 if isinstance(shape, int) else tuple(shape)
-        edges = torch.as_tensor(extent_mm, dtype=torch.float64).expand(3)
+        edges = as_tensor(extent_mm, dtype=torch.float64).expand(3)
         if len(shape) != 3 or not bool((edges > 0).all()):
             raise VolumeError(f"a grid needs three counts and positive edges in mm, got {shape}, {extent_mm}")
         spacing = edges / torch.tensor(shape[::-1], dtype=torch.float64)
         affine = torch.diag(torch.cat([spacing, torch.ones(1, dtype=torch.float64)]))
-        middle = torch.as_tensor(center, dtype=torch.float64)
+        middle = as_tensor(center, dtype=torch.float64)
         affine[:3, 3] = middle - (edges - spacing) / 2
         return cls(shape, affine)
 
