@@ -127,6 +127,22 @@ def test_camera_and_words_exclude_each_other(chest, tmp_path):
     assert xreg("register", "ct", "film", "--size", 8, 8, "-o", tmp_path).exit_code == 2
 
 
+def test_the_verdict_rests_on_what_it_was_calibrated_with(chest, tmp_path):
+    words = ["--camera", chest / "camera.json", "--intensity", "line_integral", "-o", tmp_path]
+    film = [chest / "ct.nii.gz", chest / "film.tif", *words]
+    usual = said("register", *film)
+    assert usual["verdict"]["evidence"]["restarts_apart_mm"] > 0
+    assert (
+        said("register", *film, "--restarts", registration.Settings().restarts)["verdict"] == usual["verdict"]
+    )
+    assert "restarts_apart_mm" not in said("register", *film, "--restarts", 0)["verdict"]["evidence"]
+
+
+def test_help_names_the_default_of_the_library():
+    text = " ".join(done("register", "--help").stdout.split())
+    assert f"[default: {registration.Settings().restarts}, with which" in text
+
+
 def test_the_result_is_json_that_numpy_reads(chest, tmp_path):
     words = ["--camera", chest / "camera.json", "--intensity", "line_integral", "-o", tmp_path]
     done("register", chest / "ct.nii.gz", chest / "film.tif", *words)

@@ -91,6 +91,32 @@ def test_a_camera_a_film_is_the_same(chest, two, tmp_path):
     assert again["verdict"] == rig["verdict"]
 
 
+def test_a_second_answer_leaves_nothing_of_the_first(chest, two, tmp_path):
+    films, kept = [two / "ap.tif", two / "lat.tif", "--camera", two / "rig.json"], "overlay_3.png"
+    quick = [*LINES, "--restarts", 0, "--init", chest / "truth.json", "-o", tmp_path]
+    (tmp_path / kept).write_text("of the user")
+    said("register", chest / "ct.nii.gz", *films, *quick)
+    assert {"rig.json", "overlay_1.png", "overlay_2.png"} < set(files_below(tmp_path))
+    said("register", chest / "ct.nii.gz", films[0], "--camera", two / "ap.json", *quick)
+    one = {"overlay.png", "pose.json", "pose.tfm", "result.json", kept}
+    assert set(files_below(tmp_path)) == one
+    said("register", chest / "ct.nii.gz", *films, *quick)
+    assert set(files_below(tmp_path)) == one - {"overlay.png"} | {
+        "rig.json",
+        "overlay_1.png",
+        "overlay_2.png",
+    }
+
+
+def test_files_of_others_in_the_folder_stay(chest, two, tmp_path):
+    for name in ("rig.json", "overlay_1.png"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "result.json").write_text('{"method": "xreg drr", "film": ["a", "b"]}')
+    words = [two / "ap.tif", "--camera", two / "ap.json", "--init", chest / "truth.json", *LINES]
+    said("register", chest / "ct.nii.gz", *words, "-o", tmp_path)
+    assert {"rig.json", "overlay_1.png"} < set(files_below(tmp_path))
+
+
 def test_landmarks_start_it_where_the_header_cannot(chest, two, tmp_path):
     words = [two / "ap.tif", "--camera", two / "ap.json", *LINES]
     marks = ["--landmarks", two / "points.mrk.json", "--pixels", two / "ap.csv"]

@@ -9,7 +9,7 @@ from poses_of_body import moved, target_error
 import xreg
 from xreg import Camera, Volume, se3
 from xreg.errors import RegistrationError
-from xreg.registration import Body, RelativePrior, register_bodies
+from xreg.registration import Body, RelativePrior, ViewFreedom, register_bodies
 from xreg.registration.unknowns import Unknowns
 
 
@@ -60,7 +60,11 @@ def test_a_prior_decides_what_a_film_cannot(body, truth):
     middle = [se3.apply(p, body.center[None])[0] for p in (out.world_from_body, start)]
     assert abs(float((middle[0] - middle[1]) @ beam)) < 0.5
     assert 1.0 < float((beam @ out.covariance[3:, 3:] @ beam).sqrt()) < 100.0
-    assert "condition" not in out.reason
+    assert not out.accepted  # ten millimetres are not what acceptance promises
+    assert "determine the pose to" in out.reason
+    near = moved(body, (1, 1, 1), (0, 0, 0), truth)
+    tight = register_bodies([Body(body, near, prior=(5.0, 0.5))], film, camera)
+    assert tight.verdict.accepted, tight.verdict.reason
 
 
 def test_a_tight_relation_moves_two_bodies_as_one(halves, cameras):
@@ -100,3 +104,33 @@ def test_a_relation_needs_two_bodies(body):
         Unknowns([Body(body)], [], relations=[RelativePrior(0, 1, 1.0, 1.0)])
     with pytest.raises(RegistrationError, match="at least one body"):
         Unknowns([], [])
+
+
+@pytest.mark.parametrize(
+    "freedom",
+    [
+        ViewFreedom(0, pose=(0.0, 1.0)),
+        ViewFreedom(0, pose=(1.0, math.inf)),
+        ViewFreedom(0, focal=0.0),
+        ViewFreedom(0, principal=-2.0),
+        ViewFreedom(0, focal=math.nan),
+    ],
+)
+def test_a_freedom_has_a_width(body, camera, freedom):
+    with pytest.raises(RegistrationError, match=r"ViewFreedom\(.*above zero and finite; None is what"):
+        Unknowns([Body(body)], [camera], [freedom])
+
+
+@pytest.mark.parametrize("prior", [(0, 5), (5.0, 0.0), (-1.0, 5.0), (math.inf, 5.0)])
+def test_a_prior_has_a_width(body, prior):
+    with pytest.raises(RegistrationError, match=r"the prior of body 1.*above zero and finite"):
+        Unknowns([Body(body), Body(body, prior=prior)], [])
+    with pytest.raises(RegistrationError, match=r"RelativePrior\(.*above zero and finite"):
+        Unknowns([Body(body), Body(body)], [], relations=[RelativePrior(0, 1, *prior)])
+
+
+def test_a_view_has_one_freedom(body, camera):
+    both = [ViewFreedom(0, focal=0.02), ViewFreedom(0, principal=4.0)]
+    with pytest.raises(RegistrationError, match="view 0 has 2 ViewFreedoms; give it one"):
+        Unknowns([Body(body)], [camera], both)
+    assert Unknowns([Body(body)], [camera] * 2, [both[0], ViewFreedom(1, principal=4.0)]).count == 9

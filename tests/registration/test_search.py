@@ -1,6 +1,7 @@
 """Starts from nowhere, from several guesses, and from frame to frame."""
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from poses_of_body import moved, target_error
 
 import xreg
 from xreg import se3
-from xreg.errors import RegistrationError
+from xreg.errors import BackendError, GeometryError, InputWarning, RegistrationError
+from xreg.io import Radiograph
 from xreg.registration import SearchBox, SearchSettings, Tracker, locate, register_anywhere, register_best
+from xreg.registration.anatomy import Voxels
 from xreg.registration.search import Scout
 from xreg.registration.views import check_views
+from xreg.renderer import Beam
 
 SMALL = SearchSettings(samples=768, heat=8, finalists=2, grid_mm=6.0, evolution=0)
 
@@ -79,8 +83,14 @@ def test_evolution_without_its_package_is_explained(body, camera, film, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     scout = Scout(body, check_views(film, None, camera), torch.eye(4).double(), SearchBox(), SMALL)
-    with pytest.raises(RegistrationError, match=r"xreg\[search\]"):
+    with pytest.raises(BackendError, match=r"xreg\[search\]"):
         scout.evolve(torch.eye(4).double())
+    few = SearchSettings(samples=64, heat=3, finalists=1, grid_mm=8.0, evolution=0)
+    without = locate(body, film, camera, search=few)
+    with pytest.warns(InputWarning, match="package cmaes") as told:
+        found = locate(body, film, camera, search=replace(few, evolution=40, convincing=2.0))
+    assert len(told) == 1
+    assert torch.equal(found[0][0], without[0][0])
 
 
 def test_of_several_starts_the_best_answer_is_kept(body, camera, film, truth):
@@ -127,6 +137,53 @@ def test_tracker_follows_loses_and_finds_again(body, camera, sequence):
         assert target_error(body, frames[number].world_from_body, poses[number]) < 1.0
     assert target_error(body, frames[4].expected, poses[4]) < 0.5 * target_error(body, poses[3], poses[4])
     assert [f.number for f in tracker.frames] == list(range(9))
+
+
+def test_a_lost_frame_holds_where_the_body_was_last_seen(body, camera, sequence):
+    _, films = sequence
+    quick = SearchSettings(samples=64, heat=2, finalists=1, grid_mm=8.0, antipode=False, evolution=0)
+    tracker = Tracker(body, camera, sequence[0][0], search=quick)
+    *_, seen, lost = tracker.run([films[0], films[1], films[5]])
+    assert lost.lost
+    assert torch.equal(lost.world_from_body, seen.world_from_body)
+    assert target_error(body, lost.expected, seen.world_from_body) > 1.0
+    start = torch.as_tensor(moved(body, (1, 1, 1), (1, 2, 3)))
+    assert torch.equal(Tracker(body, camera, start, search=quick).update(films[5]).world_from_body, start)
+
+
+def test_a_mistake_of_the_caller_is_not_a_lost_body(body, camera, sequence):
+    films = sequence[1]
+    with pytest.raises(GeometryError, match=r"init .*reflection"):
+        Tracker(body, camera, np.diag([-1.0, 1, 1, 1]))
+    with pytest.raises(RegistrationError, match=r"one Camera.*Got str"):
+        Tracker(body, "camera.json")
+    with pytest.raises(RegistrationError, match=r"batch of shape \(2,\)"):
+        Tracker(body, xreg.Camera.stack([camera, camera]))
+    with pytest.raises(RegistrationError, match="takes a Volume"):
+        Tracker(films[0], camera)
+    with pytest.raises(RegistrationError, match="needs a camera"):
+        Tracker(body, None).update(films[0])
+    with pytest.raises(RegistrationError, match="as many films, cameras and masks"):
+        Tracker(body, [camera, camera]).update(films[:1])
+
+
+def test_a_tracker_takes_radiographs_that_bring_their_camera(body, camera, sequence):
+    poses, films = sequence
+    radiograph = Radiograph(
+        image=4000 * torch.exp(-films[0]), mask=torch.ones_like(films[0]) > 0, camera=camera, sign=1
+    )
+    frame = Tracker(body, None, poses[0]).update(radiograph)
+    assert not frame.lost
+    assert target_error(body, frame.world_from_body, poses[0]) < 1.0
+
+
+def test_what_cannot_be_searched_is_found_again_where_it_was_last_seen(body, camera, sequence):
+    """X-ray Gaussians and other anatomies: a search needs voxels, a registration does not."""
+    poses, films = sequence
+    tracker = Tracker(Voxels(body, Beam("joseph")), camera, poses[4])
+    frames = tracker.run([films[4], films[5], films[6]])
+    assert [(f.lost, f.recovered) for f in frames] == [(False, False), (True, False), (False, True)]
+    assert target_error(body, frames[2].world_from_body, poses[6]) < 1.0
 
 
 def test_tracker_distrusts_a_jump(body, camera, sequence):

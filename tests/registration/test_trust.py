@@ -7,8 +7,10 @@ import torch
 from poses_of_body import moved
 
 import xreg
-from xreg.registration import Settings
-from xreg.registration.trust import counted, model, probability_of
+from xreg import Camera
+from xreg.errors import RegistrationError
+from xreg.registration import Body, Settings, ViewFreedom, register_bodies, trust
+from xreg.registration.trust import condition_of, counted, model, needed_probability, probability_of
 
 
 def test_the_model_is_complete():
@@ -73,3 +75,58 @@ def test_a_restart_that_sees_nothing_does_not_confirm(body, camera, film, truth)
     out = xreg.register(body, film, camera, truth, settings=Settings(restart_mm=5000.0))
     assert out.verdict.evidence["restarts_apart_mm"] > 100
     assert out.verdict.probability < xreg.register(body, film, camera, truth).verdict.probability
+
+
+def test_without_restarts_an_answer_must_be_surer_by_itself():
+    threshold = model()["verdict"]["threshold"]
+    assert needed_probability(Settings(), confirmed=True) == threshold
+    assert needed_probability(Settings(restarts=0), confirmed=False) == 0.9 > threshold
+    assert needed_probability(Settings(shadow=9.0), confirmed=True) == 0.9
+    assert needed_probability(Settings(restarts=0, accept_probability=0.7), confirmed=False) == 0.7
+    with pytest.raises(RegistrationError, match="accept_probability must lie within 0 and 1"):
+        Settings(accept_probability=90)
+
+
+def test_what_no_restarts_confirm_is_not_accepted_for_a_fair_chance(body, camera, film, truth, monkeypatch):
+    monkeypatch.setattr(trust, "probability_of", lambda found: 0.75)
+    alone = xreg.register(body, film, camera, truth, settings=Settings(restarts=0))
+    assert not alone.accepted
+    assert "75 % only (needs 90 %)" in alone.reason
+    assert xreg.register(body, film, camera, truth).accepted
+    easy = Settings(restarts=0, accept_probability=0.7)
+    assert xreg.register(body, film, camera, truth, settings=easy).accepted
+
+
+@pytest.mark.parametrize("freedoms", [(), (ViewFreedom(0, principal=0.5),)], ids=["plain", "principal free"])
+@pytest.mark.parametrize("primary", [0, 10])
+def test_what_nothing_determines_has_a_large_deviation(body, truth, primary, freedoms):
+    """A parallel beam says nothing of depth, and a free principal point does not help."""
+    camera = Camera.parallel_beam(size=(80, 80), spacing=2.5, sdd=600, isocenter=body.center, primary=primary)
+    film = xreg.drr(body, camera, truth, integrator="exact")
+    start = moved(body, (1, 1, 1), (3, 4, 3), truth)
+    answer = register_bodies([Body(body, start)], film, camera, freedoms=freedoms)
+    out, beam = answer.bodies[0], camera.world_from_camera[:3, 2]
+    across = camera.world_from_camera[:3, 0]
+    assert float((beam @ out.covariance[3:, 3:] @ beam).sqrt()) > 50
+    assert float((across @ out.covariance[3:, 3:] @ across).sqrt()) < 2
+    assert out.verdict.evidence["condition"] > 1e6
+    assert not out.accepted
+    assert "condition number" in out.reason
+
+
+def test_the_condition_is_a_number_even_of_nothing():
+    assert condition_of(torch.zeros(6, 6, dtype=torch.float64), 1) == 1e18
+    matrix = torch.diag(torch.tensor([1.0, 1, 1, 1, 1, 4, 1e9], dtype=torch.float64))
+    assert condition_of(matrix, 1) == pytest.approx(4.0)  # of the pose, whatever the views' is
+
+
+def test_freedoms_of_one_view_do_not_hide_a_pose_that_is_determined(body, camera, film, truth):
+    """Two views, one of them with a loose calibration: the pose is as well determined as before."""
+    other = Camera.c_arm(
+        sdd=1000, sod=700, primary=-50, size=(96, 104), spacing=(3.0, 3.0), isocenter=body.center
+    )
+    films = [film, xreg.drr(body, other, truth)]
+    free = [ViewFreedom(1, focal=0.02, principal=10.0, pose=(0.3, 1.0))]
+    out = register_bodies([Body(body, truth)], films, [camera, other], freedoms=free)
+    assert out.verdict.evidence["condition"] < 2e3
+    assert out.verdict.accepted

@@ -11,7 +11,7 @@ from xreg.errors import RegistrationError
 from xreg.registration import Body, Settings, ViewFreedom, register_bodies
 from xreg.registration.settings import Level
 from xreg.registration.unknowns import Unknowns
-from xreg.registration.views import check_view, in_shadow, look, target_of
+from xreg.registration.views import binning, check_view, in_shadow, look, target_of
 from xreg.similarity import Term
 
 
@@ -129,3 +129,72 @@ def test_only_the_shadow_of_the_body_is_looked_at(body, camera, film, truth):
     small = in_shadow(target, unknowns, unknowns.start, 0, 10.0, settings)
     assert small.film.numel() < 0.5 * target.film.numel()
     assert small.fine(wide).size == tuple(small.pool * s for s in small.film.shape)
+
+
+def test_scattered_bad_pixels_are_masked_out(body, camera, film, truth):
+    """One pixel in fifty is not a number: nearly every coarse pixel holds one."""
+    bad = torch.rand(film.shape, generator=torch.Generator().manual_seed(1)) < 0.02
+    spoiled = torch.where(bad, torch.nan, film)
+    start = moved(body, (4, -4, 5), (8, 6, -9), truth)
+    whole = xreg.register(body, film, camera, start)
+    out = xreg.register(body, spoiled, camera, start, mask=~bad)
+    assert target_error(body, out.world_from_body, truth) < 1.0
+    assert target_error(body, out.world_from_body, whole.world_from_body) < 0.3
+    assert out.accepted
+
+
+def test_a_coarse_pixel_is_the_mean_of_its_valid_pixels(camera, film):
+    mask = torch.ones_like(film) > 0
+    mask[8:10, 4:8] = False  # half of a block of four, as a thin line
+    mask[40:48, 40:50] = False  # a hole: its blocks, also the one that it covers by half
+    level = Level(26, (Term(),))
+    target = target_of(check_view(film, mask, camera), level)
+    full = target_of(check_view(film, None, camera), level)
+    shift = film.double().mean() - film[mask].double().mean()
+    expected = film[10:12, 4:8].double().mean() - film[mask].double().mean()
+    assert target.n == 4
+    assert float(target.film[2, 1]) == pytest.approx(float(expected), abs=1e-5)
+    assert target.mask.logical_not().nonzero().tolist() == [[10, c] for c in (10, 11, 12)] + [
+        [11, c] for c in (10, 11, 12)
+    ]
+    far = (slice(14, None), slice(0, 26))
+    torch.testing.assert_close(target.film[far], full.film[far] + float(shift), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4, -1e5])
+def test_an_offset_of_the_film_does_not_cost_precision(body, camera, film, truth, offset):
+    start = moved(body, (3, -4, 5), (8, 6, -7), truth)
+    a = xreg.register(body, film, camera, start)
+    b = xreg.register(body, film.double() + offset, camera, start)
+    assert b.score == pytest.approx(a.score, abs=1e-4)
+    assert target_error(body, a.world_from_body, b.world_from_body) < 0.01
+
+
+def test_values_are_compared_where_the_term_asks_for_them(camera, film):
+    view = check_view(film + 3.0, None, camera)
+    values, contrast = (target_of(view, Level(52, (Term(kind=kind),))).film for kind in ("ssd", "ncc"))
+    blocks = torch.nn.functional.avg_pool2d((film + 3.0)[None], 2)[0]
+    torch.testing.assert_close(values, blocks, atol=1e-5, rtol=0)
+    assert abs(float(contrast.mean())) < 1e-4
+
+
+def test_a_film_may_be_any_numpy_array(body, camera, film, truth):
+    start = moved(body, (2, 2, 2), (4, 4, 4), truth)
+    plain = xreg.register(body, film, camera, start)
+    foreign = film.numpy().astype(">f4")
+    backwards = np.fliplr(np.fliplr(film.numpy()).copy())
+    mask = np.flipud(np.ones(film.shape, bool))
+    for other in (foreign, backwards):
+        out = xreg.register(body, other, camera, start, mask=mask)
+        assert torch.equal(out.world_from_body, plain.world_from_body)
+
+
+def test_a_long_and_narrow_film_is_registered(body, truth):
+    camera = Camera.c_arm(
+        sdd=1000, sod=700, size=(16, 1024), spacing=(9.0, 0.3), isocenter=body.center, primary=25
+    )
+    film = xreg.drr(body, camera, truth, integrator="siddon")
+    assert binning(check_view(film, None, camera), Level(32)) == 2
+    start = moved(body, (3, -3, 3), (9, -9, 9), truth)
+    out = xreg.register(body, film, camera, start)
+    assert target_error(body, out.world_from_body, truth) < 0.3 * target_error(body, start, truth)

@@ -64,10 +64,9 @@ Exit codes: 0 accepted, 1 failed, 2 wrong usage, 3 found but rejected."""
 @click.option(
     "--restarts",
     type=click.IntRange(0, 100),
-    default=0,
-    show_default=True,
     metavar="N",
-    help="Searches from beside the answer that shall confirm it: a surer verdict, for more time.",
+    help="Searches from beside the answer that shall confirm it; 0 saves their time, and then an answer must "
+    "be surer by itself.  [default: 2, with which the verdict was calibrated]",
 )
 @views_options
 @click.option(
@@ -299,16 +298,36 @@ def _write(
     from xreg.pictures import save_picture
 
     output.mkdir(parents=True, exist_ok=True)
-    one = len(films) == 1
-    names = ["overlay.png"] if one else [f"overlay_{n + 1}.png" for n in range(len(films))]
+    one, names = len(films) == 1, _overlays(len(films))
+    files = ["pose.json", "pose.tfm", *([] if one else ["rig.json"]), *names, "result.json"]
+    for name in _earlier_files(output) - set(files):
+        (output / name).unlink(missing_ok=True)
     save_result_pose(output, found, films[0].camera if one else None, made)
     if not one:
         save_rig(output / "rig.json", Rig(tuple(film.camera for film in films)))
     for name, picture in zip(names, pictures, strict=True):
         save_picture(output / name, picture)
     write_json(output / "result.json", {"schema": "xreg.result/1", "xreg": __version__, **result})
-    files = ["pose.json", "pose.tfm", *([] if one else ["rig.json"]), *names, "result.json"]
     result["files"] = [str(output / name) for name in files]
+
+
+def _overlays(films: int) -> list[str]:
+    return ["overlay.png"] if films == 1 else [f"overlay_{n + 1}.png" for n in range(films)]
+
+
+def _earlier_files(output: Path) -> set[str]:
+    """What an earlier run wrote that depends on the number of films, as its result.json tells."""
+    from xreg.errors import FileError
+    from xreg.io import read_json
+
+    try:
+        before = read_json(output / "result.json")
+    except FileError:  # no earlier run, or not one that ended
+        return set()
+    if not isinstance(before, dict) or before.get("method") != "xreg register":
+        return set()
+    films = len(before["film"]) if isinstance(before.get("film"), list) else 1
+    return {*_overlays(films), *(["rig.json"] if films > 1 else [])}
 
 
 def _view_lines(paths: Sequence[Path], films: Sequence[Radiograph]) -> list[tuple[str, str]]:

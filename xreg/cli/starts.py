@@ -161,7 +161,9 @@ def solve(
     film, camera = (
         (films[0], films[0].camera) if len(films) == 1 else (list(films), [f.camera for f in films])
     )
-    known = {"settings": registration.Settings(restarts=options["restarts"]), "on_step": teller(tell)}
+    restarts = options["restarts"]
+    settings = registration.Settings() if restarts is None else registration.Settings(restarts=restarts)
+    known = {"settings": settings, "on_step": teller(tell)}
     if start.kind == "search":
         hard = registration.SearchSettings() if _has_cmaes() else registration.SearchSettings(evolution=0)
         tell("looking through the box", key="search")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xreg.errors import GeometryError, RegistrationError
+from xreg.errors import BackendError, GeometryError, InputWarning, RegistrationError
 from xreg.geometry import se3
 from xreg.geometry.c_arm import half_turns
 from xreg.registration.register import Search, register_bodies
@@ -59,8 +60,8 @@ class SearchSettings:
 
     samples: coarse renders over the box.  heat: how many of the best are refined.  finalists: how many of
     these at double resolution.  grid_mm: voxels of the coarse volume.  antipode: also try the best from
-    behind.  evolution: generations of CMA-ES (needs the package cmaes) where the race ended below
-    `convincing`, 0 for none.
+    behind.  evolution: generations of CMA-ES where the race ended below `convincing`, 0 for none; without the
+    package cmaes the search ends there, with a warning.
     """
 
     samples: int = 4096
@@ -103,8 +104,7 @@ def locate(
         behind = [p for pose, _ in found[:2] for p in scout.antipodes(pose)]
         found = _sorted([*found, *scout.race(behind, RACE, len(behind))])
     if search.evolution and (not found or found[0][1] < search.convincing):
-        evolved = scout.evolve(found[0][0] if found else nominal)
-        found = _sorted([*found, *scout.race([evolved], RACE, 1)])
+        found = _sorted([*found, *scout.race(_evolved(scout, found[0][0] if found else nominal), RACE, 1)])
     if not found:
         raise RegistrationError(
             "no pose in the search box shows the volume in the film: check the camera, the box and the mask"
@@ -114,6 +114,16 @@ def locate(
             apart_poses([p for p, _ in found], search.finalists, volume.center), SECOND_HEAT, search.finalists
         )
     )
+
+
+def _evolved(scout: Scout, start: Tensor) -> list[Tensor]:
+    """What evolution finds from a start; nothing, with a warning, where its package is missing."""
+    try:
+        return [scout.evolve(start)]
+    except BackendError as error:
+        # What sampling and the race found is kept: evolution is only their last resort.
+        warnings.warn(f"nothing convincing was found, and {error}", InputWarning, stacklevel=3)
+        return []
 
 
 def register_anywhere(
@@ -239,11 +249,14 @@ class Scout:
         return near
 
     def evolve(self, start: Tensor) -> Tensor:
-        """The best pose that CMA-ES finds from a start, within the box's reach of it."""
+        """The best pose that CMA-ES finds from a start, within the box's reach of it.
+
+        BackendError without the package cmaes.
+        """
         try:
             from cmaes import CMA
         except ImportError as error:
-            raise RegistrationError(
+            raise BackendError(
                 "the search by evolution needs the package cmaes: pip install 'xreg[search]', or evolution=0"
             ) from error
         reach, near = self.box.reach, self.about(start)

@@ -29,14 +29,16 @@ class Level:
 class Settings:
     """Everything that `register` can be told beyond its data.
 
-    levels: coarse to fine.  beam: how renders are integrated; Joseph's derivative is that of its image,
-    where a march in fixed steps has one that is off by percents, and ends two to three times further away.
+    levels: coarse to fine.  beam: how renders are integrated; Joseph's derivative is that of its image, where
+    a march in fixed steps has one that is off by percents, and ends two to three times further away.
     length_scale (mm) balances rotation against translation: how far from the centre the anatomy that matters
     reaches.  step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a
-    result is not accepted.  robust: squared residual of a patch, 2 (1 - NCC), beyond which it counts less and
-    less; large: every patch counts alike.  shadow: None, or count only pixels within this distance (mm) of
-    the volume's shadow at the level's start, for a single bone in a film of a whole wrist.  restarts: how
-    many searches from beside the answer (restart_mm at the anatomy's edge) shall confirm it, for the verdict.
+    result is not accepted.  accept_probability: probability that an answer needs to be accepted; None: as
+    simulation showed, and more where there are no restarts or there is a shadow.  robust: squared residual of
+    a patch, 2 (1 - NCC), beyond which it counts less and less; large: every patch counts alike.  shadow:
+    None, or count only pixels within this distance (mm) of the volume's shadow at the level's start, for a
+    single bone in a film of a whole wrist.  restarts: how many searches from beside the answer (restart_mm at
+    the anatomy's edge) shall confirm it, for the verdict.
     """
 
     levels: tuple[Level, ...] = field(
@@ -55,9 +57,14 @@ class Settings:
     shadow: float | None = None
     restarts: int = 2
     restart_mm: float = 6.0
+    accept_probability: float | None = None
 
     def __post_init__(self) -> None:
         if not self.levels:
             raise RegistrationError("levels must hold at least one Level")
         if not self.length_scale > 0:
             raise RegistrationError(f"length_scale must be positive (mm), got {self.length_scale}")
+        if self.accept_probability is not None and not 0 <= self.accept_probability <= 1:
+            raise RegistrationError(
+                f"accept_probability must lie within 0 and 1, or be None, got {self.accept_probability}"
+            )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import Camera, se3
+from xreg.geometry._numbers import as_tensor
 from xreg.registration.anatomy import Anatomy
 from xreg.volume import Volume
 
@@ -22,7 +23,8 @@ class Body:
     is.
 
     init: world_from_body [4, 4] (default: where the volume's affine puts it).  prior: None, or (degrees, mm),
-    one standard deviation of the true pose about init, about each axis through the body's middle.
+    one standard deviation of the true pose about init, about each axis through the body's middle; both above
+    zero.
     """
 
     volume: Volume | Anatomy
@@ -50,7 +52,7 @@ class ViewFreedom:
     """What may be wrong with a view's calibration, each as one standard deviation; None is exact.
 
     focal: relative error of both focal lengths.  principal: px of the film as given, along u and v.
-    pose: (degrees, mm) of the camera about its own source.
+    pose: (degrees, mm) of the camera about its own source.  Each above zero; one ViewFreedom a view.
     """
 
     view: int
@@ -107,17 +109,33 @@ class Unknowns:
             raise RegistrationError("there must be at least one body")
         self.bodies, self.cameras = tuple(bodies), tuple(cameras)
         self.freedoms, self.relations = tuple(freedoms), tuple(relations)
+        self._check()
+        self.sigmas = torch.cat([torch.zeros(0, dtype=torch.float64), *(f.sigmas for f in self.freedoms)])
+        self.start = State(tuple(starting_pose(b) for b in self.bodies), torch.zeros_like(self.sigmas))
+        self.count = 6 * len(self.bodies) + len(self.sigmas)
+
+    def _check(self) -> None:
+        """RegistrationError for freedoms, relations and priors that cannot be."""
         for freedom in self.freedoms:
             if not 0 <= freedom.view < len(self.cameras) or not len(freedom.sigmas):
                 raise RegistrationError(
                     f"{freedom} does not name one of {len(self.cameras)} views and what is free"
                 )
+            _require_widths(freedom.sigmas.tolist(), f"{freedom}", "None is what is exact")
+        views = [freedom.view for freedom in self.freedoms]
+        twice = next((view for view in views if views.count(view) > 1), None)
+        if twice is not None:
+            raise RegistrationError(
+                f"view {twice} has {views.count(twice)} ViewFreedoms; give it one that names all that is free"
+            )
         for pair in self.relations:
             if pair.a == pair.b or not all(0 <= n < len(self.bodies) for n in (pair.a, pair.b)):
                 raise RegistrationError(f"{pair} does not name two of {len(self.bodies)} bodies")
-        self.sigmas = torch.cat([torch.zeros(0, dtype=torch.float64), *(f.sigmas for f in self.freedoms)])
-        self.start = State(tuple(_start(b) for b in self.bodies), torch.zeros_like(self.sigmas))
-        self.count = 6 * len(self.bodies) + len(self.sigmas)
+            _require_widths((pair.degrees, pair.mm), f"{pair}", "a small one, as 0.01, ties two bodies")
+        for number, body in enumerate(self.bodies):
+            if body.prior is not None:
+                what = f"the prior of body {number}, {body.prior}"
+                _require_widths(body.prior, what, "None is no prior, and a small width holds the body")
 
     def center(self, state: State, body: int) -> Float[Tensor, " 3"]:
         """Where a state puts a body's middle, world mm."""
@@ -214,8 +232,15 @@ def middle_of(volume: Volume | Anatomy, pose: Float[Tensor, "4 4"]) -> Float[Ten
     return se3.apply(pose, volume.center.to(pose)[None])[0]
 
 
-def _start(body: Body) -> Float[Tensor, "4 4"]:
-    pose = torch.eye(4, dtype=torch.float64) if body.init is None else torch.as_tensor(body.init).double()
+def _require_widths(widths: Sequence[float], what: str, advice: str) -> None:
+    """RegistrationError unless all are standard deviations: above zero and finite."""
+    if not all(math.isfinite(width) and width > 0 for width in widths):
+        raise RegistrationError(f"{what}: standard deviations must be above zero and finite; {advice}")
+
+
+def starting_pose(body: Body) -> Float[Tensor, "4 4"]:
+    """A body's init as a checked float64 pose; the identity where there is none."""
+    pose = torch.eye(4, dtype=torch.float64) if body.init is None else as_tensor(body.init).double()
     se3.require_rigid(pose, "init")
     if pose.shape != (4, 4):
         raise GeometryError(f"init must be one pose [4, 4], got shape {tuple(pose.shape)}")

@@ -14,21 +14,28 @@ from torch import Tensor
 
 from xreg.errors import ImageError, RegistrationError
 from xreg.geometry import Camera
+from xreg.geometry._numbers import as_tensor
 from xreg.registration.anatomy import Anatomy, anatomy_of
 from xreg.registration.settings import Level, Settings
 from xreg.registration.unknowns import State, Unknowns, ViewFreedom
 from xreg.similarity import Evidence, combine, evaluate
 
 FOOTPRINT = 0.02  # part of the densest ray above which a pixel is in a body's shadow
+COVERED = 0.5  # part of a coarse pixel that must be valid
+FEWEST = 8  # coarse pixels that a film's shorter side keeps, where it has as many
 
 
 @dataclass(frozen=True)
 class View:
-    """A film at full resolution, which of its pixels count, and its camera."""
+    """A film at full resolution, which of its pixels count, and its camera.
+
+    level: what was subtracted from the film, so that single precision holds its contrast.
+    """
 
     film: Float[Tensor, "H W"]
     mask: Bool[Tensor, "H W"]
     camera: Camera
+    level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,20 +78,21 @@ def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
         raise RegistrationError(
             f"register takes one camera a film, got a batch of shape {tuple(camera.batch_shape)}"
         )
-    film = torch.as_tensor(film).detach().float().cpu()
+    film = as_tensor(film).detach().double().cpu()
     if tuple(film.shape) != tuple(camera.size):
         raise ImageError(
             f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or "
             "bin the camera along with the film (camera.crop, camera.bin)"
         )
-    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
+    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else as_tensor(mask).bool().cpu()
     if valid.shape != film.shape:
         raise ImageError(f"mask must have the film's shape {tuple(film.shape)}, got {tuple(valid.shape)}")
     if not bool(torch.isfinite(film[valid]).all()):
         raise ImageError("film holds NaN or infinite pixels; mask them out or repair them")
-    if not bool(valid.any()) or float(film[valid].std()) < 1e-12:
+    level = film[valid].mean()
+    if not bool(valid.any()) or float(film[valid].std()) < 1e-12 * max(1.0, abs(float(level))):
         raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
-    return View(torch.where(valid, film, film[valid].mean()), valid, camera)
+    return View(torch.where(valid, film - level, 0.0).float(), valid, camera, float(level))
 
 
 def check_views(film: Any, mask: Any, camera: Any) -> list[View]:
@@ -114,19 +122,38 @@ def pixel_at(camera: Camera, point: Float[Tensor, " 3"]) -> float:
 
 
 def binning(view: View, level: Level) -> int:
-    """How many pixels of the film a level takes as one, along each axis."""
-    return 1 if level.pixels is None else max(1, math.ceil(max(view.camera.size) / level.pixels))
+    """How many pixels of the film a level takes as one, along each axis.
+
+    A long and narrow film is binned less, so that something is left of its shorter side.
+    """
+    if level.pixels is None:
+        return 1
+    longer, shorter = max(view.camera.size), min(view.camera.size)
+    return max(1, min(math.ceil(longer / level.pixels), shorter // FEWEST))
 
 
 def target_of(view: View, level: Level) -> Target:
-    """The view binned to a level's resolution."""
+    """The view binned to a level's resolution: means over the valid pixels of each block.
+
+    A block counts where half of it is valid and the rest are scattered pixels or thin lines; one that lies
+    across the edge of the field does not, for its mean would belong to another place.
+    """
     n = binning(view, level)
     pool = 2 if n % 2 == 0 and n >= 4 else 1
     height, width = (s // n * n for s in view.camera.size)
-    film, mask = view.film[:height, :width], view.mask[:height, :width]
-    small = F.avg_pool2d(film[None], n)[0]
-    valid = F.avg_pool2d(mask.float()[None], n)[0] > 0.999
-    return Target(small, valid, (0, 0, height, width), n, pool)
+    film, mask = view.film[:height, :width], view.mask[:height, :width].float()
+    if any(term.kind == "ssd" for term in level.terms):  # compares values, not only contrast
+        film = film + view.level
+    small, known, inside = F.avg_pool2d(torch.stack([film * mask, mask, _without_specks(mask)]), n)
+    # A whole block is not divided by a one that pooling has rounded.
+    small = torch.where(known > 0.999, small, small / known.clamp_min(1e-6))
+    return Target(small, (known >= COVERED) & (inside > 0.999), (0, 0, height, width), n, pool)
+
+
+def _without_specks(mask: Float[Tensor, "H W"]) -> Float[Tensor, "H W"]:
+    """The mask with holes of up to two pixels' width filled; its outer edge stays."""
+    grown = F.max_pool2d(mask[None], 3, 1, 1)
+    return 1 - F.max_pool2d(1 - grown, 3, 1, 1)[0]
 
 
 def in_shadow(
