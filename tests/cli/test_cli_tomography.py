@@ -2,12 +2,16 @@
 
 import json
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from xreg import Volume
 from xreg.cli import main
-from xreg.io import load_projections, save_volume
+from xreg.cli.scans import grid_of
+from xreg.io import VoxelGrid, load_projections, save_projections, save_volume
+from xreg.io.projections import ProjectionSet
 from xreg.phantom import chest_phantom
 
 
@@ -70,11 +74,142 @@ def test_what_is_wrong(scan, tmp_path):
 
 
 def test_fine_pixels_are_averaged_first(scan, tmp_path):
-    words = ("recon", scan[0], "-o", tmp_path / "a.nii", "--size", 8, "--iterations", 1)
-    for more, wanted in (((), 2), (("--bin", 1), 1), (("--method", "fdk"), 1)):
+    words = ("recon", scan[0], "-o", tmp_path / "a.nii", "--size", 8)
+    one = ("--iterations", 1)
+    for more, wanted in ((one, 2), ((*one, "--bin", 1), 1), (("--method", "fdk"), 1)):
         done = run(*words, *more, "--json")
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["binning"] == wanted
-    done = run(*words)
+    done = run(*words, *one)
     assert "20 views of 18×20 px, means of 2×2" in done.output
     assert run(*words, "--bin", 0).exit_code == 2
+
+
+@pytest.fixture
+def apart(scan):
+    """The scan about another place than the world's origin, with its grid and without."""
+    found = load_projections(scan[0])
+    move = torch.eye(4, dtype=torch.float64)
+    move[:3, 3] = torch.tensor([-100.0, 50.0, -30.0])
+    rig = found.cameras.map(lambda camera: camera.moved(move))
+    own = found.grid.affine.clone()
+    own[:3, 3] -= move[:3, 3]
+    return ProjectionSet(found.images, rig, VoxelGrid(found.grid.shape, own)), found.images, rig
+
+
+BOX = {"size": None, "side_mm": None, "center": None}
+
+
+def test_the_grid_that_the_set_states_says_what_options_leave_out(apart):
+    own = apart[0].grid
+    middle = own.center.tolist()
+    assert middle != pytest.approx([0.0, 0.0, 0.0], abs=20)
+    assert grid_of(apart[0], BOX) is own
+    for given, shape, edge in (
+        ({"size": 12, "side_mm": 90.0}, (12, 12, 12), 90.0),
+        ({"size": 12}, (12, 12, 12), 360.0),
+        ({"side_mm": 90.0}, (24, 24, 24), 90.0),
+    ):
+        grid = grid_of(apart[0], BOX | given)
+        assert (grid.shape, grid.center.tolist()) == (shape, pytest.approx(middle))
+        assert grid.extent == pytest.approx((edge,) * 3, rel=1e-4)
+    for given in ({"center": (1.0, 2.0, 3.0)}, {"center": (1.0, 2.0, 3.0), "size": 10}):
+        assert grid_of(apart[0], BOX | given).center.tolist() == pytest.approx([1.0, 2.0, 3.0])
+    bare = ProjectionSet(apart[1], apart[2])
+    for given in ({}, {"size": 12}, {"side_mm": 90.0}, {"center": (0.0, 0.0, 0.0)}):
+        with pytest.raises(click.UsageError, match="states no grid: give --size and --side-mm"):
+            grid_of(bare, BOX | given)
+    assert grid_of(bare, BOX | {"size": 4, "side_mm": 9.0}).center.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_cube_that_no_ray_meets_is_refused_by_every_method(apart, tmp_path):
+    save_projections(tmp_path / "scan", apart[0])
+    words = ("recon", tmp_path / "scan", "-o", tmp_path / "a.nii", "--size", 4, "--side-mm", 20)
+    for method in ("fdk", "sirt", "os-sart", "cgls", "fista-tv"):
+        done = run(*words, "--center", 100, 0, 1500, "--method", method)
+        assert done.exit_code == 1
+        assert "no ray of any view meets the grid" in done.output
+    assert not (tmp_path / "a.nii").exists()
+
+
+def test_options_that_a_method_does_not_have_are_refused(scan, tmp_path):
+    words = ("recon", scan[0], "-o", tmp_path / "a.nii")
+    for more, said in (
+        (("--iterations", 0), "0 is not in the range"),
+        (("--subsets", 0), "0 is not in the range"),
+        (("--seconds", 0), "0.0 is not in the range"),
+        (("--method", "fdk", "--seconds", 3), "--seconds is for sirt, os-sart, cgls, fista-tv"),
+        (("--method", "cgls", "--subsets", 3), "--subsets is for os-sart, fista-tv, and not for cgls"),
+        (("--method", "sirt", "--weight", 0.1), "--weight is for fista-tv, and not for sirt"),
+        (("--window", "hann"), "--window is for fdk, and not for fista-tv"),
+    ):
+        done = run(*words, *more)
+        assert done.exit_code == 2, more
+        assert said in " ".join(done.output.split())
+
+
+def test_simulate_asks_for_its_folder_before_the_march(scan, tmp_path):
+    ct = scan[0].parent / "ct.nii.gz"
+    done = run("splat", "simulate", ct, "-o", tmp_path / "missing" / "dir" / "scan", "--size", 4096)
+    assert done.exit_code == 1
+    assert "missing/dir does not exist; make it first" in done.output
+
+
+FAST = ("--iterations", 1, "--count", 100, "--init", "fdk", "--size", 10)
+
+
+def test_a_fit_that_is_there_is_not_overwritten_without_a_word(scan, tmp_path):
+    out = tmp_path / "fitted"
+    words = ("splat", "fit", scan[0], "-o", out, *FAST)
+    done = run(*words, "--json")
+    assert done.exit_code == 0, done.output
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    for more in ((), ("--resume", "--overwrite")):
+        again = run(*words, *more, "--seed", 1)
+        assert again.exit_code == 2
+        assert "--resume" in again.output
+        assert "--overwrite" in again.output
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    (out / "notes.txt").write_text("mine")
+    again = run(*words, "--overwrite", "--seed", 1, "--prior", tmp_path / "none.nii")
+    assert again.exit_code == 1  # nothing is lost where the options are wrong
+    assert {path.name for path in out.iterdir()} == {*first, "notes.txt"}
+    again = run(*words, "--overwrite", "--seed", 1)
+    assert again.exit_code == 0, again.output
+    assert (out / "notes.txt").is_file()
+    assert (out / "gaussians.ply").read_bytes() != first["gaussians.ply"]
+    other = run(*words[:-1], 11, "--resume", "--seed", 1)
+    assert other.exit_code == 1
+    assert "another grid" in other.output
+
+
+def test_a_fit_without_a_box_names_the_options_and_makes_no_folder(apart, tmp_path):
+    save_projections(tmp_path / "scan", ProjectionSet(apart[1], apart[2]))
+    words = ("splat", "fit", tmp_path / "scan", "-o", tmp_path / "out", "--iterations", 1, "--count", 100)
+    done = run(*words)
+    assert done.exit_code == 2
+    assert "give --size and --side-mm (and --center)" in done.output
+    assert not (tmp_path / "out").exists()
+    middle = [round(v, 3) for v in apart[0].grid.center.tolist()]
+    done = run(*words, "--init", "fdk", "--size", 10, "--side-mm", 360, "--center", *middle)
+    assert done.exit_code == 0, done.output
+    volume = Volume.load(tmp_path / "out" / "volume.nii.gz", units="mu")
+    assert volume.center.tolist() == pytest.approx(middle, abs=0.01)
+
+
+def test_a_reconstruction_is_a_prior(scan, tmp_path):
+    """It is in 1/mm, which is told from its range; so is a CT, whose 1/mm are not the scan's."""
+    done = run("recon", scan[0], "-o", tmp_path / "a.nii.gz", "--iterations", 2)
+    assert done.exit_code == 0, done.output
+    words = ("splat", "fit", scan[0], *FAST[:4], "--json")
+    done = run(*words, "-o", tmp_path / "out", "--prior", tmp_path / "a.nii.gz")
+    assert done.exit_code == 0, done.output
+    assert "multiplied" not in done.stderr
+    assert json.loads(done.stdout)["psnr_3d_db"] > 25
+    done = run(*words, "-o", tmp_path / "out", "--overwrite", "--units", "mu")
+    assert done.exit_code == 2
+    assert "--units goes with --prior" in done.output
+    done = run(*words, "-o", tmp_path / "ct", "--prior", scan[0].parent / "ct.nii.gz")
+    assert done.exit_code == 0, done.output
+    assert "the prior was multiplied by" in done.stderr
+    assert json.loads(done.stdout)["psnr_3d_db"] > 25

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xreg.errors import FileError, GaussianError
+from xreg.errors import FileError, GaussianError, GeometryError, InputWarning
 from xreg.geometry import Camera, Rig
 from xreg.io import VoxelGrid
 from xreg.io.projections import ProjectionSet
@@ -18,6 +18,7 @@ from xreg.splat.control import split_and_prune
 from xreg.splat.density import image_maps, solve_density
 from xreg.splat.losses import roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
+from xreg.splat.prior import matched_prior, on_grid
 from xreg.splat.start import default_count, uniform_gaussians
 from xreg.splat.views import corrected, views_of
 from xreg.tomography import Projector
@@ -26,12 +27,16 @@ GRID = VoxelGrid.box((20, 22, 24), (120.0, 110.0, 100.0), (4.0, -3.0, 5.0))
 QUICK = FitSettings(init="fdk", count=600, iterations=20, voxel_steps=15, check_every=10)
 
 
-def ball(radius: float, at: tuple[float, float, float]) -> torch.Tensor:
+def places(grid: VoxelGrid) -> torch.Tensor:
+    """World places of voxels, [D, H, W, 3]."""
     index = torch.stack(
-        torch.meshgrid(*[torch.arange(float(n)) for n in GRID.shape], indexing="ij")[::-1], -1
+        torch.meshgrid(*[torch.arange(float(n)) for n in grid.shape], indexing="ij")[::-1], -1
     )
-    place = index.double() @ GRID.affine[:3, :3].T + GRID.affine[:3, 3] - GRID.center
-    away = (place - torch.tensor(at, dtype=torch.float64)).norm(dim=-1).float()
+    return index.double() @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+def ball(radius: float, at: tuple[float, float, float]) -> torch.Tensor:
+    away = (places(GRID) - GRID.center - torch.tensor(at, dtype=torch.float64)).norm(dim=-1).float()
     return ((radius - away) / 5 + 0.5).clamp(0, 1)
 
 
@@ -75,6 +80,41 @@ def test_a_fit_that_was_broken_off_ends_with_the_same_bits(scan, tmp_path) -> No
         assert torch.equal(one, other), name
 
 
+def test_splits_go_on_with_the_same_bits(scan, tmp_path) -> None:
+    """The checkpoint lies between two splits, so the pull since the last one is needed."""
+    settings = replace(QUICK, init="uniform", count=200, grow_every=4, iterations=18, check_every=6)
+    file = tmp_path / "checkpoint.safetensors"
+    whole = fit(scan, settings)
+    fit(scan, settings, checkpoint=file, tell=lambda report: report.phase == "views" and report.step == 6)
+    rest = fit(scan, settings, checkpoint=file, resume=True)
+    assert len(rest.gaussians) == len(whole.gaussians)
+    for (name, one), (_, other) in zip(whole.gaussians.items(), rest.gaussians.items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("what", ["grid", "films", "cameras", "prior"])
+def test_a_fit_does_not_go_on_with_other_data(scan, truth, tmp_path, what) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    settings = replace(QUICK, count=100, voxel_steps=1, iterations=1)
+    fit(scan, settings, checkpoint=file)
+    shifted = Rig(
+        tuple(c.replace(K=c.K + torch.tensor([[0, 0, 4.0], [0, 0, 0], [0, 0, 0]])) for c in scan.cameras)
+    )
+    images = scan.images.clone()
+    images[0, 15, 18:22] = images[0, 15, 18:22].flip(0)  # their sum stays
+    other, known = {
+        "grid": (scan, {"grid": VoxelGrid.box(GRID.shape, (132.0, 121.0, 110.0), GRID.center)}),
+        "films": (replace(scan, images=images), {}),
+        "cameras": (replace(scan, cameras=shifted), {}),
+        "prior": (scan, {"prior": GRID.volume(truth)}),
+    }[what]
+    words = {"grid": r"another grid .*110 .*121", "prior": r"no prior \(there is one now\)"}
+    with pytest.raises(GaussianError, match=f"belongs to a fit with {words.get(what, f'other {what}')}"):
+        fit(other, settings, checkpoint=file, resume=True, **known)
+    with pytest.raises(GaussianError, match="another grid"):
+        fit(scan, settings, checkpoint=file, resume=True, grid=VoxelGrid.box(16, 120.0, GRID.center))
+
+
 def test_certain_rays_count_more(scan, truth) -> None:
     top = float(scan.images.max())
     noise = torch.randn(scan.images.shape, generator=torch.Generator().manual_seed(0))
@@ -109,6 +149,35 @@ def test_other_starts_and_losses(scan, truth) -> None:
     assert quality(prior, truth) > quality(uniform, truth)
     positive = fit(scan, replace(base, nonnegative=True, held_out=0.0))
     assert float(positive.gaussians.density.min()) >= 0
+
+
+def test_a_prior_of_another_unit_is_brought_to_that_of_the_films(scan, truth) -> None:
+    settings = replace(QUICK, count=300, voxel_steps=5, iterations=10)
+    plain = fit(scan, settings, prior=GRID.volume(truth))
+    with pytest.warns(InputWarning, match="multiplied by 0.14"):
+        other = fit(scan, settings, prior=GRID.volume(7 * truth))
+    torch.testing.assert_close(other.volume().mu, plain.volume().mu, rtol=0, atol=2e-5)
+    assert psnr(other.volume().mu, truth, data_range=0.04) > quality(other, truth)  # it is finished
+    with pytest.raises(GaussianError, match="nothing in common"):
+        fit(scan, settings, prior=GRID.volume(0.02 * ball(12, (0, 0, 44))))
+    views, away = views_of(scan, GRID, 0.0, 0), GRID.volume(0.02 * ball(12, (16, 10, 20)))
+    with pytest.warns(InputWarning, match="multiplied"), pytest.warns(InputWarning, match="correlate"):
+        matched_prior(away, views)
+    with pytest.raises(GeometryError, match="no ray of any view meets"):
+        fit(scan, settings, prior=VoxelGrid.box(GRID.shape, 100.0, (0, 0, 900.0)).volume(truth))
+
+
+def test_a_prior_is_read_on_the_grid_of_the_fit(truth) -> None:
+    """Linear values come out as they are, from coarser voxels that lie elsewhere and from finer ones."""
+
+    def plane(grid: VoxelGrid) -> torch.Tensor:
+        return 0.01 * (places(grid) @ torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)) + 1
+
+    for n, edge in ((9, 160.0), (60, 150.0)):
+        other = VoxelGrid.box(n, edge, (1.0, 2.0, -3.0))
+        found = on_grid(other.volume(plane(other)), GRID)
+        torch.testing.assert_close(found, plane(GRID), rtol=0, atol=1e-3)
+    assert torch.equal(on_grid(GRID.volume(truth), GRID), truth)
 
 
 def test_voxels_for_linear_interpolation_are_freed_of_its_blur(scan, truth) -> None:
@@ -147,6 +216,22 @@ def test_a_matrix_and_its_transpose(scan) -> None:
     x = torch.randn(len(body), generator=generator, dtype=torch.float64)
     y = torch.randn(10, 32, 36, generator=generator, dtype=torch.float64)
     assert float((forward(x) * y).sum()) == pytest.approx(float((x * transposed(y)).sum()), rel=1e-10)
+
+
+def test_a_lattice_has_the_mean_of_all_views(scan) -> None:
+    """The first view is turned away, and the others tell the density alike."""
+    lost = Rig(tuple(c.replace(K=c.K + torch.tensor([[0, 0, 900.0 * (n == 0)], [0, 0, 0], [0, 0, 0]]))
+                     for n, c in enumerate(scan.cameras)))  # fmt: skip
+    images = scan.images.clone()
+    images[0] = 0
+    whole = uniform_gaussians(views_of(scan, GRID, 0.0, 0), GRID, 60)
+    part = uniform_gaussians(views_of(ProjectionSet(images, lost, GRID), GRID, 0.0, 0), GRID, 60)
+    assert float(part.density[0]) == pytest.approx(float(whole.density[0]), rel=0.02)
+    drawn = torch.stack([whole.render(camera) for camera in scan.cameras])
+    assert float(drawn.mean()) == pytest.approx(float(scan.images.mean()), rel=1e-4)
+    aside = VoxelGrid.box(4, 40.0, GRID.center + torch.tensor([0, 0, 400.0]))
+    with pytest.raises(GaussianError, match="no view sees"):
+        uniform_gaussians(views_of(scan, GRID, 0.0, 0), aside, 60)
 
 
 def test_solved_densities_are_those_of_least_squares(scan) -> None:
@@ -219,6 +304,16 @@ def test_bad_input_is_named(scan) -> None:
         fit(ProjectionSet(scan.images, scan.cameras), QUICK)
     with pytest.raises(GaussianError, match="nothing to fit"):
         fit(ProjectionSet(scan.images * 0, scan.cameras, GRID), QUICK)
+    with pytest.raises(FileError, match="does not exist; make it first"):
+        fit(scan, QUICK, checkpoint="/no/such/folder/x.safetensors")
+    with pytest.raises(GaussianError, match="needs checkpoint="):
+        fit(scan, QUICK, resume=True)
+    flat = VoxelGrid.box(GRID.shape, (144.0, 110.0, 100.0), GRID.center)
+    with pytest.raises(GaussianError, match="voxels that are cubes, got 6×5×5 mm"):
+        fit(scan, replace(QUICK, voxels="linear"), grid=flat)
+    for rates in ((0.01, 0.003), (0.01, 0.003, 0.003, math.nan), (0.01, 0.003, -0.003, 0.0), 0.01):
+        with pytest.raises(GaussianError, match="rates must be four"):
+            FitSettings(rates=rates)
     for wrong in ({"init": "noise"}, {"views": 0}, {"held_out": 0.7}, {"seconds": -1.0}, {"count": 0}):
         with pytest.raises(GaussianError):
             FitSettings(**wrong)

@@ -95,6 +95,29 @@ def test_each_line_of_an_arc_counts_once(arc):
         assert np.abs(total - 1).max() < 5e-3
 
 
+def test_an_arc_of_a_displaced_detector_is_told_of():
+    """Where both sides see the whole object nothing is lost, and nothing is said."""
+    wide = circle(60, 230, principal_point=(41.5, 21.5))
+    assert error(reconstructed(wide), body()) < 0.13
+    cut = circle(60, 230, size=(44, 44), principal_point=(33.5, 21.5))
+    with pytest.warns(InputWarning, match="displaced and the scan is an arc.*fista_tv and os_sart"):
+        found = reconstructed(cut)
+    assert error(found, body()) > 0.4  # it is as bad as it says
+
+
+def test_a_grid_that_no_ray_meets_is_refused_by_all():
+    away = VoxelGrid.box(8, 40.0, (0.0, 0.0, 900.0))
+    camera = circle(3)
+    images = torch.ones(3, 44, 60)
+    with pytest.raises(GeometryError, match="no ray of any view meets the grid"):
+        fdk(images, camera, away)
+    for adjoint in ("exact", "voxel"):  # of os_sart, sirt, cgls and fista_tv
+        with pytest.raises(GeometryError, match="no ray of any view meets the grid"):
+            Projector(camera, away, adjoint=adjoint)
+    corner = VoxelGrid.box(8, 40.0, GRID.center + torch.tensor([0.0, 0.0, 88.0]))
+    assert float(Projector(camera, corner).forward(torch.ones(corner.shape)).max()) > 0
+
+
 @pytest.mark.parametrize("window", ["ramp", "shepp-logan", "cosine", "hamming", "hann"])
 def test_windows_leave_low_frequencies_alone(window):
     response = Filter(window).response(512, 2.0)

@@ -55,6 +55,36 @@ def test_a_line_integral_in_scene_units(chest):
     assert found.projections.truth.mu.unique().tolist() == pytest.approx([0.5 * 2 / 300])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"detector": (0, 8)}, "detector must be two positive integers"),
+        ({"detector": (8, 8.5)}, "detector must be"),
+        ({"detector_side": (4.0, 0.0)}, "detector_side must be two positive"),
+        ({"offset": (math.inf, 0.0)}, "offset must be two finite"),
+        ({"angles": (0.0, math.nan)}, "angles must be finite"),
+        ({"angles": ()}, "angles must be finite"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(GeometryError, match=said):
+        Protocol(**wrong)
+
+
+def test_a_detector_that_misses_the_cube_is_refused_before_the_march(chest):
+    with pytest.raises(GeometryError, match="no ray of any view meets the grid"):
+        simulate(chest, Protocol(size=8, views=3, detector=(8, 8), offset=(40.0, 0.0)))
+
+
+def test_a_detector_that_sees_only_air_is_refused():
+    mu = torch.zeros(9, 9, 9)
+    mu[4, 4, 4] = 0.5
+    volume = Volume(mu, torch.diag(torch.tensor([10.0, 10.0, 10.0, 1.0])).double())
+    side = Protocol(size=9, views=3, detector=(8, 8), detector_side=(0.2, 0.2), offset=(0.0, 0.8))
+    with pytest.raises(GeometryError, match="anything but air"):
+        simulate(volume, side)
+
+
 def test_noise_is_that_of_the_counts():
     volume = Volume(torch.full((6, 6, 6), 0.5), torch.diag(torch.tensor([30.0, 30.0, 30.0, 1.0])).double())
     protocol = Protocol(size=6, views=40, detector=(48, 48), photons=2e4, electronic=10.0, noise="tigre")

@@ -157,6 +157,15 @@ def test_the_step_size_of_a_fine_detector_is_found_on_a_coarse_one(films):
     assert _quick_norm(projector, films) == pytest.approx(projector.norm(films), rel=0.01)
 
 
+def test_pixels_as_coarse_as_voxels_are_not_halved_for_the_step_size():
+    projector = Projector(circle(8, size=(64, 64), spacing=(9.0, 9.0)), GRID)
+    images = projector.forward(body())
+    norm = projector.norm(images)
+    assert _quick_norm(projector, images) == pytest.approx(norm, rel=0.01)
+    halved = Projector([camera.bin(2) for camera in projector.cameras], GRID)
+    assert 2 * halved.norm(images[:, ::2, ::2]) > 1.2 * norm  # steps would be that much too short, squared
+
+
 def test_subsets_that_nobody_names_hold_three_views_or_more():
     assert [usual_subsets(n) for n in (1, 2, 3, 8, 9, 25, 75, 500)] == [1, 1, 1, 2, 3, 8, 8, 8]
 

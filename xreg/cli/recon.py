@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, binned, check_file, said_of, shared
+from xreg.cli.options import PATH, check_file, said_of, shared
+from xreg.cli.scans import ONE_OR_MORE, POSITIVE, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -17,27 +18,33 @@ if TYPE_CHECKING:
     from xreg.io import ProjectionSet, VoxelGrid
     from xreg.tomography import Iteration
 
-METHODS = ("fdk", "sirt", "os-sart", "cgls", "fista-tv")
+TAKES = {  # of the options that not every method has
+    "fdk": ("window",),
+    "sirt": ("iterations", "seconds"),
+    "os-sart": ("iterations", "subsets", "seconds"),
+    "cgls": ("iterations", "seconds"),
+    "fista-tv": ("iterations", "subsets", "weight", "seconds"),
+}
 WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 
 
 @verb("recon", "Reconstruct a volume from projections.")
 @click.argument("projections", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Volume to write, .nii or .nii.gz, in 1/mm.")
-@click.option("--method", type=click.Choice(METHODS), default="fista-tv", show_default=True)
-@click.option("--size", type=int, help="Voxels along the cube.  [default: the grid that the set states]")
-@click.option("--side-mm", type=float, help="The cube's edge, with --size where the set states no grid.")
+@click.option("--method", type=click.Choice(list(TAKES)), default="fista-tv", show_default=True)
+@click.option("--window", type=click.Choice(WINDOWS), help="FDK's filter.  [default: hann]")
+@click.option("--iterations", type=ONE_OR_MORE, help="At most.  [default: by method]")
 @click.option(
-    "--center", type=float, nargs=3, metavar="X Y Z", help="Middle of that cube, mm.  [default: the origin]"
+    "--subsets", type=ONE_OR_MORE, help="Subsets of views.  [default: one for three views, 8 at most]"
 )
-@click.option("--window", type=click.Choice(WINDOWS), default="hann", show_default=True, help="FDK's filter.")
-@click.option("--iterations", type=int, help="At most.  [default: by method]")
-@click.option("--subsets", type=int, help="Subsets of views.  [default: one for three views, 8 at most]")
-@click.option("--weight", type=float, help="Of total variation.  [default: by noise and number of views]")
-@click.option("--seconds", type=float, help="Time budget of an iterative method.")
+@click.option(
+    "--weight",
+    type=click.FloatRange(min=0),
+    help="Of total variation.  [default: by noise and number of views]",
+)
+@click.option("--seconds", type=POSITIVE, help="Time budget of an iterative method.")
 @shared("binning", "Mean of n×n pixels first.  [default: 1 for FDK, else what leaves 1.3 pixels a voxel]")
-@click.option("--unit-mm", type=float, help="Millimetres in R²-Gaussian's unit of length.")
-@click.option("--i0", type=float, help="Unattenuated value of a DICOM run.  [default: from the image]")
+@scan_options
 def command(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Reconstruct PROJECTIONS: a folder of `xreg splat simulate` or R²-Gaussian, a NAF pickle, RTK's
     geometry XML beside its stack, or a rotating DICOM run.
@@ -50,17 +57,16 @@ def command(terminal: Terminal, projections: Path, output: Path, **options: Any)
     """
     import torch
 
-    from xreg.io import load_projections, save_volume
+    from xreg.io import save_volume
 
+    _check_options(options)
     if not output.name.endswith((".nii", ".nii.gz")):
         raise click.BadParameter(f"{output} must end in .nii or .nii.gz.", param_hint="'-o'")
     check_file(output)
     clock = Clock()
-    given = {name: options[name] for name in ("unit_mm", "i0") if options[name] is not None}
+    binning = 1 if options["method"] == "fdk" and options["binning"] is None else options["binning"]
     with terminal.working(f"reading {projections}"), clock.part("read"):
-        scan = load_projections(projections, **given)
-        grid, one_pass = _grid(scan, options), options["method"] == "fdk"
-        scan, n = binned(scan, grid, options["binning"] or (1 if one_pass else None))
+        scan, grid, n = read_scan(projections, options, binning=binning)
     with terminal.working(options["method"]) as tell, clock.part("reconstruct"):
         mu = _reconstruct(scan, grid, options, tell)
     quality = _quality(scan, grid, mu)
@@ -94,15 +100,14 @@ def command(terminal: Terminal, projections: Path, output: Path, **options: Any)
     }
 
 
-def _grid(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid:
-    from xreg.io import VoxelGrid
-
-    size, side = options["size"], options["side_mm"]
-    if scan.grid is not None and side is None and not options["center"]:
-        return scan.grid if size is None else VoxelGrid.box(size, max(scan.grid.extent), scan.grid.center)
-    if size is None or side is None:
-        raise click.UsageError("the set states no grid: give --size and --side-mm (and --center).")
-    return VoxelGrid.box(size, side, options["center"] or (0.0, 0.0, 0.0))
+def _check_options(options: dict[str, Any]) -> None:
+    """UsageError for an option that the method does not have."""
+    method = options["method"]
+    names = {name for each in TAKES.values() for name in each}
+    for name in sorted(names - set(TAKES[method])):
+        if options[name] is not None:
+            others = ", ".join(other for other, takes in TAKES.items() if name in takes)
+            raise click.UsageError(f"--{name} is for {others}, and not for {method}.")
 
 
 def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], tell: Tell) -> Tensor:
@@ -125,14 +130,15 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
 
     method, images = options["method"], scan.images
     if method == "fdk":
-        return fdk(images, scan.cameras, grid, filter=Filter(options["window"]))
+        return fdk(images, scan.cameras, grid, filter=Filter(options["window"] or "hann"))
     parallel = any(camera.parallel for camera in scan.cameras)
     exact = method in ("cgls", "fista-tv") or parallel
     projector = Projector(scan.cameras, grid, adjoint="exact" if exact else "voxel")
     known = {"on_iteration": step, "seconds": options["seconds"]}
-    if options["iterations"]:
+    if options["iterations"] is not None:
         known["iterations"] = options["iterations"]
-    groups = {"subsets": options["subsets"] or usual_subsets(len(scan))}
+    subsets = options["subsets"]
+    groups = {"subsets": usual_subsets(len(scan)) if subsets is None else subsets}
     if method == "fista-tv":
         known = {"iterations": USUAL_PASSES, "rays": ray_weights(images), **known}
         return fista_tv(projector, images, weight=options["weight"], **known, **groups)

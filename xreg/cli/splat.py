@@ -71,6 +71,8 @@ def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict
     check_folder(output)
     if output.exists():
         raise FileError(f"{output}: exists already; choose another name")
+    if not output.parent.is_dir():
+        raise FileError(f"{output}: the folder {output.parent} does not exist; make it first")
     side, angles = options.pop("side_mm"), options.pop("angles")
     protocol = Protocol(**options, angles=tuple(angles) or None)
     clock = Clock()

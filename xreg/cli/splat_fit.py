@@ -9,7 +9,6 @@ import click
 
 from xreg.cli.options import (
     PATH,
-    binned,
     check_file,
     check_folder,
     read_camera,
@@ -17,11 +16,11 @@ from xreg.cli.options import (
     said_of,
     shared,
 )
+from xreg.cli.scans import POSITIVE, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
 if TYPE_CHECKING:
-    from xreg.io import ProjectionSet, VoxelGrid
     from xreg.splat.fitting import Report
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -32,31 +31,40 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
 @click.option("--init", type=click.Choice(["tv", "fdk", "uniform"]), default="tv", show_default=True)
 @click.option("--prior", type=PATH, help="CT of the same place to begin with, in place of --init.")
-@click.option("--count", type=int, help="Most Gaussians.  [default: one to 10 voxels or 16 rays]")
+@shared(
+    "units", "What a NIfTI prior holds: CT numbers or 1/mm.  [default: told from the range]",
+    default=None, show_default=False,
+)  # fmt: skip
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Most Gaussians.  [default: one to 10 voxels or 16 rays]"
+)
 @click.option(
     "--voxels", type=click.Choice(["samples", "linear"]), default="samples", show_default=True,
     help="What voxels stand for: 'linear' where the projections were marched through voxels of this grid.",
 )  # fmt: skip
-@click.option("--seconds", type=float, help="Time budget.")
-@click.option("--iterations", type=int, help="Most steps on views.  [default: 200, or what --seconds allows]")
-@click.option("--size", type=int, help="Voxels along the box.  [default: the grid that the set states]")
-@click.option("--side-mm", type=float, help="The box's edge, with --size where the set states no grid.")
+@click.option("--seconds", type=POSITIVE, help="Time budget.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=0),
+    help="Most steps on views.  [default: 200, or what --seconds allows]",
+)
+@scan_options
 @click.option("--poses", is_flag=True, help="Refine the pose of every view.")
 @click.option("--intrinsics", is_flag=True, help="With --poses: also the detector's offset and distance.")
 @click.option("--held-out", type=float, default=0.02, show_default=True, help="Part of the rays kept out.")
 @shared("binning")
 @shared("device")
 @click.option("--resume", is_flag=True, help=f"Go on from OUTPUT/{CHECKPOINT}.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where OUTPUT holds an earlier fit.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Fit Gaussians to PROJECTIONS (what `xreg recon` reads), and write them (.safetensors, .ply), their
-    volume, metrics, a comparison and a turntable into a folder.
+    volume, metrics, a comparison and a turntable into a folder. An earlier fit there is kept: --resume goes
+    on with it, --overwrite takes its place.
 
     \b
         xreg splat fit scan -o fitted --seconds 60
     """
-    from xreg.errors import GaussianError
-    from xreg.io import load_projections
     from xreg.splat import FitSettings
     from xreg.splat import fit as run
     from xreg.splat.report import FILES, write_report
@@ -64,20 +72,23 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
 
     if options["intrinsics"] and not options["poses"]:
         raise click.UsageError("--intrinsics goes with --poses.")
+    if options["units"] and not options["prior"]:
+        raise click.UsageError("--units goes with --prior.")
     check_folder(output)
-    clock = Clock()
-    with terminal.working(f"reading {projections}"), clock.part("read"):
-        scan = load_projections(projections)
-        grid = _box(scan, options)
-        scan, n = binned(scan, grid or scan.grid, options["binning"])
-        scan = scan.to(options["device"])
-        prior = None if options["prior"] is None else Volume.load(options["prior"])
+    files = (CHECKPOINT, *FILES)
+    _check_output(output, files, options)
     names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
+    clock, prior = Clock(), options["prior"]
+    with terminal.working(f"reading {projections}"), clock.part("read"):
+        scan, grid, n = read_scan(projections, options, binning=options["binning"])
+        scan = scan.to(options["device"])
+        prior = None if prior is None else Volume.load(prior, units=options["units"] or "auto")
     file = output / CHECKPOINT
-    if options["resume"] and not file.is_file():
-        raise GaussianError(f"{file}: is not there, so there is nothing to resume; leave --resume out")
     output.mkdir(parents=True, exist_ok=True)
+    if not options["resume"]:
+        for name in files:
+            (output / name).unlink(missing_ok=True)
     with terminal.working("fitting") as tell, clock.part("fit"):
         result = run(
             scan, settings, grid=grid, prior=prior, checkpoint=file, resume=options["resume"],
@@ -136,17 +147,22 @@ def render(terminal: Terminal, gaussians: Path, output: Path, **options: Any) ->
     }  # fmt: skip
 
 
-def _box(scan: ProjectionSet, options: dict[str, Any]) -> VoxelGrid | None:
-    """The box as the options say, None where the set's own is meant."""
-    from xreg.io import VoxelGrid
+def _check_output(output: Path, files: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Before any work: an earlier fit is not lost without a word, and one that goes on is there."""
+    from xreg.errors import GaussianError
 
-    if options["size"] is None and options["side_mm"] is None:
-        return None
-    known = scan.grid
-    if options["size"] is None or (known is None and options["side_mm"] is None):
-        raise click.UsageError("a box takes --size, and --side-mm where the set states no grid.")
-    side = options["side_mm"] or max(known.extent)
-    return VoxelGrid.box(options["size"], side, (0.0, 0.0, 0.0) if known is None else known.center)
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume goes on with OUTPUT; --overwrite begins anew: give one.")
+    if options["resume"] and not (output / CHECKPOINT).is_file():
+        raise GaussianError(
+            f"{output / CHECKPOINT}: is not there, so there is nothing to resume; leave --resume out"
+        )
+    there = [name for name in files if (output / name).exists()]
+    if there and not (options["resume"] or options["overwrite"]):
+        words = "--resume to go on with it, " if CHECKPOINT in there else ""
+        raise click.UsageError(
+            f"{output} holds an earlier fit ({', '.join(there)}): give {words}another folder, or --overwrite."
+        )
 
 
 def _tell(tell: Tell, report: Report, budget: float | None) -> None:

@@ -2,22 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import FileError, GaussianError
-from xreg.io.tensors import load_tensors, save_tensors
+from xreg.geometry import Camera
+from xreg.io.tensors import checksum, load_tensors, save_tensors
+from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.adam import NAMES, Parameters
 from xreg.splat.gaussians import Gaussians
 from xreg.splat.settings import FitSettings
+from xreg.volume import Volume
 
-SCHEMA = "xreg.gaussian_fit/5"
+SCHEMA = "xreg.gaussian_fit/6"
 GAIN = 0.01  # of the misfit of held-out rays, from one look to a later one
+_PRIOR = {  # by whether there was none, and whether there is none now
+    (False, False): "another prior",
+    (False, True): "a prior (there is none now)",
+    (True, False): "no prior (there is one now)",
+}
 FREE = ("seconds", "iterations", "patience")  # settings that may change when a fit goes on
+
+
+def identity(
+    films: Float[Tensor, "V H W"], cameras: Sequence[Camera], grid: VoxelGrid, prior: Volume | None
+) -> dict[str, Any]:
+    """What a fit is of, as plain JSON values: its grid, hashes of its films, nominal cameras and prior."""
+    rig = json.dumps([camera.to_dict() for camera in cameras], sort_keys=True)
+    return {
+        "grid": grid.to_dict(),
+        "films": checksum({"films": films}),
+        "cameras": hashlib.sha256(rig.encode()).hexdigest(),
+        "prior": None if prior is None else checksum({"mu": prior.mu, "affine": prior.affine}),
+    }
+
+
+def require_same(path: str | PathLike, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """GaussianError, naming what differs, where a checkpoint is not of these films, cameras, grid, prior."""
+    other = [name for name in now if was.get(name) != now[name]]
+    if not other:
+        return
+    said = {
+        "grid": f"another grid (it was {_grid_said(was.get('grid'))}, now {_grid_said(now['grid'])})",
+        "films": "other films", "cameras": "other cameras",
+        "prior": _PRIOR.get((was.get("prior") is None, now["prior"] is None)),
+    }  # fmt: skip
+    raise GaussianError(
+        f"{path}: belongs to a fit with {' and '.join(said[name] for name in other)}; use the same, or fit "
+        "without resume"
+    )
+
+
+def _grid_said(grid: Mapping[str, Any] | None) -> str:
+    if grid is None:
+        return "unknown"
+    known = VoxelGrid.from_dict(grid)
+    size, edges, middle = (
+        " ".join(f"{v:.6g}" for v in each) for each in (known.shape, known.extent, known.center.tolist())
+    )
+    return f"{size} voxels (D, H, W) with edges of {edges} mm about {middle} mm"
 
 
 @dataclass
@@ -62,12 +114,24 @@ class Checkpoint:
     adam_steps: int
     state: dict[str, Any]
     first: Tensor | None = None
+    pull: Tensor | None = None
 
     def restore(self, parameters: Parameters) -> None:
         """Give Adam its moments back."""
         parameters.steps = self.adam_steps
         for name, pair in self.moments.items():
             parameters.moments[name] = tuple(m.to(parameters.values[name].device) for m in pair)
+
+
+def check_file(checkpoint: str | PathLike | None, resume: bool) -> None:
+    """Before any work: GaussianError to resume from nothing, FileError where no checkpoint can be written."""
+    if checkpoint is None:
+        if resume:
+            raise GaussianError("resume=True needs checkpoint=, the file to go on from")
+        return
+    folder = Path(checkpoint).parent
+    if not folder.is_dir():
+        raise FileError(f"{checkpoint}: the folder {folder} does not exist; make it first")
 
 
 def write_checkpoint(
@@ -78,15 +142,18 @@ def write_checkpoint(
     state: dict[str, Any],
     *,
     first: Tensor | None = None,
+    pull: Tensor | None = None,
 ) -> None:
-    """Write where a fit stands; first: the volume that it began from.  Raises FileError."""
+    """Write where a fit stands; first: the volume that it began from; pull: that of `split_and_prune`.
+
+    Raises FileError.
+    """
     tensors = {f"now.{n}": v.detach() for n, v in parameters.values.items()}
     for n, (mean, square) in parameters.moments.items():
         tensors |= {f"mean.{n}": mean, f"square.{n}": square}
     if progress.best is not None:
         tensors |= {f"best.{n}": v for n, v in progress.best.items()}
-    if first is not None:
-        tensors["first"] = first
+    tensors |= {name: value for name, value in (("first", first), ("pull", pull)) if value is not None}
     tensors["generator"] = progress.generator.get_state()
     about = {
         "settings": settings.to_dict(), "state": state, "step": progress.step, "order": progress.order,
@@ -112,7 +179,10 @@ def read_checkpoint(path: str | PathLike, settings: FitSettings) -> Checkpoint:
             generator, about["step"], about["order"], [tuple(h) for h in about["history"]], best,
             about["least"], about["since"], about["state"]["seconds"],
         )  # fmt: skip
-        found = Checkpoint(progress, now, moments, about["adam_steps"], about["state"], tensors.get("first"))
+        found = Checkpoint(
+            progress, now, moments, about["adam_steps"], about["state"], tensors.get("first"),
+            tensors.get("pull"),
+        )  # fmt: skip
     except (KeyError, TypeError, RuntimeError) as error:
         raise FileError(f"{path}: is damaged or no checkpoint ({error}); {remedy}") from error
     mine = settings.to_dict()

@@ -25,8 +25,8 @@ def split_and_prune(
 ) -> tuple[int, int]:
     """Drop the weak, and split those of the largest pull along their longest axis; (dropped, split).
 
-    pull: mean norm of each mean's gradient since the last call.  Dropped: strength below ``prune`` of the
-    largest.  Split: at most ``share`` of what is left, and no more than ``most`` in the end.  The halves
+    pull: sum of the norms of each mean's gradients since the last call.  Dropped: strength below ``prune`` of
+    the largest.  Split: at most ``share`` of what is left, and no more than ``most`` in the end.  The halves
     stand one sigma apart, SHRINK times narrower along the axis, with densities that keep the sum's integral.
     Deterministic.
     """

@@ -18,13 +18,21 @@ from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.ops.splatting import splat, voxelize
 from xreg.splat.adam import Parameters
-from xreg.splat.checkpoint import Progress, read_checkpoint, write_checkpoint
+from xreg.splat.checkpoint import (
+    Progress,
+    check_file,
+    identity,
+    read_checkpoint,
+    require_same,
+    write_checkpoint,
+)
 from xreg.splat.control import split_and_prune
 from xreg.splat.density import image_maps, solve_density
 from xreg.splat.finish import FINISHED, RESERVE, finished_voxels
 from xreg.splat.gaussians import Gaussians, widened
 from xreg.splat.losses import data_term, random_block, roughness, ssim_views
 from xreg.splat.poses import Correction, refine_poses
+from xreg.splat.prior import matched_prior, on_grid
 from xreg.splat.settings import FitSettings
 from xreg.splat.start import (
     default_count,
@@ -63,8 +71,8 @@ class FitResult:
     """gaussians: those of the best look at the held-out rays.  cameras: as corrected.  history: every look,
     as (step, count, seconds, misfit).  correction: of the poses, None where they were not refined.  seconds:
     by phase.  hat: variance (mm²) by which the Gaussians are wider than the volume's, see `volume`.
-    finished: voxels [D, H, W] as `finished_voxels` makes them, 1/mm; None of other starts than FISTA-TV, and
-    of a fit that was told to end.
+    finished: voxels [D, H, W] as `finished_voxels` makes them, 1/mm; None of other starts than FISTA-TV or a
+    prior, and of a fit that was told to end.
     """
 
     gaussians: Gaussians
@@ -98,7 +106,16 @@ class FitResult:
 
 
 def hat_variance(grid: VoxelGrid) -> float:
-    """By what linear interpolation between voxels widens a Gaussian, mm² along each axis."""
+    """By what linear interpolation between voxels widens a Gaussian, mm² along each axis.
+
+    GaussianError for voxels that are no cubes, between which it widens more along one axis than another.
+    """
+    if max(grid.spacing) > 1.01 * min(grid.spacing):
+        spacing = "×".join(f"{s:.4g}" for s in grid.spacing)
+        raise GaussianError(
+            f"voxels='linear' needs voxels that are cubes, got {spacing} mm; use voxels='samples', or a grid "
+            "of one spacing"
+        )
     return HAT * grid.voxel_mm3 ** (2 / 3)
 
 
@@ -116,7 +133,8 @@ def fit(
     """Fit Gaussians to projections.
 
     scan: line integrals and cameras, of any geometry.  grid: the box (default: the scan's).  prior: a CT
-    of the same place to begin with, in place of ``settings.init``.  checkpoint: a .safetensors file, written
+    of the same place to begin with, in place of ``settings.init``, in any unit of attenuation: it is
+    multiplied by what brings it to the films' (`matched_prior`).  checkpoint: a .safetensors file, written
     at every look at the held-out rays; resume: go on from it, with the same bits as without the break.  tell:
     is given a `Report` now and then; True ends the fit.  clock: seconds, for the time budget.
 
@@ -128,7 +146,9 @@ def fit(
         raise GaussianError(
             "a fit needs a box: pass grid=VoxelGrid.box(size, edge_mm), as the set states none"
         )
+    check_file(checkpoint, resume)
     run = _Run(scan, settings, grid, checkpoint, tell, clock)
+    run.identity = identity(run.views.films, run.nominal, grid, prior)
     if resume:
         run.resume()
     else:
@@ -154,13 +174,13 @@ class _Run:
         self.count = settings.count or default_count(grid, self.views.films.numel())
         self.weights = self.views.weights
         size = self.views.films.square() if settings.loss == "l2" else self.views.films.abs()
-        self.total = float(self.views.films.double().sum())  # by which a checkpoint knows its projections
         self.tv = settings.tv * tv_weight(self.views.films)
         self.unit, self.hat = float(size.mean()), hat_variance(grid) if settings.voxels == "linear" else 0.0
         self.seconds: dict[str, float] = {}
         self.progress = Progress(generator=torch.Generator().manual_seed(settings.seed))
         self.peak, self.stopped = 0.0, False
         self.first: Tensor | None = None
+        self.identity: dict[str, Any] = {}  # of its data, by which a checkpoint knows them
 
     # ---- time and talk ----
 
@@ -182,6 +202,9 @@ class _Run:
     def begin(self, prior: Volume | None) -> None:
         began = self.spent
         self.tell("start", 0, 1)
+        if prior is not None:
+            prior = matched_prior(prior, self.views)
+            self.first = on_grid(prior, self.grid)
         self.adopt(self.start(prior))
         self.seconds["start"] = self.spent - began
         if self.settings.poses:
@@ -209,7 +232,6 @@ class _Run:
                     )
                 prior = self.grid.volume(mu)
                 self.first = mu if s.init == "tv" else None
-            prior = prior if prior.mu.device == self.views.films.device else prior.to(self.views.films.device)
             self.peak = float(prior.mu.max())
             made = first_gaussians(prior, s, count, finished=lambda _: self.late(2 * START_SHARE))
         return replace(made, energy_kev=self.energy, provenance={"fit": s.to_dict()})
@@ -319,23 +341,24 @@ class _Run:
             raise GaussianError(f"the fit diverged at step {step}; smaller rates may hold it")
         self.progress.note(body, (step, len(body), round(self.spent, 3), misfit))
         if self.file is not None:
+            pull = self.pull if self.settings.grow_every else None
             write_checkpoint(
-                self.file, self.progress, self.parameters, self.settings, self.state(), first=self.first
-            )
+                self.file, self.progress, self.parameters, self.settings, self.state(), first=self.first,
+                pull=pull,
+            )  # fmt: skip
         self.tell("views", step, self.settings.steps, misfit)
 
     # ---- to and from the disk ----
 
     def state(self) -> dict[str, Any]:
-        fixed = {"peak": self.peak, "seconds": self.spent, "films": self.total}
+        fixed = {"peak": self.peak, "seconds": self.spent, "of": self.identity}
         if self.correction is not None:
             fixed["correction"] = [self.correction.change.tolist(), self.correction.common.tolist()]
         return fixed
 
     def resume(self) -> None:
         found = read_checkpoint(self.file, self.settings)
-        if abs(found.state["films"] - self.total) > 1e-6 * abs(found.state["films"]):
-            raise GaussianError(f"{self.file}: was made from other projections; fit without resume")
+        require_same(self.file, found.state["of"], self.identity)
         if self.settings.poses and "correction" in found.state:
             change, common = (torch.tensor(v, dtype=torch.float64) for v in found.state["correction"])
             self.correction = Correction(change, common)
@@ -344,6 +367,8 @@ class _Run:
         start = replace(found.now.to(self.views.films.device), energy_kev=self.energy)
         self.adopt(replace(start, provenance={"fit": self.settings.to_dict()}))
         found.restore(self.parameters)
+        if found.pull is not None:
+            self.pull = found.pull.to(self.pull)
         self.progress = found.progress
         self.tell("resumed", self.progress.step, self.settings.steps)
 

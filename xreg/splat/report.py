@@ -20,6 +20,7 @@ from xreg.io.projections import ProjectionSet
 from xreg.metrics import psnr, ssim_volume
 from xreg.splat.fitting import FitResult, draw, view_psnr
 from xreg.splat.gaussians import Gaussians
+from xreg.splat.views import corrected
 from xreg.volume import Volume
 
 SCHEMA = "xreg.gaussian_metrics/1"
@@ -39,8 +40,9 @@ def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = N
     """Metrics on the absolute scale; 3D ones where the truth is on the fit's grid.
 
     psnr_3d_db and ssim_3d: of the volume's densities, range 1 in the source's unit (`scan.scale`);
-    gaussians_psnr_3d_db: of the Gaussians' alone.  views_db: of the views
-    that were fitted; held_out_views_db: of the set's held-out views; both with the largest pixel as range.
+    gaussians_psnr_3d_db: of the Gaussians' alone.  views_db: of the views that were fitted;
+    held_out_views_db: of the set's held-out views, by `held_out_cameras`; both with the largest pixel as
+    range.
     held_out_views_min_max_db: each view stretched from 0 to 1 by its own extremes, as X-Gaussian's papers
     have it, which is blind to gain and offset.  volume: that of the result, where it is at hand.
     """
@@ -48,8 +50,7 @@ def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = N
     found["views_db"] = view_psnr(body, scan.images, result.cameras)
     found["held_out_rays_rms"] = min((look[3] for look in result.history), default=None)
     if scan.held_out is not None:
-        test = scan.held_out
-        drawn, films = draw(body, test.cameras), test.images.cpu()
+        drawn, films = draw(body, held_out_cameras(result, scan)), scan.held_out.images.cpu()
         found["held_out_views_db"] = psnr(drawn, films, data_range=float(films.max()))
         found["held_out_views_min_max_db"] = min_max_db(drawn, films)
     truth = scan.truth
@@ -71,6 +72,18 @@ def measure(result: FitResult, scan: ProjectionSet, *, volume: Volume | None = N
             "distance_factor": math.exp(float(common[2])),
         }
     return found
+
+
+def held_out_cameras(result: FitResult, scan: ProjectionSet) -> tuple[Camera, ...]:
+    """Cameras of the held-out views with what was found wrong with the detector of all views.
+
+    Their own poses stay as they are, for nothing was told of them.
+    """
+    nominal, correction = tuple(scan.held_out.cameras), result.correction
+    if correction is None or not bool(correction.common.any()):
+        return nominal
+    still = torch.zeros(6, dtype=torch.float64)
+    return tuple(corrected(camera, still, correction.common, result.grid.center) for camera in nominal)
 
 
 def min_max_db(images: Float[Tensor, "V H W"], truth: Float[Tensor, "V H W"]) -> float:
@@ -108,8 +121,9 @@ def comparison(
     volume: that of the result, where it is at hand.
     """
     test = scan.held_out
-    images, cameras = (scan.images, result.cameras) if test is None else (test.images, test.cameras)
-    film, camera = images[0], cameras[0]
+    film, camera = scan.images[0], result.cameras[0]
+    if test is not None:
+        film, camera = test.images[0], held_out_cameras(result, scan)[0]
     with torch.no_grad():
         drawn = result.gaussians.render(camera)
     kind = "film" if test is None else "view kept out"

@@ -88,6 +88,13 @@ class FitSettings:
             )
         if self.voxels not in VOXELS:
             raise GaussianError(f"voxels must be 'samples' or 'linear', got {self.voxels!r}")
+        rates = self.rates
+        if not (isinstance(rates, tuple | list) and len(rates) == 4 and all(map(_is_rate, rates))):
+            raise GaussianError(
+                "rates must be four finite numbers of zero or more (mean, log-scale, rotation, density), got "
+                f"{rates!r}"
+            )
+        object.__setattr__(self, "rates", tuple(rates))
         least = {"voxel_steps": 0, "views": 1, "tv_block": 4, "density_every": 0,
                  "density_iterations": 1, "grow_every": 0, "check_every": 1, "patience": 1,
                  "pose_rounds": 1, "finish_passes": 0}  # fmt: skip
@@ -121,3 +128,7 @@ class FitSettings:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0

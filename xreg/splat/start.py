@@ -77,10 +77,10 @@ def first_gaussians(
 
 
 def uniform_gaussians(views: Views, grid: VoxelGrid, count: int) -> Gaussians:
-    """Round Gaussians on a lattice in the box, all of one density, at which images have the right mean.
+    """Round Gaussians on a lattice in the box, all of one density, at which all images have the right mean.
 
     After the uniform cuboids of X-Gaussian (Y. Cai et al., ECCV 2024).  Raises GaussianError below one
-    Gaussian.
+    Gaussian, or where no view sees any.
     """
     edges = torch.tensor(grid.extent, dtype=torch.float64)
     pitch = float((edges.prod() / count) ** (1 / 3))
@@ -98,6 +98,8 @@ def uniform_gaussians(views: Views, grid: VoxelGrid, count: int) -> Gaussians:
     turn = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).to(mean).repeat(n, 1)
     made = Gaussians(mean, log_scale, turn, torch.ones_like(mean[:, 0]))
     with torch.no_grad():
-        image = made.render(views.cameras[0])
-    share = float(views.films[0].mean()) / max(float(image.mean()), 1e-30)
+        seen = sum(float(made.render(camera).double().sum()) for camera in views.cameras)
+    if not seen > 0:
+        raise GaussianError("no view sees any Gaussian of the lattice; check the cameras and the grid")
+    share = float(views.films.double().sum()) / seen
     return Gaussians(mean, log_scale, turn, torch.full_like(mean[:, 0], share))

@@ -15,7 +15,7 @@ from xreg.io.projections import ProjectionSet
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.gaussians import Gaussians
 from xreg.tomography.noise import ray_weights
-from xreg.tomography.projector import check_projections, list_of, require_outside
+from xreg.tomography.projector import check_projections, list_of, require_in_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def views_of(
     cameras = list_of(scan.cameras)
     if len({camera.parallel for camera in cameras}) > 1:
         raise GeometryError("the views of a fit must all be pinholes or all parallel beams, got both")
-    require_outside(cameras, grid)
+    require_in_view(cameras, grid)
     check_projections(scan.images, (len(cameras), *cameras[0].size))
     if not float(scan.images.max()) > 0:
         raise GaussianError("no ray of the projections is above zero: there is nothing to fit")

@@ -64,7 +64,7 @@ def _one_view(image: Tensor, matrix: list[list[float]], i: Tensor, j: Tensor, k:
 
 def pixels_a_voxel(cameras: Sequence[Camera], grid: VoxelGrid) -> int:
     """How many pixels a voxel's edge covers in the middle of the grid, rounded; at least 1."""
-    return _block(_pixels_across(cameras[0], grid) + 0.5, cameras[0])
+    return _block(pixels_across(cameras[0], grid) + 0.5, cameras[0])
 
 
 def usual_binning(cameras: Sequence[Camera], grid: VoxelGrid) -> int:
@@ -73,7 +73,7 @@ def usual_binning(cameras: Sequence[Camera], grid: VoxelGrid) -> int:
     As large as leaves 1.3 pixels to a voxel's edge in the middle of the grid: finer pixels take time and tell
     such voxels nothing more, coarser ones lose (at 64³, 25 views: 0.1 dB gained with 1.4, 1.2 lost with 0.9).
     """
-    return _block(_pixels_across(cameras[0], grid) / _FINE_ENOUGH, cameras[0])
+    return _block(pixels_across(cameras[0], grid) / _FINE_ENOUGH, cameras[0])
 
 
 def _block(edge: float, camera: Camera) -> int:
@@ -81,7 +81,7 @@ def _block(edge: float, camera: Camera) -> int:
     return int(max(1, min(edge, *(n // 2 for n in camera.size))))
 
 
-def _pixels_across(camera: Camera, grid: VoxelGrid) -> float:
+def pixels_across(camera: Camera, grid: VoxelGrid) -> float:
     """Pixels along a voxel's shortest edge, in the middle of the grid."""
     focal, depth = float(camera.focal.detach().amin()), 1.0
     if not camera.parallel:

@@ -22,12 +22,13 @@ from xreg.geometry import Camera, Rig
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.tomography.backproject import back_project
 from xreg.tomography.orbit import Orbit, orbit_of
-from xreg.tomography.projector import check_projections, list_of, require_outside
+from xreg.tomography.projector import check_projections, list_of, require_in_view
 
 WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 _OFFSET = (
     0.1  # of the detector's half width: beyond it the blend of a displaced detector uses all the overlap
 )
+_THIN = 0.02  # of the densest column's mean: below it there is air
 _EVEN = 1.0  # px of displacement that is none
 
 
@@ -86,12 +87,13 @@ def fdk(
 
     A full circle counts each ray half; where the detector is displaced (half fan) rays seen once count whole,
     with a smooth change between (Wang).  An arc of 180° plus the fan angle or more has Parker's weights.
-    Less than that is no complete scan: weights are cut short, with an InputWarning.  What lies outside every
-    ray is zero.  Raises GeometryError and ImageError.  No gradient.
+    Less than that is no complete scan: weights are cut short, with an InputWarning; and so is an arc of a
+    displaced detector whose narrow side cuts the object.  What lies outside every ray is zero.  Raises
+    GeometryError and ImageError.  No gradient.
     """
     filter = filter or Filter()
     views = list_of(cameras)
-    require_outside(views, grid)
+    require_in_view(views, grid)
     check_projections(images, (len(views), *views[0].size))
     orbit = orbit_of(views, tolerance=tolerance)
     images = images.detach()
@@ -99,6 +101,8 @@ def fdk(
         images, views = torch.rot90(images, 1, (-2, -1)), [camera.rotate90(1) for camera in views]
     fans = torch.stack([_fan(camera, orbit, float(a)) for camera, a in zip(views, orbit.angles, strict=True)])
     weights = redundancy(orbit, fans)
+    if not orbit.full:
+        _warn_of_displacement(images, fans)
     left, right = _missing(views)  # beyond a displaced detector's near end, where filtered rows are not zero
     filtered = images.new_empty(*images.shape[:2], images.shape[2] + left + right)
     for i, camera in enumerate(views):
@@ -155,6 +159,22 @@ def _parker(orbit: Orbit, fans: Tensor) -> Tensor:
     down = torch.sin(math.pi / 4 * (math.pi + 2 * delta - beta) / (delta + gamma).clamp_min(tiny)) ** 2
     ones = torch.ones_like(up)
     return torch.where(beta < 2 * (delta - gamma), up, torch.where(beta <= math.pi - 2 * gamma, ones, down))
+
+
+def _warn_of_displacement(images: Float[Tensor, "V h w"], fans: Float[Tensor, "V w"]) -> None:
+    """InputWarning where an arc's detector is displaced, and its wide side sees what the other does not."""
+    low, high = fans.amin(-1, keepdim=True), fans.amax(-1, keepdim=True)
+    uneven = (high + low).abs() > _OFFSET * (high - low) / 2
+    once = uneven & (fans.abs() > torch.minimum(high, -low) + 1e-9)
+    columns = images.mean(1).cpu()
+    if bool((columns[once] > _THIN * float(columns.max())).any()):
+        warnings.warn(
+            "the detector is displaced and the scan is an arc: beyond the detector's narrow side most lines "
+            "of the object are measured once or never, so FDK of it is wrong. fista_tv and os_sart do better "
+            "there",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _fan(camera: Camera, orbit: Orbit, angle: float) -> Float[Tensor, " w"]:

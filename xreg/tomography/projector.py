@@ -19,6 +19,11 @@ from xreg.tomography.backproject import back_project, footprint
 ADJOINTS = ("exact", "voxel")
 _RULES = ("joseph", "siddon", "exact")
 _POWER_STEPS = 30
+_FAR = 1e6  # mm: where the rays of a camera without a detector are taken to end
+_NOT_MET = (
+    "no ray of any view meets the grid; check the cameras (poses, detector offset and side), and the middle "
+    "and edges of the grid (mm)"
+)
 
 
 class Projector:
@@ -30,11 +35,11 @@ class Projector:
 
     adjoint: 'exact' is the transpose of ``forward`` to rounding, ⟨Ax, y⟩ = ⟨x, Aᵀy⟩: what CGLS needs.
     'voxel' approximates it for pinholes: each voxel looks its pixels up (bilinear) and weighs them by how
-    many rays a voxel meets there.  It is some ten times faster on a CPU, and within a few per cent of the
-    exact one for smooth images; OS-SART and FISTA tolerate it.
+    many rays a voxel meets there.  It is three to four times faster on a CPU, and within a few per cent of
+    the exact one for smooth images; OS-SART and FISTA tolerate it.
 
-    Raises GeometryError for views of different sizes, a missing sdd, or a source inside the grid (which a
-    wrong unit of length gives).
+    Raises GeometryError for views of different sizes, a missing sdd, a source inside the grid (which a wrong
+    unit of length gives), or where no ray of any view meets the grid.
     """
 
     def __init__(
@@ -56,10 +61,10 @@ class Projector:
             raise GeometryError(
                 "adjoint='voxel' is for pinhole cameras; use adjoint='exact' in a parallel beam"
             )
-        require_outside(self.cameras, grid)
+        require_in_view(self.cameras, grid)
         self.rays = torch.stack([_rays(camera, grid) for camera in self.cameras])
         self._metric = metric_of(grid.affine[:3, :3])
-        self._norms: dict[torch.dtype, float] = {}
+        self._norms: dict[tuple[torch.dtype, float], float] = {}
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -110,7 +115,8 @@ class Projector:
         like: a tensor whose dtype and device to work in.  Deterministic, as AᵀA has no negative entry and its
         first eigenvector no zero; kept for the next call.  It ends where the square changes by ``tolerance``.
         """
-        if like.dtype not in self._norms:
+        key = like.dtype, tolerance
+        if key not in self._norms:
             x = torch.ones(self.grid.shape, dtype=like.dtype, device=like.device)
             square = 0.0
             for _ in range(_POWER_STEPS):
@@ -118,11 +124,11 @@ class Projector:
                 x = self.adjoint(self.forward(x))
                 last, square = square, float(x.norm())
                 if square == 0.0:
-                    raise GeometryError("no ray of any view meets the grid; check the cameras and its place")
+                    raise GeometryError(_NOT_MET)
                 if abs(square - last) < tolerance * square:
                     break
-            self._norms[like.dtype] = square**0.5
-        return self._norms[like.dtype]
+            self._norms[key] = square**0.5
+        return self._norms[key]
 
 
 def list_of(cameras: Rig | Camera | Sequence[Camera]) -> list[Camera]:
@@ -179,8 +185,27 @@ def _rays(camera: Camera, grid: VoxelGrid) -> Float[Tensor, "6 3"]:
     return rays
 
 
-def require_outside(cameras: Sequence[Camera], grid: VoxelGrid) -> None:
-    """GeometryError where the source of a pinhole lies inside the grid."""
+def require_in_view(cameras: Sequence[Camera], grid: VoxelGrid) -> None:
+    """GeometryError where the source of a pinhole lies inside the grid, or no ray of any view meets it."""
+    _require_outside(cameras, grid)
+    ended = (camera if camera.sdd is not None else camera.replace(sdd=_FAR) for camera in cameras)
+    if not any(_meets(_rays(camera, grid), camera.size, grid) for camera in ended):
+        raise GeometryError(_NOT_MET)
+
+
+def _meets(rays: Float[Tensor, "6 3"], size: tuple[int, int], grid: VoxelGrid) -> bool:
+    """Whether a ray of a view, from its start to the detector, enters the box; rays in voxel coordinates."""
+    v, u = (torch.arange(n, dtype=torch.float64)[:, None] for n in size)
+    begin, way = (a + v[:, None] * c + u[None] * b for a, b, c in (rays[:3].double(), rays[3:].double()))
+    way = torch.where(way.abs() < 1e-12, 1e-12, way)
+    faces = torch.tensor(grid.size, dtype=torch.float64) - 0.5
+    first, last = (-0.5 - begin) / way, (faces - begin) / way
+    enter = torch.minimum(first, last).amax(-1).clamp_min(0)
+    leave = torch.maximum(first, last).amin(-1).clamp_max(1)
+    return bool((enter < leave).any())
+
+
+def _require_outside(cameras: Sequence[Camera], grid: VoxelGrid) -> None:
     places = [camera.source.detach().cpu() for camera in cameras if not camera.parallel]
     if not places:
         return

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Rig
+from xreg.geometry._numbers import image_size
 from xreg.geometry.conventions import CONVENTIONS
 from xreg.io.grid import axis_weights
 from xreg.io.projections import ProjectionSet
@@ -68,6 +69,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if min(self.size, self.views, self.finer) < 1 or self.held_out < 0:
             raise GeometryError("size, views and finer must be at least 1, held_out at least 0")
+        self._check_detector()
+        if self.angles is not None and not (self.angles and all(map(math.isfinite, self.angles))):
+            raise GeometryError(f"angles must be finite degrees, one or more, got {self.angles}")
         if self.noise not in NOISE:
             raise GeometryError(f"noise must be one of {', '.join(NOISE)}, got {self.noise!r}")
         if not (self.photons > 0 and self.electronic >= 0):
@@ -77,6 +81,18 @@ class Protocol:
                 f"arc must lie in (0, 360] degrees and sod between √3 (outside the cube) and sdd, got "
                 f"{self.arc}, "
                 f"{self.sod} and {self.sdd}"
+            )
+
+    def _check_detector(self) -> None:
+        image_size(self.detector, "detector")
+        side, offset = tuple(self.detector_side), tuple(self.offset)
+        if len(side) != 2 or not all(math.isfinite(v) and v > 0 for v in side):
+            raise GeometryError(
+                f"detector_side must be two positive edges (height, width), scene units, got {side}"
+            )
+        if len(offset) != 2 or not all(map(math.isfinite, offset)):
+            raise GeometryError(
+                f"offset must be two finite shifts (right, down) of the detector, scene units, got {offset}"
             )
 
     @property
@@ -124,6 +140,8 @@ def simulate(volume: Volume, protocol: Protocol | None = None, *, side_mm: float
     random = torch.rand(protocol.held_out, generator=generator, dtype=torch.float64).sort().values
     rig = _rig(protocol, protocol.degrees, grid)
     clean = Projector(rig, grid, integrator=protocol.integrator).forward(fine.mu * scale)
+    if not float(clean.max()) > 0:
+        raise GeometryError("no ray meets anything but air; check the detector's side and offset")
     noisy = add_noise(clean, protocol, generator)
     held_out = None
     if protocol.held_out:

@@ -17,12 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
+from xreg.tomography.backproject import pixels_across
 from xreg.tomography.iterative import deal, start_volume
 from xreg.tomography.noise import noise_of
 from xreg.tomography.progress import OnIteration, Watch, relative
 from xreg.tomography.projector import Projector, check_projections
 
 _FINE = 64  # pixels along an image from which its norm is found on one half as fine
+_ENOUGH = 1.3  # pixels along a voxel's edge, for that: half as many leave no voxel out
 _BY_NOISE, _BY_VIEWS = 0.6, 1e-3
 USUAL_PASSES = 20  # over `usual_subsets`; full circles at 64³ need ten, finer grids and short arcs more
 _MOST_SUBSETS, _LEAST_VIEWS = 8, 3  # of as many views: fewer or smaller ones disagree too much
@@ -118,9 +120,15 @@ def tv_weight(images: Float[Tensor, "V H W"]) -> float:
 
 
 def _quick_norm(projector: Projector, images: Tensor) -> float:
-    """‖A‖₂ to about one per cent: its singular vector is smooth, so half as fine a detector shows it."""
+    """‖A‖₂ to about two per cent: its singular vector is smooth, so half as fine a detector shows it.
+
+    It does while its pixels still are about as fine as the voxels; coarser ones sample voxels unevenly, and
+    the norm then does not double with the number of pixels along an edge.
+    """
     if min(projector.size) < _FINE:
         return projector.norm(images)
+    if pixels_across(projector.cameras[0], projector.grid) < _ENOUGH:
+        return projector.norm(images, tolerance=1e-3)
     cameras = [camera.bin(2) for camera in projector.cameras]
     coarse = Projector(
         cameras, projector.grid, integrator=projector.integrator, adjoint=projector.adjoint_rule
