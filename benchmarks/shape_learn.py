@@ -40,11 +40,10 @@ HERE = Path(__file__).resolve().parent
 @click.option("--turned", type=int, default=130, show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Folds at a time.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "shape_learn.json")
-@click.option("--out-more", type=click.Path(path_type=Path), default=RESULTS / "shape_learn_more.json")
-def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, jobs, out, out_more) -> None:
+def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, jobs, out: Path) -> None:
     """Learn from the patients in FOLDER without those of each fold, and score these: into --out.
 
-    Then go on with each network, and score them again: into --out-more.
+    Then go on with each network, and score them again: into a file beside it, whose name ends in _more.
     """
     prepared = output / "prepared"
     _prepare(folder, prepared, ["--dataset", "swinx2s"])
@@ -71,7 +70,7 @@ def main(folder: Path, output: Path, also, folds, minutes, more, near, turned, j
     if more:
         with ThreadPoolExecutor(jobs) as pool:
             models = list(pool.map(learned_more, folds, models))
-        scored(models, out_more)
+        scored(models, out.with_name(f"{out.stem}_more.json"))
 
 
 def _prepare(folder: Path, prepared: Path, how: Sequence[str]) -> None:

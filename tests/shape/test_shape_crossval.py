@@ -92,8 +92,9 @@ def test_networks_are_made_from_nothing_and_scored(tmp_path) -> None:
         str(tmp_path / "found.json"),
     ]
     run("shape_learn.py", *words, *more)
-    found = json.loads((tmp_path / "found.json").read_text())
+    found, again = (json.loads((tmp_path / name).read_text()) for name in ("found.json", "found_more.json"))
     assert [network["held_out"] for network in found["networks"]] == [["p3"]]
+    assert [network["settings"]["seed"] for network in (*found["networks"], *again["networks"])] == [0, 1]
     assert found["networks"][0]["patients"] == ["p1", "p2"]
     assert {row["patient"] for row in found["patients"]} == {"p3"}
     assert {row["angle"] for row in found["angles"]} == {0.0, 4.0, 8.0, 12.0, 16.0, 20.0}
