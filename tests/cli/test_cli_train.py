@@ -1,6 +1,7 @@
 """`xreg train`, and `xreg register --model`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,24 @@ def test_register_with_a_model(chest: Path, network: Path, tmp_path: Path) -> No
     assert {"coverage", "outside", "focal"} <= found["start"]["checks"].keys()
     assert len(found["start"]["deviation"]["mm"]) == 3
     assert found["verdict"]["evidence"]["guess_sigmas"] == pytest.approx(found["start"]["sigmas_apart"])
+    assert isinstance(found["start"]["problems"], list)
     kept = json.loads((tmp_path / "out" / "pose.json").read_text())
     assert kept["provenance"]["start"]["model"] == str(network)
+
+
+def test_a_stage_that_gave_no_answer_is_told_of(
+    chest: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xreg import regression
+    from xreg.regression.start import register_guessed
+
+    def troubled(*words, **known):
+        return replace(register_guessed(*words, **known), problems=("search: nothing was seen",))
+
+    monkeypatch.setattr(regression, "register_guessed", troubled)
+    words = ["register", chest / "ct.nii.gz", chest / "film.tif", "--camera", chest / "camera.json"]
+    words += ["--intensity", "line_integral", "--model", network, "-o", tmp_path / "out"]
+    assert "search: nothing was seen" in " ".join(xreg(*words).output.split())
 
 
 def test_a_model_of_another_ct(chest: Path, network: Path, tmp_path: Path) -> None:

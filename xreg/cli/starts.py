@@ -194,10 +194,11 @@ def _from_model(
     facts = {
         **start.facts, "guess": guess.world_from_body.tolist(), "checks": dict(guess.checks),
         "deviation": {"degrees": degrees, "mm": guess.sigma[3:].tolist()},
-        "how": found.how, "sigmas_apart": found.sigmas,
+        "how": found.how, "sigmas_apart": found.sigmas, "problems": list(found.problems),
     }  # fmt: skip
     text = f"{start.text}, ±{max(degrees):.1f}° and ±{float(guess.sigma[3:].max()):.0f} mm, then by "
     text += f"{found.how}; the answer lies {found.sigmas:.1f} standard deviations from the guess"
+    text += "".join(f"; {problem}" for problem in found.problems)
     return found.result, replace(start, facts=facts, text=text)
 
 
