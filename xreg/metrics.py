@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Camera, se3
-from xreg.geometry._numbers import as_tensor
+from xreg.geometry._numbers import as_tensor, tensor64
 
 GROSS_MM = 10.0  # mTRE from which a registration has found another place
 CAPTURE_SHARE = 0.95
@@ -329,11 +329,7 @@ def _values(estimate: Any, truth: Any, name: str) -> Tensor:
 
 def _float64(value: Any, name: str) -> Tensor:
     """Numbers of any form on the CPU: tensors, arrays of any layout and byte order, lists."""
-    try:
-        array = value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise GeometryError(f"{name} must be numbers in a regular array, got {value!r:.80}") from error
-    return as_tensor(array).detach().cpu().double()
+    return tensor64(value, name).detach().cpu()
 
 
 def _pose(value: Any, name: str) -> Float[Tensor, "4 4"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -23,7 +23,6 @@ _SHOWN = (
     "mtre_median_mm", "mtre_p95_mm", "mpe_median_mm", "mrpe_median_mm", "accepted", "accepted_but_wrong",
     "auc", "coverage95", "seconds_median",
 )  # fmt: skip
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 _EPILOG = """\b
   {"schema": "xreg.cases/1",
@@ -51,10 +50,10 @@ docs/evaluation.md says what each field may be, and how each figure is defined."
 )
 @click.option("--model", type=PATH, metavar="DIR", help="Network of xreg train, for guess and guided.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cases at a time.")
-@click.option("--within", type=_POSITIVE, default=2.0, show_default=True, help="mTRE of a success, mm.")
-@click.option("--gross", type=_POSITIVE, default=10.0, show_default=True, help="mTRE of a gross failure, mm.")
+@click.option("--within", type=POSITIVE, default=2.0, show_default=True, help="mTRE of a success, mm.")
+@click.option("--gross", type=POSITIVE, default=10.0, show_default=True, help="mTRE of a gross failure, mm.")
 @click.option(
-    "--bin", "bin_mm", type=_POSITIVE, default=2.0, show_default=True, help="Bins of start mTRE, mm."
+    "--bin", "bin_mm", type=POSITIVE, default=2.0, show_default=True, help="Bins of start mTRE, mm."
 )
 @click.option(
     "--require",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
 PATH = click.Path(path_type=Path)
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 class _Device(click.ParamType):
@@ -252,11 +253,9 @@ def _flags(names: Iterable[str]) -> str:
 
 def read_camera(path: Path) -> Camera:
     """A camera from JSON: xreg's own, the one inside a pose, or the parameters of another tool."""
-    from xreg.evaluation.cases import read_camera as read
-    from xreg.io.files import named
+    from xreg.io.poses import read_camera as read
 
-    with named(path):
-        return read(path)
+    return read(path)
 
 
 def read_cameras(paths: tuple[Path, ...], count: int) -> list[Camera | None]:
@@ -282,7 +281,7 @@ def read_cameras(paths: tuple[Path, ...], count: int) -> list[Camera | None]:
 
 def read_pose(path: Path) -> Tensor:
     """world_from_body [4, 4] (RAS mm) from xreg's JSON or an ITK text transform."""
-    from xreg.evaluation.cases import read_pose as read
+    from xreg.io.poses import read_pose as read
 
     return read(path)
 

@@ -10,6 +10,7 @@ import click
 from xreg.cli.options import (
     CT_NAMES,
     PATH,
+    POSITIVE,
     c_arm_options,
     check_folder,
     check_view,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--only", metavar="NAMES", help="Structures to annotate: names or numbers, with commas.")
 @click.option(
     "--least",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=1.0,
     show_default=True,
     metavar="MM",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_file, said_of, shared
-from xreg.cli.scans import ONE_OR_MORE, POSITIVE, read_scan, scan_options
+from xreg.cli.options import PATH, POSITIVE, check_file, said_of, shared
+from xreg.cli.scans import ONE_OR_MORE, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 

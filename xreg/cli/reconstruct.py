@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, read_cameras, shared
+from xreg.cli.options import PATH, POSITIVE, check_folder, read_cameras, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from xreg.shape.reconstruction import Reconstruction
     from xreg.shape.schemes import Scheme
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
   report.html           one page with pictures, measures and warnings
@@ -37,7 +36,7 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
 @shared("output", "Folder for the result; see below.", required=True)
 @click.option("--expect", metavar="NAMES", help="Bones that the model must have learned: L1,L2,sacrum.")
 @click.option("--like", type=PATH, help="NIfTI whose grid the labels get.  [default: what all films show]")
-@click.option("--voxel", type=_POSITIVE, metavar="MM", help="[default: as many voxels as in training]")
+@click.option("--voxel", type=POSITIVE, metavar="MM", help="[default: as many voxels as in training]")
 @click.option("--center", type=float, nargs=3, metavar="X Y Z", help="Middle of the grid, RAS mm.")
 @click.option(
     "--intensity",

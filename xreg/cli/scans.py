@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import binned
+from xreg.cli.options import POSITIVE, binned
 
 if TYPE_CHECKING:
     from xreg.io import ProjectionSet, VoxelGrid
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
 ONE_OR_MORE = click.IntRange(min=1)
 _OPTIONS = (
     click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_file
+from xreg.cli.options import PATH, POSITIVE, check_file
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -43,7 +43,7 @@ docs/shape.md has the definitions in full."""
 )
 @click.option(
     "--spacing-scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=1.0,
     show_default=True,
     help="True voxel spacing over the header's, where it is stale.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, check_budget, check_folder, shared
 from xreg.cli.shape_train import NETWORKS, telling
 from xreg.cli.shape_train_spine import telling_spine
 from xreg.cli.terminal import Clock, Terminal
@@ -16,7 +16,6 @@ from xreg.cli.verb import verb
 if TYPE_CHECKING:
     from xreg.shape.learn import Learning
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors  the network          model.json   its facts and patients, for people
@@ -28,7 +27,7 @@ What -o OUT holds afterwards:
 @click.argument("samples", type=PATH, nargs=-1, required=True)
 @shared("output", "Folder for the model; see below.", required=True)
 @click.option(
-    "--minutes", type=_POSITIVE, help="How long its trainings take in all.  [default: 90, without --steps]"
+    "--minutes", type=POSITIVE, help="How long its trainings take in all.  [default: 90, without --steps]"
 )
 @click.option("--steps", type=click.IntRange(min=3), help="How many steps they take in all instead.")
 @click.option(

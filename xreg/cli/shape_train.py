@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_beginning, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, check_beginning, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
 _SHARE = click.FloatRange(0, 1, max_open=True)
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors     the network           model.json  its facts and patients, for people
@@ -34,7 +33,7 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.argument("samples", type=PATH, nargs=-1, required=True)
 @shared("output", "Folder for the network; see below.", required=True)
 @click.option("--network", type=click.Choice(NETWORKS), default="rays-light", show_default=True)
-@click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 60, without --steps]")
+@click.option("--minutes", type=POSITIVE, help="How long to train.  [default: 60, without --steps]")
 @click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead.")
 @click.option(
     "--hold-out",
@@ -44,7 +43,7 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 )
 @click.option("--as-they-are", is_flag=True, help="Make no new patients: learn from the samples alone.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Cases a step.")
-@click.option("--rate", type=_POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
+@click.option("--rate", type=POSITIVE, default=8e-4, show_default=True, help="Greatest learning rate.")
 @click.option(
     "--space",
     type=click.Choice(("hulls", "learned")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 
     from xreg.shape.spine_training import SpineReport
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-
 
 @verb("train-spine", "Train what counts vertebrae in films, beside a network of labels.")
 @click.argument("samples", type=PATH, nargs=-1, required=True)
 @shared("output", "Folder of the network; this goes into its folder spine.", required=True)
-@click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 20, without --steps]")
+@click.option("--minutes", type=POSITIVE, help="How long to train.  [default: 20, without --steps]")
 @click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead.")
 @click.option("--hold-out", multiple=True, metavar="PATIENT", help="Never learned from. Repeated.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Patients a step.")

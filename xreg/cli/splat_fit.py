@@ -9,6 +9,7 @@ import click
 
 from xreg.cli.options import (
     PATH,
+    POSITIVE,
     check_file,
     check_folder,
     read_camera,
@@ -16,7 +17,7 @@ from xreg.cli.options import (
     said_of,
     shared,
 )
-from xreg.cli.scans import POSITIVE, read_scan, scan_options
+from xreg.cli.scans import read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, read_pose
+from xreg.cli.options import PATH, POSITIVE, read_pose
 from xreg.cli.terminal import Tell, Terminal
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from xreg.registration.landmarks import LandmarkPose
     from xreg.volume import Volume
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS = (
     click.option(
         "--init",
@@ -45,14 +44,14 @@ _OPTIONS = (
     ),
     click.option(
         "--pixels-spacing",
-        type=_POSITIVE,
+        type=POSITIVE,
         nargs=2,
         metavar="ROW COL",
         help="Spacing in mm that 3D Slicer has for the film of a .mrk.json.  [default: 1 1]",
     ),
     click.option(
         "--ransac-px",
-        type=_POSITIVE,
+        type=POSITIVE,
         metavar="PX",
         help="Landmarks that miss by more are put aside as wrong.  [default: 4 mm at the detector]",
     ),

@@ -14,6 +14,7 @@ import click
 from xreg.cli.options import (
     CT_NAMES,
     PATH,
+    POSITIVE,
     check_beginning,
     check_budget,
     check_folder,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from xreg.regression import PoseRange, Report, Trained, TrainSettings
 
 PRESETS = ("chest", "pelvis", "spine", "skull", "limb")
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors     the network, for register --model OUT      model.json  its facts, for people
@@ -43,14 +43,14 @@ Several processes share the work where torchrun starts them:
 
 
 _TRAINING = (
-    click.option("--minutes", type=_POSITIVE, help="How long to train.  [default: 5, without --steps]"),
+    click.option("--minutes", type=POSITIVE, help="How long to train.  [default: 5, without --steps]"),
     click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead."),
     click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Films a step."),
     click.option(
         "--size", type=click.IntRange(min=32), default=128, show_default=True, help="Pixels a side."
     ),
-    click.option("--rate", type=_POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate."),
-    click.option("--grid", type=_POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm."),
+    click.option("--rate", type=POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate."),
+    click.option("--grid", type=POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm."),
     click.option("--backbone", default="small", show_default=True, help="small, monai:resnet18, timm:NAME."),
     click.option(
         "--label", "labels", multiple=True, metavar="NAME", help="Structure of --mask for --dice. Repeated."
@@ -98,9 +98,9 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Change the range: primary, secondary, roll (degrees, as a C-arm's), lateral, vertical, depth (mm "
     "of the CT's middle from the isocentre, along the film's columns, rows and the beam). Repeated.",
 )
-@click.option("--sdd", type=_POSITIVE, metavar="MM", help="Source to detector.  [default: the preset's]")
-@click.option("--sod", type=_POSITIVE, metavar="MM", help="Source to isocentre.  [default: the preset's]")
-@click.option("--field", type=_POSITIVE, metavar="MM", help="Side of the detector.  [default: the preset's]")
+@click.option("--sdd", type=POSITIVE, metavar="MM", help="Source to detector.  [default: the preset's]")
+@click.option("--sod", type=POSITIVE, metavar="MM", help="Source to isocentre.  [default: the preset's]")
+@click.option("--field", type=POSITIVE, metavar="MM", help="Side of the detector.  [default: the preset's]")
 @training_options
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")

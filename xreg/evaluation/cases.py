@@ -19,6 +19,8 @@ from xreg.errors import FileError, GeometryError, ImageError
 from xreg.evaluation.manifest import CaseSpec, CtSource, FilmSource, Matrix, RandomStarts
 from xreg.geometry import Camera, se3
 from xreg.io import Radiograph
+from xreg.io.poses import read_camera
+from xreg.io.poses import read_pose as pose_in_file
 from xreg.volume import Volume
 
 VOLUMES_KEPT = 2  # cases of one CT follow each other, and a CT can be a gigabyte
@@ -125,27 +127,7 @@ def read_pose(source: Matrix | Path) -> Float[Tensor, "4 4"]:
     """world_from_body [4, 4] (RAS mm) from numbers, from xreg's JSON or from an ITK transform."""
     if not isinstance(source, Path):
         return se3.require_rigid(torch.tensor(source, dtype=torch.float64), "a pose of the manifest")
-    from xreg.io import load_pose, load_tfm
-
-    if source.suffix.lower() in (".tfm", ".txt"):
-        return load_tfm(source)
-    return load_pose(source).world_from_body
-
-
-def read_camera(path: Path) -> Camera:
-    """A camera from JSON: xreg's own, the one inside a pose, or the parameters of another tool."""
-    from xreg.geometry.conventions import load
-    from xreg.io import load_camera, load_pose, read_json
-
-    data = read_json(path, "a camera (JSON)")
-    if isinstance(data, dict) and "tool" in data:
-        return load(str(data["tool"]), data)
-    if isinstance(data, dict) and str(data.get("schema", "")).startswith("xreg.pose/"):
-        camera = load_pose(path).camera
-        if camera is None:
-            raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
-        return camera
-    return load_camera(path)
+    return pose_in_file(source)
 
 
 def grid_points(volume: Volume) -> Float[Tensor, "8 3"]:

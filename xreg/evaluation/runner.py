@@ -21,7 +21,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from xreg.evaluation.cases import Case, Shelf
 from xreg.evaluation.fingerprint import Fingerprints
 from xreg.evaluation.manifest import CaseSpec, Manifest
 from xreg.geometry import Rig, se3
-from xreg.geometry._numbers import as_tensor
+from xreg.geometry._numbers import tensor64
 from xreg.io import atomic_write
 
 SCHEMA = "xreg.trials/1"
@@ -355,8 +354,7 @@ def _number(value: Any) -> float | None:
 
 
 def _plain(value: Any) -> Tensor:
-    array = value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
-    return as_tensor(array).detach().cpu().double()
+    return tensor64(value, "the answer").detach().cpu()
 
 
 def _word(found: Any, name: str, read: Callable[[Any], Any]) -> Any:

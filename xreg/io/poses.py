@@ -223,6 +223,35 @@ def load_camera(path: str | PathLike) -> Camera:
         return Camera.from_dict(data)
 
 
+def read_camera(path: str | PathLike) -> Camera:
+    """A camera from JSON of any kind: xreg's own, the one inside a pose, or another tool's parameters.
+
+    Raises FileError, and GeometryError that names the file.
+    """
+    from ..geometry.conventions import load
+
+    data = read_json(path, "a camera (JSON)")
+    if isinstance(data, dict) and "tool" in data:
+        with named(path):
+            return load(str(data["tool"]), data)
+    if isinstance(data, dict) and str(data.get("schema", "")).startswith("xreg.pose/"):
+        camera = load_pose(path).camera
+        if camera is None:
+            raise FileError(f"{path}: is a pose without a camera; give the camera's own file")
+        return camera
+    return load_camera(path)
+
+
+def read_pose(path: str | PathLike) -> Float64[Tensor, "4 4"]:
+    """world_from_body [4, 4] (RAS mm) from xreg's JSON or an ITK text transform.
+
+    Raises FileError and GeometryError, as `load_pose` and `load_tfm`.
+    """
+    if Path(path).suffix.lower() in (".tfm", ".txt"):
+        return load_tfm(path)
+    return load_pose(path).world_from_body
+
+
 def save_rig(path: str | PathLike, rig: Rig) -> None:
     """Write a rig of several views as JSON (schema "xreg.rig/1"), atomically."""
     write_json(path, rig.to_dict())

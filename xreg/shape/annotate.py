@@ -7,7 +7,6 @@ understanding", BMVC 2022) does for chest films, for any labels and any view.
 from __future__ import annotations
 
 import colorsys
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from xreg.errors import ShapeError
+from xreg.errors import FileError, ShapeError
 from xreg.geometry import Camera, se3
-from xreg.io import VoxelGrid, atomic_write, save_image, write_json
+from xreg.io import VoxelGrid, atomic_write, read_json, save_image, write_json
 from xreg.io.tensors import save_tensors
 from xreg.pictures import colour, grey, save_picture
 from xreg.renderer import drr
@@ -198,9 +197,9 @@ def save_annotated(folder: Path, found: Annotated, *, facts: dict[str, Any] | No
 def _masks_before(folder: Path) -> list[Path]:
     """Masks that an earlier annotation in this folder names, none where it cannot be read."""
     try:
-        record = json.loads((folder / "annotation.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "annotation.json")
         names = [Path(one["mask"]).name for one in record["structures"] if one["mask"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileError, KeyError, TypeError):
         return []
     return [folder / "masks" / name for name in names]
 

@@ -233,8 +233,10 @@ class Learning:
         own = (self.folder / COARSE, self.folder)
         if _begun(own[1]) and not _begun(own[0]):
             raise FileError(f"{own[1]}: holds a network that was trained otherwise; choose another folder")
-        wanted = [self._train_settings(share).to_dict() for share in self._shares]
-        trainings = [*zip(own, wanted, [FILES] * 2, strict=True)]
+        trainings = [
+            (folder, self._train_settings(share).to_dict(), FILES)
+            for folder, share in zip(own, self._shares, strict=True)
+        ]
         if not self._takes_over:
             trainings.append((self.folder / SPINE, asdict(self._spine_settings), SPINE_FILES))
         for folder, settings, files in trainings:
