@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
-from common import find_ct, load_ct
+from common import PHANTOM, find_ct, load_ct
 from films import bone_points, make_case, random_look, take
 from torch import Tensor
 
@@ -25,7 +26,8 @@ from xreg.registration.anatomy import anatomy_of
 from xreg.registration.trust import scaled, unscaled
 from xreg.volume import Volume
 
-NEAR, FAR = (20.0, 10.0), (60.0, 30.0)  # mm, degrees on each axis
+NEAR, ASIDE, FAR = (20.0, 10.0), (45.0, 18.0), (60.0, 30.0)  # mm, degrees on each axis
+MIDDLE = (0.45, 0.7)  # part of the film's sides that a narrow one shows, least and most
 SECOND_VIEW = 70.0  # degrees of primary angle from the first
 NO_TRUTH = 1e3  # mm: the error of any answer about a film of somebody else
 
@@ -70,11 +72,21 @@ def kinds_of(bodies: dict[str, Volume]) -> list[tuple[str, str]]:
     return kinds + ([("somebody else", n) for n in bodies] if len(bodies) > 1 else [])
 
 
+def all_kinds(bodies: dict[str, Volume]) -> list[tuple[str, str]]:
+    """`kinds_of`, and films of which only the middle is shown: nothing is fitted on these.
+
+    The phantom is among them, whose halves are alike, so that its wrong answers look more right than a
+    patient's.
+    """
+    patients = {name: volume for name, volume in bodies.items() if name != PHANTOM}
+    return kinds_of(patients) + [("narrow", name) for name in bodies]
+
+
 def run_trial(bodies: dict[str, Volume], kind: str, body: str, seed: int, settings: Settings) -> Trial:
     """Make the films of a seed and register them."""
     volume = bodies[body]
     filmed = volume if kind != "somebody else" else next(v for n, v in bodies.items() if n != body)
-    offset = FAR if kind.startswith("far") else NEAR
+    offset = FAR if kind.startswith("far") else ASIDE if kind == "narrow" else NEAR
     case = make_case(filmed, 256, seed, offset, look=random_look(seed))
     films, masks, cameras, start = [case.film], [case.mask], [case.camera], case.start
     if kind in ("near, two views", "two moments"):
@@ -82,6 +94,8 @@ def run_trial(bodies: dict[str, Volume], kind: str, body: str, seed: int, settin
         pose = case.truth if kind == "near, two views" else elsewhere(case.truth, filmed, seed)
         film, mask = take(filmed, camera, pose, seed + 500_000, random_look(seed + 500_000))
         films, masks, cameras = [case.film, film], [case.mask, mask], [case.camera, camera]
+    if kind == "narrow":
+        masks = [case.mask & middle_of(case.mask, seed)]
     if kind == "mirrored":
         films, masks = [case.film.flip(-1)], [case.mask.flip(-1)]
     if filmed is not volume:
@@ -117,23 +131,34 @@ def register_or_search(volume, film, camera, start, *, mask, settings: Settings)
     return found if out is None or found.score >= out.score else out
 
 
+def middle_of(film: Tensor, seed: int) -> Tensor:
+    """[H, W], true in the middle of a film."""
+    share = np.random.default_rng(20_000 + seed).uniform(*MIDDLE)
+    v, u = (torch.linspace(-1, 1, n).abs() < share for n in film.shape)
+    return v[:, None] & u
+
+
 _bodies: dict[str, Volume] = {}  # of a worker
 
 
-def run_trials(chest: str | None, pelvis: str | None, seeds: Sequence[int], jobs: int) -> Iterator[Trial]:
-    """Trials of all kinds in turn, in the order of their seeds; each process uses one thread."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_prepare, initargs=(chest, pelvis)) as pool:
+def run_trials(
+    chest: str | None, pelvis: str | None, seeds: Sequence[int], jobs: int, *, narrow: bool = False
+) -> Iterator[Trial]:
+    """Trials of `kinds_of`, or of `all_kinds`, in the order of their seeds; each process uses one thread."""
+    context, known = multiprocessing.get_context("spawn"), (chest, pelvis, narrow)
+    with ProcessPoolExecutor(jobs, context, initializer=_prepare, initargs=known) as pool:
         yield from pool.map(_one_trial, range(len(seeds)), seeds)
 
 
-def _prepare(chest: str | None, pelvis: str | None) -> None:
+def _prepare(chest: str | None, pelvis: str | None, narrow: bool) -> None:
     torch.set_num_threads(1)
     _bodies.update(load_bodies(chest, pelvis))
+    if narrow:
+        _bodies[PHANTOM] = load_ct(PHANTOM)
 
 
 def _one_trial(number: int, seed: int) -> Trial:
-    kinds = kinds_of(_bodies)
+    kinds = all_kinds(_bodies) if PHANTOM in _bodies else kinds_of(_bodies)
     return run_trial(_bodies, *kinds[number % len(kinds)], seed, Settings())
 
 

@@ -82,6 +82,7 @@ def test_without_restarts_an_answer_must_be_surer_by_itself():
     assert needed_probability(Settings(), confirmed=True) == threshold
     assert needed_probability(Settings(restarts=0), confirmed=False) == 0.9 > threshold
     assert needed_probability(Settings(shadow=9.0), confirmed=True) == 0.9
+    assert needed_probability(Settings(), confirmed=True, vague=True) == 0.97
     assert needed_probability(Settings(restarts=0, accept_probability=0.7), confirmed=False) == 0.7
     with pytest.raises(RegistrationError, match="accept_probability must lie within 0 and 1"):
         Settings(accept_probability=90)
@@ -95,6 +96,23 @@ def test_what_no_restarts_confirm_is_not_accepted_for_a_fair_chance(body, camera
     assert xreg.register(body, film, camera, truth).accepted
     easy = Settings(restarts=0, accept_probability=0.7)
     assert xreg.register(body, film, camera, truth, settings=easy).accepted
+
+
+def test_what_a_narrow_film_says_vaguely_is_not_accepted_for_a_fair_chance(
+    body, camera, film, truth, monkeypatch
+):
+    mask = torch.zeros(film.shape, dtype=torch.bool)
+    v, u = (n // 2 for n in film.shape)
+    mask[v - 26 : v + 26, u - 26 : u + 26] = True
+    film = film + 0.1 * torch.randn(film.shape, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(trust, "probability_of", lambda found: 0.95)
+    out = xreg.register(body, film, camera, truth, mask=mask)
+    deviation = out.verdict.evidence["deviation_mm"]
+    assert deviation > out.verdict.tolerance_mm
+    assert not out.accepted
+    assert f"needs 97 % where one standard deviation is {deviation:.3g} mm" in out.reason
+    monkeypatch.setattr(trust, "probability_of", lambda found: 0.985)
+    assert xreg.register(body, film, camera, truth, mask=mask).accepted
 
 
 @pytest.mark.parametrize("freedoms", [(), (ViewFreedom(0, principal=0.5),)], ids=["plain", "principal free"])

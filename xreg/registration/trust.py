@@ -21,8 +21,8 @@ from xreg.similarity import Evidence
 
 MODEL = Path(__file__).with_name("trust.json")  # written by benchmarks/calibrate.py
 WORST_CONDITION = 2e3  # of the normal equations in balanced units
-SURE_IN_SHADOW = 0.9  # probability that a bone in the films of a whole limb needs; the model has not seen any
-SURE_ALONE = 0.9  # the same for an answer that no restarts confirm
+SURE_UNSEEN = 0.9  # probability that an answer needs that is unlike those which the model was fitted on
+SURE_VAGUE = 0.97  # the same where one standard deviation is above the tolerance: see docs/registration.md
 FAR_MM = 1e3  # what stands for a distance that is as bad as can be
 MOST_CONDITION = 1e18  # what stands for equations that are singular to the last bit; records hold no infinity
 NOTHING = 1e-12  # part of the greatest eigenvalue below which nothing is known of a direction
@@ -154,7 +154,8 @@ def verdict_of(
     """Accept or reject, and say why."""
     found = measured(evidence, unknowns, covariance, agreement, settings)
     probability = probability_of(found)
-    needed = needed_probability(settings, confirmed=agreement is not None)
+    vague = found["deviation_mm"] > model()["verdict"]["tolerance_mm"]
+    needed = needed_probability(settings, confirmed=agreement is not None, vague=vague)
     reason = _open_direction(found, unknowns)
     if reason is None and not found["score"] >= settings.accept_score:
         reason = (
@@ -162,7 +163,8 @@ def verdict_of(
             "from this start"
         )
     if reason is None and not probability >= needed:
-        doubt = f"right with a probability of {chance(probability)} only (needs {chance(needed)})"
+        doubt = f"right with a probability of {chance(probability)} only (needs {chance(needed)}"
+        doubt += f" where one standard deviation is {found['deviation_mm']:.3g} mm)" if vague else ")"
         reason = f"{doubt}: {_weakest(found)}"
     accepted = reason is None
     if accepted:
@@ -170,17 +172,19 @@ def verdict_of(
     return Verdict(accepted, reason, probability, model()["verdict"]["tolerance_mm"], found)
 
 
-def needed_probability(settings: Settings, *, confirmed: bool) -> float:
-    """The probability that an answer needs; confirmed: whether restarts were made.
+def needed_probability(settings: Settings, *, confirmed: bool, vague: bool = False) -> float:
+    """The probability that an answer needs.
 
-    The model's own threshold was fitted on answers with restarts, on films of a whole trunk.
+    confirmed: whether restarts were made.  vague: whether one standard deviation is above the tolerance.  The
+    model's own threshold was fitted on answers with restarts, on films of a whole trunk, which determine the
+    pose to a millimetre.
     """
     if settings.accept_probability is not None:
         return settings.accept_probability
     needed = model()["verdict"]["threshold"]
-    if settings.shadow is not None:
-        needed = max(needed, SURE_IN_SHADOW)
-    return needed if confirmed else max(needed, SURE_ALONE)
+    if vague:
+        return max(needed, SURE_VAGUE)
+    return needed if confirmed and settings.shadow is None else max(needed, SURE_UNSEEN)
 
 
 def _open_direction(found: dict[str, float], unknowns: Unknowns) -> str | None:
