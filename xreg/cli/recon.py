@@ -30,7 +30,7 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 
 @verb("recon", "Reconstruct a volume from projections.")
 @click.argument("projections", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Volume to write, .nii or .nii.gz, in 1/mm.")
+@shared("output", "Volume to write, .nii or .nii.gz, in 1/mm.", required=True)
 @click.option("--method", type=click.Choice(list(TAKES)), default="fista-tv", show_default=True)
 @click.option("--window", type=click.Choice(WINDOWS), help="FDK's filter.  [default: hann]")
 @click.option("--iterations", type=ONE_OR_MORE, help="At most.  [default: by method]")

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder
+from xreg.cli.options import PATH, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
 
 @verb("draw", "Draw new patients from prepared ones, for many trainings.")
 @click.argument("samples", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for the new samples.")
+@shared("output", "Folder for the new samples.", required=True)
 @click.option("--count", type=click.IntRange(1), default=500, show_default=True, help="How many.")
 @click.option("--hold-out", multiple=True, metavar="PATIENT", help="Not drawn from. Repeated.")
 @click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_file
+from xreg.cli.options import PATH, POSITIVE, check_file, shared
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -48,7 +48,7 @@ docs/shape.md has the definitions in full."""
     show_default=True,
     help="True voxel spacing over the header's, where it is stale.",
 )
-@click.option("-o", "--output", type=PATH, help="Also write the result here, as JSON.")
+@shared("output", "Also write the result here, as JSON.")
 def command(terminal: Terminal, prediction: Path, reference: Path, **options: Any) -> dict[str, Any]:
     """Compare the label map PREDICTION with REFERENCE (NIfTI on one grid), or a folder with a folder.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder
+from xreg.cli.options import PATH, check_folder, shared
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -40,7 +40,7 @@ def _layouts() -> str:
 
 @verb("prepare", "Make training samples of CTs with label maps.", epilog=_layouts)
 @click.argument("folder", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for the samples.")
+@shared("output", "Folder for the samples.", required=True)
 @click.option(
     "--dataset", type=click.Choice(DATASETS), required=True, help="How FOLDER is laid out, see below."
 )

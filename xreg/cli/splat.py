@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import CT_NAMES, PATH, check_folder, ct_options, ct_text, load_ct, split
+from xreg.cli.options import CT_NAMES, PATH, check_folder, ct_options, ct_text, load_ct, shared, split
 from xreg.cli.splat_fit import fit, render
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
@@ -23,7 +23,7 @@ def command() -> None:
 
 @verb("simulate", "Simulate projections of a CT by R²-Gaussian's protocol.")
 @click.argument("ct", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; it must not exist.")
+@shared("output", "Folder to write; it must not exist.", required=True)
 @click.option("--size", type=int, default=256, show_default=True, help="Voxels along the cube.")
 @click.option("--views", type=int, default=50, show_default=True, help="Views, evenly over the arc.")
 @click.option("--arc", type=float, default=360.0, show_default=True, help="Degrees; less is a limited angle.")

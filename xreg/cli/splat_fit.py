@@ -29,7 +29,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @verb("fit", "Fit X-ray Gaussians to projections.")
 @click.argument("projections", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
+@shared("output", "Folder for the results.", required=True)
 @click.option("--init", type=click.Choice(["tv", "fdk", "uniform"]), default="tv", show_default=True)
 @click.option("--prior", type=PATH, help="CT of the same place to begin with, in place of --init.")
 @shared(
@@ -108,9 +108,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
 
 @verb("render", "Render a radiograph of X-ray Gaussians.")
 @click.argument("gaussians", type=PATH)
-@click.option(
-    "-o", "--output", type=PATH, required=True, help="Image of line integrals, .tif (or .png, a picture)."
-)
+@shared("output", "Image of line integrals, .tif (or .png, a picture).", required=True)
 @click.option("--camera", type=PATH, required=True, help="Camera: JSON of xreg or of another tool.")
 @click.option("--pose", type=PATH, help="Where the body is.  [default: where its file says]")
 @click.option("--mode", type=click.Choice(["exact", "affine"]), default="exact", show_default=True)

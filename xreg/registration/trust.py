@@ -42,7 +42,7 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     balance = unknowns.balance(settings.length_scale)
     balance = balance[:, None] * balance
     matrix = evidence.hessian * balance
-    inverse = torch.linalg.pinv(matrix, rtol=NOTHING, hermitian=True)
+    inverse, unknown = inverse_of(matrix)
     covariance = inverse @ (evidence.scatter * balance) @ inverse
     voxels = torch.tensor(
         [anatomy_of(b.volume, settings.beam).detail_mm for b in unknowns.bodies], dtype=torch.float64
@@ -52,17 +52,16 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
     covariance = scaled(covariance, voxels, len(unknowns.cameras))
     if evidence.prior is not None:
         covariance = covariance + inverse @ (evidence.prior * balance) @ inverse
-    unknown = directions_unseen(matrix)
-    if unknown.shape[1]:
-        covariance = covariance + FAR_MM**2 * unknown @ unknown.T
-    covariance = covariance * balance
+    covariance = (covariance + FAR_MM**2 * unknown @ unknown.T) * balance
     return 0.5 * (covariance + covariance.T)
 
 
-def directions_unseen(matrix: Float[Tensor, "N N"]) -> Float[Tensor, "N K"]:
-    """Unit vectors, one a column, that normal equations in balanced units leave open."""
+def inverse_of(matrix: Float[Tensor, "N N"]) -> tuple[Float[Tensor, "N N"], Float[Tensor, "N K"]]:
+    """Pseudo-inverse of normal equations in balanced units, and unit vectors of what they leave open."""
     values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-    return vectors[:, values <= NOTHING * values[-1].clamp_min(0)]
+    known = values > NOTHING * values[-1].clamp_min(0)
+    seen = vectors[:, known]
+    return seen / values[known] @ seen.T, vectors[:, ~known]
 
 
 def condition_of(matrix: Float[Tensor, "N N"], poses: int) -> float:
