@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, ct_text, load_ct, shared, view_text
+from xreg.cli.options import PATH, SEED, check_folder, ct_text, load_ct, shared, view_text
 from xreg.cli.register import run, save_result_pose
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
@@ -97,7 +97,7 @@ class Answer:
 @shared("output", "Folder for the results.", default=Path("demo-out"), show_default=True)
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEED,
     default=0,
     show_default=True,
     help="Of the hidden pose and the noise.",

@@ -11,13 +11,14 @@ import click
 from xreg.cli.options import (
     CT_NAMES,
     INTEGRATORS,
+    NUMBER,
     PATH,
     c_arm_options,
     check_apart,
     check_file,
     check_view,
-    ct_options,
     ct_text,
+    labelled_ct_options,
     load_ct,
     make_camera,
     read_pose,
@@ -63,13 +64,13 @@ STACKS = (".npy", ".nii", ".nii.gz")
     help="One channel a label of --mask, as .npy [C, H, W] or .nii.gz (channels along k).",
 )
 @click.option(
-    "--window", type=float, nargs=2, metavar="LOW HIGH", help="Values that are black and white in a .png."
+    "--window", type=NUMBER, nargs=2, metavar="LOW HIGH", help="Values that are black and white in a .png."
 )
 @click.option("--save-camera", type=PATH, metavar="JSON", help="Write the camera, for register and convert.")
 @click.option(
     "--sidecar", is_flag=True, help="Write what was rendered, and the window, as JSON beside the image."
 )
-@ct_options
+@labelled_ct_options
 def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Render a radiograph of CT: a NIfTI file or a folder of DICOM slices.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from xreg.cli.options import CT_NAMES, PATH, ct_options, load_ct, shared, split
+from xreg.cli.options import CT_NAMES, PATH, labelled_ct_options, load_ct, shared, split
 from xreg.cli.terminal import Fact, Terminal
 from xreg.cli.verb import verb
 
@@ -22,7 +22,7 @@ _FEW_LABELS = 0.05  # of the numbers up to the largest must occur in a label map
     "--as", "kind", type=click.Choice(KINDS), default="auto", show_default=True, help="What FILE is."
 )
 @shared("frame", "Frame of a radiograph with several, from 0.")
-@ct_options
+@labelled_ct_options
 def command(terminal: Terminal, file: Path, kind: str, frame: int, **options: Any) -> dict[str, Any]:
     """Explain FILE, value by value: what it is, where it comes from, and what was assumed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,25 @@ if TYPE_CHECKING:
 
 INTEGRATORS = ("trilinear", "joseph", "siddon", "exact")
 PATH = click.Path(path_type=Path)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+class _Finite(click.types.FloatParamType):
+    """A number; neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class Number(click.FloatRange, _Finite):
+    """A number within a range, as click says it; neither NaN nor infinite."""
+
+
+NUMBER = _Finite()
+POSITIVE = Number(min=0, min_open=True)
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 class _Device(click.ParamType):
@@ -42,17 +61,19 @@ class _Device(click.ParamType):
 
 
 # What click is told of each option; `shared` makes the option.
-_CT: dict[str, dict[str, Any]] = {
+_LABELS: dict[str, dict[str, Any]] = {
     "mask": {"type": PATH, "help": "Label map (NIfTI) on the grid of the CT."},
     "label_names": {"type": PATH, "help": "Names of the labels (CSV or JSON)."},
+}
+_CT: dict[str, dict[str, Any]] = {
     "energy": {
-        "type": float,
+        "type": NUMBER,
         "default": 70.0,
         "show_default": True,
         "help": "Effective energy of the beam, keV.",
     },
     "ct_energy": {
-        "type": float,
+        "type": NUMBER,
         "default": 70.0,
         "show_default": True,
         "help": "Effective energy of the CT, keV.",
@@ -64,7 +85,7 @@ _CT: dict[str, dict[str, Any]] = {
         "help": "What a NIfTI CT holds: CT numbers, attenuation in 1/mm, or told from the range.",
     },
     "rescale": {
-        "type": float,
+        "type": NUMBER,
         "nargs": 2,
         "metavar": "SLOPE INTERCEPT",
         "help": "Turn stored values into CT numbers, for 8-bit exports.",
@@ -73,26 +94,26 @@ _CT: dict[str, dict[str, Any]] = {
 }
 _VIEW: dict[str, dict[str, Any]] = {
     "camera": {"type": PATH, "help": "Camera: JSON of xreg, or of another tool (see convert)."},
-    "sdd": {"type": float, "metavar": "MM", "help": "Source to detector."},
-    "sod": {"type": float, "metavar": "MM", "help": "Source to isocentre."},
-    "primary": {"type": float, "metavar": "DEG", "help": "C-arm angle, + is LAO.  [default: 0]"},
-    "secondary": {"type": float, "metavar": "DEG", "help": "C-arm angle, + is cranial.  [default: 0]"},
-    "roll": {"type": float, "metavar": "DEG", "help": "Turn in the image plane.  [default: 0]"},
+    "sdd": {"type": NUMBER, "metavar": "MM", "help": "Source to detector."},
+    "sod": {"type": NUMBER, "metavar": "MM", "help": "Source to isocentre."},
+    "primary": {"type": NUMBER, "metavar": "DEG", "help": "C-arm angle, + is LAO.  [default: 0]"},
+    "secondary": {"type": NUMBER, "metavar": "DEG", "help": "C-arm angle, + is cranial.  [default: 0]"},
+    "roll": {"type": NUMBER, "metavar": "DEG", "help": "Turn in the image plane.  [default: 0]"},
     "size": {"type": int, "nargs": 2, "metavar": "H W", "help": "Rows and columns of the image."},
     "spacing": {
-        "type": float,
+        "type": NUMBER,
         "nargs": 2,
         "metavar": "ROW COL",
         "help": "Pixel spacing at the detector, mm.",
     },
     "isocenter": {
-        "type": float,
+        "type": NUMBER,
         "nargs": 3,
         "metavar": "X Y Z",
         "help": "World point, RAS mm.  [default: the middle of the CT]",
     },
     "principal_point": {
-        "type": float,
+        "type": NUMBER,
         "nargs": 2,
         "metavar": "U V",
         "help": "Pixel.  [default: the middle of the image]",
@@ -113,19 +134,24 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "help": "Mean of n×n pixels first.  [default: what leaves 1.3 pixels a voxel]",
     },
 }
-CT_NAMES = tuple(_CT)
+CT_NAMES = (*_LABELS, *_CT)
 C_ARM_WORDS = tuple(name for name in _VIEW if name not in ("camera", "isocenter"))
 
 
 def shared(name: str, about: str = "", **words: Any) -> Callable[..., Any]:
     """An option that several verbs have; ``about`` says what it is for in this one, where that differs."""
-    known = {**(_CT | _VIEW | _OTHERS)[name], **({"help": about} if about else {}), **words}
+    known = {**(_LABELS | _CT | _VIEW | _OTHERS)[name], **({"help": about} if about else {}), **words}
     return click.option(*known.pop("flags", ("--" + name.replace("_", "-"),)), **known)
 
 
 def ct_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say how a CT is read."""
     return _with(_CT, function)
+
+
+def labelled_ct_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, for verbs that do something with its label map."""
+    return _with(_LABELS, ct_options(function))
 
 
 def c_arm_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,9 +213,11 @@ def split(known: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any]
 
 
 def load_ct(path: Path, ct: Mapping[str, Any]) -> Volume:
-    """The CT at ``path``, read as the options of ``ct_options`` say."""
+    """The CT at ``path``, read as the options of ``ct_options`` say; UsageError for one without a use."""
     from xreg.volume import Volume
 
+    if ct.get("label_names") is not None and ct.get("mask") is None:
+        raise click.UsageError("--label-names names what is in a label map; give that as --mask.")
     return Volume.load(
         path,
         mask=ct.get("mask"),

@@ -14,7 +14,7 @@ from xreg.cli.options import (
     c_arm_options,
     check_folder,
     check_view,
-    ct_options,
+    labelled_ct_options,
     load_ct,
     make_camera,
     read_pose,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     metavar="MM",
     help="Of a structure along a ray, from which its pixel is in the mask.",
 )
-@ct_options
+@labelled_ct_options
 def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Project CT and the labels of --mask into a film, a mask a structure, maps and boxes.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_file, said_of, shared
+from xreg.cli.options import PATH, POSITIVE, Number, check_file, said_of, shared
 from xreg.cli.scans import ONE_OR_MORE, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
@@ -39,7 +39,7 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 )
 @click.option(
     "--weight",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help="Of total variation.  [default: by noise and number of views]",
 )
 @click.option("--seconds", type=POSITIVE, help="Time budget of an iterative method.")

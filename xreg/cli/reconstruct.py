@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_folder, read_cameras, shared
+from xreg.cli.options import NUMBER, PATH, POSITIVE, Number, check_folder, read_cameras, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -37,7 +37,7 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
 @click.option("--expect", metavar="NAMES", help="Bones that the model must have learned: L1,L2,sacrum.")
 @click.option("--like", type=PATH, help="NIfTI whose grid the labels get.  [default: what all films show]")
 @click.option("--voxel", type=POSITIVE, metavar="MM", help="[default: as many voxels as in training]")
-@click.option("--center", type=float, nargs=3, metavar="X Y Z", help="Middle of the grid, RAS mm.")
+@click.option("--center", type=NUMBER, nargs=3, metavar="X Y Z", help="Middle of the grid, RAS mm.")
 @click.option(
     "--intensity",
     type=click.Choice(["auto", "linear", "log", "line_integral"]),
@@ -55,7 +55,7 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
               help="Looks of the films that are averaged.")  # fmt: skip
 @click.option("--draws", type=click.IntRange(min=2), default=8, show_default=True,
               help="Shapes from which measures get their ±.")  # fmt: skip
-@click.option("--smooth", type=click.FloatRange(min=0), default=2.0, show_default=True, metavar="MM",
+@click.option("--smooth", type=Number(min=0), default=2.0, show_default=True, metavar="MM",
               help="Smoothing of surfaces.")  # fmt: skip
 @click.option("--meshes", type=click.Choice(["stl", "ply"]), default="stl", show_default=True)
 @shared("device")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import POSITIVE, binned
+from xreg.cli.options import NUMBER, POSITIVE, binned
 
 if TYPE_CHECKING:
     from xreg.io import ProjectionSet, VoxelGrid
@@ -20,7 +20,7 @@ _OPTIONS = (
     ),
     click.option("--side-mm", type=POSITIVE, help="The cube's edge.  [default: that grid's longest]"),
     click.option(
-        "--center", type=float, nargs=3, metavar="X Y Z",
+        "--center", type=NUMBER, nargs=3, metavar="X Y Z",
         help="Middle of the cube, mm.  [default: that grid's, or the origin]",
     ),
     click.option("--unit-mm", type=POSITIVE, help="Millimetres in R²-Gaussian's unit of length."),

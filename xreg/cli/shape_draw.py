@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import PATH, SEED, Number, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -19,19 +19,19 @@ from xreg.cli.verb import verb
 @click.option("--hold-out", multiple=True, metavar="PATIENT", help="Not drawn from. Repeated.")
 @click.option(
     "--tilt",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     help="Standard deviation of their view angles, degrees.",
 )
 @click.option(
     "--bodies",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.0,
     show_default=True,
     help="Part of them whose bones are put in the soft tissue of another patient.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Draw new patients from the CTs in SAMPLES, folders that `xreg shape prepare` wrote.
 

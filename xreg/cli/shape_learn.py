@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, shared
 from xreg.cli.shape_train import NETWORKS, telling
 from xreg.cli.shape_train_spine import telling_spine
 from xreg.cli.terminal import Clock, Terminal
@@ -46,7 +46,7 @@ What -o OUT holds afterwards:
               help="Its size.  [default: rays-light, or that of --from]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads that make the films of the next steps.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @shared("device")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Draw new patients from SAMPLES, folders that `xreg shape prepare` wrote, and learn from all of them.

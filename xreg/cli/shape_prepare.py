@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import NUMBER, PATH, Number, check_folder, shared
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -46,7 +46,7 @@ def _layouts() -> str:
 )
 @click.option("--scheme", help="Labels of a plain folder: all, spine, verse, totalsegmentator …")
 @click.option("--names", type=PATH, metavar="TABLE", help="Names of the labels (CSV or JSON), for plain.")
-@click.option("--rescale", type=float, nargs=2, metavar="SLOPE INTERCEPT", help="Stored CT values to HU.")
+@click.option("--rescale", type=NUMBER, nargs=2, metavar="SLOPE INTERCEPT", help="Stored CT values to HU.")
 @click.option(
     "--shape",
     type=click.IntRange(8),
@@ -56,9 +56,7 @@ def _layouts() -> str:
     metavar="D H W",
     help="Voxels of the labels' grid: head to feet, front to back, side to side.",
 )
-@click.option(
-    "--voxel", type=click.FloatRange(0.1), metavar="MM", help="Their edge.  [default: the CT fits in]"
-)
+@click.option("--voxel", type=Number(0.1), metavar="MM", help="Their edge.  [default: the CT fits in]")
 @click.option(
     "--fine",
     type=click.IntRange(1, 4),
@@ -68,14 +66,14 @@ def _layouts() -> str:
 )
 @click.option(
     "--view",
-    type=float,
+    type=NUMBER,
     nargs=2,
     multiple=True,
     metavar="ROUND UP",
     help="Degrees from the view from the front, once a film.  [default: 0 0 and -90 0]",
 )
-@click.option("--sdd", type=float, metavar="MM", help="Source to detector, for perspective films.")
-@click.option("--sod", type=float, metavar="MM", help="Source to the middle of the grid.")
+@click.option("--sdd", type=NUMBER, metavar="MM", help="Source to detector, for perspective films.")
+@click.option("--sod", type=NUMBER, metavar="MM", help="Source to the middle of the grid.")
 @click.option("--size", type=click.IntRange(8), nargs=2, metavar="H W", help="Pixels of the films.")
 @click.option(
     "--film",

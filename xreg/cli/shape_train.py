@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_beginning, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, SEED, Number, check_beginning, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xreg.shape.training import Report, Trained, Trainer
 
 NETWORKS = ("rays-light", "rays", "swin-x2s-tiny", "swin-x2s-small", "swin-x2s-base", "swin-x2s-large")
-_SHARE = click.FloatRange(0, 1, max_open=True)
+_SHARE = Number(0, 1, max_open=True)
 _FILES = """\b
 What -o OUT holds afterwards:
   model.safetensors     the network           model.json  its facts and patients, for people
@@ -60,12 +60,12 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
     metavar="N",
     help="Bin samples to about N along the longest edge: coarser, faster.  [default: as they are]",
 )
-@click.option("--tilt", type=click.FloatRange(min=0), default=0.0, show_default=True,
+@click.option("--tilt", type=Number(min=0), default=0.0, show_default=True,
               help="Standard deviation of the new patients' view angles, degrees.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Half precision inside the network; faster on a card.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads that make the cases of the next steps.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
 @shared("device")

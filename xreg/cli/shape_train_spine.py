@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_budget, check_folder, shared
+from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead.")
 @click.option("--hold-out", multiple=True, metavar="PATIENT", help="Never learned from. Repeated.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Patients a step.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train on SAMPLES: folders of `xreg shape prepare` and `xreg shape draw`, as they are.

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import CT_NAMES, PATH, check_folder, ct_options, ct_text, load_ct, shared, split
+from xreg.cli.options import (
+    CT_NAMES,
+    NUMBER,
+    PATH,
+    SEED,
+    check_folder,
+    ct_options,
+    ct_text,
+    load_ct,
+    shared,
+    split,
+)
 from xreg.cli.splat_fit import fit, render
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
@@ -26,31 +37,33 @@ def command() -> None:
 @shared("output", "Folder to write; it must not exist.", required=True)
 @click.option("--size", type=int, default=256, show_default=True, help="Voxels along the cube.")
 @click.option("--views", type=int, default=50, show_default=True, help="Views, evenly over the arc.")
-@click.option("--arc", type=float, default=360.0, show_default=True, help="Degrees; less is a limited angle.")
-@click.option("--start", type=float, default=0.0, show_default=True, help="Angle of the first view, degrees.")
-@click.option("--angle", "angles", type=float, multiple=True, help="Angle of a view; replaces views and arc.")
+@click.option("--arc", type=NUMBER, default=360.0, show_default=True, help="Degrees, 360 is a full turn.")
+@click.option("--start", type=NUMBER, default=0.0, show_default=True, help="Of the first view, degrees.")
+@click.option("--angle", "angles", type=NUMBER, multiple=True, help="Of one view; replaces views and arc.")
 @click.option(
     "--detector", type=int, nargs=2, metavar="H W", default=(512, 512), show_default=True, help="Pixels."
 )
 @click.option(
-    "--detector-side", type=float, nargs=2, metavar="H W", default=(4.0, 4.0), show_default=True,
+    "--detector-side", type=NUMBER, nargs=2, metavar="H W", default=(4.0, 4.0), show_default=True,
     help="Edges in scene units (the cube's edge has two); small ones cut the object.",
 )  # fmt: skip
 @click.option(
     "--offset",
-    type=float,
+    type=NUMBER,
     nargs=2,
     metavar="RIGHT DOWN",
     default=(0.0, 0.0),
     help="Detector shift, scene units.",
 )
-@click.option("--side-mm", type=float, help="The cube's edge.  [default: the CT's longest]")
+@click.option("--side-mm", type=NUMBER, help="The cube's edge.  [default: the CT's longest]")
 @click.option("--noise", type=click.Choice(["tigre", "physical", "none"]), default="tigre", show_default=True)
-@click.option("--photons", type=float, default=1e4, show_default=True, help="I0, photons a pixel in air.")
-@click.option("--electronic", type=float, default=10.0, show_default=True, help="Standard deviation, counts.")
+@click.option("--photons", type=NUMBER, default=1e4, show_default=True, help="I0, photons a pixel in air.")
+@click.option(
+    "--electronic", type=NUMBER, default=10.0, show_default=True, help="Noise of the counts, its sd."
+)
 @click.option("--held-out", type=int, default=0, show_default=True, help="Further views, without noise.")
 @click.option("--finer", type=int, default=1, show_default=True, help="March on a grid so many times finer.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @ct_options
 def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Simulate projections of CT, and write them with their cameras and the true volume as a folder.

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xreg.cli.options import (
+    NUMBER,
     PATH,
     POSITIVE,
+    SEED,
     check_file,
     check_folder,
     read_camera,
@@ -52,12 +54,12 @@ CHECKPOINT = "checkpoint.safetensors"
 @scan_options
 @click.option("--poses", is_flag=True, help="Refine the pose of every view.")
 @click.option("--intrinsics", is_flag=True, help="With --poses: also the detector's offset and distance.")
-@click.option("--held-out", type=float, default=0.02, show_default=True, help="Part of the rays kept out.")
+@click.option("--held-out", type=NUMBER, default=0.02, show_default=True, help="Part of the rays kept out.")
 @shared("binning")
 @shared("device")
 @click.option("--resume", is_flag=True, help=f"Go on from OUTPUT/{CHECKPOINT}.")
 @click.option("--overwrite", is_flag=True, help="Begin anew where OUTPUT holds an earlier fit.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Fit Gaussians to PROJECTIONS (what `xreg recon` reads), and write them (.safetensors, .ply), their
     volume, metrics, a comparison and a turntable into a folder. An earlier fit there is kept: --resume goes

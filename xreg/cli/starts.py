@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, read_pose
+from xreg.cli.options import PATH, POSITIVE, Number, read_pose
 from xreg.cli.terminal import Tell, Terminal
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ _OPTIONS = (
     ),
     click.option(
         "--box-degrees",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         nargs=3,
         metavar="A B C",
         help="Of --search: ± about the detector's v axis (primary), its u axis (secondary) and the beam.  "
@@ -76,7 +76,7 @@ _OPTIONS = (
     ),
     click.option(
         "--box-mm",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         nargs=3,
         metavar="X Y Z",
         help="Of --search: ± along u, v and the beam, at the body.  [default: 60 60 80]",

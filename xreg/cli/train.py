@@ -15,11 +15,13 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     POSITIVE,
+    SEED,
+    Number,
     check_beginning,
     check_budget,
     check_folder,
-    ct_options,
     ct_text,
+    labelled_ct_options,
     load_ct,
     shared,
     split,
@@ -57,19 +59,19 @@ _TRAINING = (
     ),
     click.option(
         "--image-weight",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=0.0,
         show_default=True,
         help="Of the loss through the renderer, 1 - NCC.",
     ),
     click.option(
         "--dice",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=0.0,
         show_default=True,
         help="Weight of the overlap of projected structures.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option("--seed", type=SEED, default=0, show_default=True),
 )
 
 
@@ -105,7 +107,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
 @shared("device")
-@ct_options
+@labelled_ct_options
 def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train a network that starts registrations of CT: films are rendered and learned from as they come.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_folder, shared
+from xreg.cli.options import PATH, Number, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.train import PRESETS, make_settings, training_options
 from xreg.cli.verb import verb
@@ -32,9 +32,7 @@ OUT/NAME holds each network, as xreg train leaves it. Exit code 1 says that some
 @click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="At a time, on this machine."
 )
-@click.option(
-    "--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That one training takes."
-)
+@click.option("--gpus", type=Number(min=0), default=0.0, show_default=True, help="That one training takes.")
 @click.option(
     "--preset", type=click.Choice(PRESETS), default="chest", show_default=True, help="Of other rows."
 )
