@@ -253,14 +253,18 @@ def read_log(folder: str | PathLike) -> list[dict[str, Any]]:
 
 
 def require_same(
-    known: Mapping[str, Any], mine: Mapping[str, Any], names: tuple[str, ...], file: Path
+    known: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    names: tuple[str, ...],
+    file: Path,
+    *,
+    remedy: str = "train into another folder, or start from it with --from",
 ) -> None:
-    """FileError where a training that shall go on was asked for with other facts."""
+    """FileError, with what to do next, where a training that shall go on was asked for with other facts."""
     for name in names:
         if known[name] != json.loads(json.dumps(mine[name])):
             raise FileError(
-                f"{file}: cannot be resumed, since its {name} differ from those asked for; train into "
-                "another folder, or start from it with --from"
+                f"{file}: cannot be resumed, since its {name} differ from those asked for; {remedy}"
             )
 
 

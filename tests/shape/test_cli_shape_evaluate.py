@@ -69,3 +69,24 @@ def test_bad_input_is_refused(files):
     assert "leave out --prediction-scheme" in run(
         one, other, "--names", one, "--prediction-scheme", "all", code=2
     ).stderr  # fmt: skip
+
+
+def test_what_is_read_is_not_written_over(files):
+    one, other = files / "mine" / "one.nii.gz", files / "true" / "one.nii.gz"
+    before = {file: file.read_bytes() for file in (one, other)}
+    for words in ((one, other), (files / "mine", files / "true")):
+        for output in before:
+            assert "must end in .json" in run(*words, "-o", output, code=2).stderr
+    table = files / "names.json"
+    table.write_text('{"20": "this", "21": "that", "22": "other"}')
+    before[table] = table.read_bytes()
+    words = (files / "true", files / "true", "--names", table)
+    said = " ".join(run(*words, "-o", files / "mine" / ".." / "names.json", code=2).stderr.split())
+    assert "which --names reads; choose another name" in said
+    linked = files / "linked.json"
+    for what, place in (("PREDICTION", one), ("REFERENCE", other)):
+        linked.symlink_to(place)
+        for known in ((one, other), (files / "mine", files / "true")):
+            assert f"which {what} reads" in " ".join(run(*known, "-o", linked, code=2).stderr.split())
+        linked.unlink()
+    assert all(file.read_bytes() == content for file, content in before.items())

@@ -96,6 +96,16 @@ def test_a_pose_moves_annotations_with_the_film() -> None:
     assert cube.mean_depth_mm == pytest.approx(float(depth), abs=1.0)
 
 
+@pytest.mark.parametrize("kind", ["float32", "list", "big-endian"])
+def test_a_pose_of_any_form(kind) -> None:
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[0, 3] = 12.0
+    given = {"float32": pose.float(), "list": pose.tolist(), "big-endian": pose.numpy().astype(">f8")}[kind]
+    plain, found = (annotate(labelled(), frontal(), p) for p in (pose, given))
+    assert torch.equal(found.film, plain.film)
+    assert torch.equal(found.thickness, plain.thickness)
+
+
 def test_files_for_people_and_programs(tmp_path) -> None:
     found = annotate(labelled(), frontal())
     files = save_annotated(tmp_path / "out", found, facts={"ct": "x"})

@@ -14,8 +14,9 @@ from xreg.shape import losses
 from xreg.shape.atlas import FILE, Atlas
 from xreg.shape.networks.backproject import stride
 from xreg.shape.patients import Patient
+from xreg.shape.population import Exposure
 from xreg.shape.samples import Sample
-from xreg.shape.sources import Population, require_apart
+from xreg.shape.sources import Population, draw_pool, require_apart
 
 
 def run(*words, code=0):
@@ -86,6 +87,15 @@ def test_what_cannot_be_drawn(tmp_path) -> None:
     assert "nobody" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "nobody", code=1).output
     assert "no patient" in run(tmp_path / "in", "-o", tmp_path / "p", "--hold-out", "a", code=1).output
     assert run(tmp_path / "in", "-o", tmp_path / "p", "--count", 0, code=2)
+    assert run(tmp_path / "in", "-o", tmp_path / "p", "--tilt", "nan", code=2)
+    for tilt in (float("nan"), -1.0):
+        with pytest.raises(ShapeError, match="tilt_degrees must be a number of 0 or more"):
+            Exposure(tilt_degrees=tilt)
+    labels = shape_case.body()
+    two = [Patient.from_labels(labels, shape_case.grid(), s, scheme=s) for s in ("spine", "verse")]
+    with pytest.raises(ShapeError, match="share a scheme, got spine, verse"):
+        draw_pool(Population(two), tmp_path / "p", 1)
+    assert not (tmp_path / "p").exists()
 
 
 def test_patients_are_taken_by_their_bones() -> None:

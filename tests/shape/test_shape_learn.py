@@ -1,6 +1,7 @@
 """A model of prepared patients in one go: what it leaves, whom it leaves out, and how it goes on."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from xreg.shape import ShapeModel
 from xreg.shape.atlas import Atlas, keep_atlas
 from xreg.shape.learn import COARSE, POOLS, Learning, LearnSettings
 from xreg.shape.patients import Patient
-from xreg.shape.sources import Member, read_prepared
+from xreg.shape.sources import Member, drawn_in, read_prepared
 from xreg.training import MODEL, read_log
 
 SETTINGS = LearnSettings(steps=20, near=2, turned=1)
@@ -86,9 +87,10 @@ def test_another_recipe_does_not_go_on(tmp_path) -> None:
     Learning(folders, SETTINGS, tmp_path / "net", held_out=["c"]).draw()
     with pytest.raises(FileError, match=r"other patients; go on with the same"):
         Learning(folders, SETTINGS, tmp_path / "net").draw()
-    turned = LearnSettings(steps=20, near=2, turned=1, tilts=(3.0, 20.0))
+    turned = LearnSettings(steps=20, near=3, turned=1, tilts=(3.0, 20.0))
     with pytest.raises(FileError, match=r"turned: holds a pool with other tilt;"):
         Learning(folders, turned, tmp_path / "net", held_out=["c"]).draw()
+    assert drawn_in(tmp_path / "net" / POOLS / "near") == 2  # not a third
 
 
 def test_a_model_is_gone_on_with(tmp_path) -> None:
@@ -178,6 +180,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path) -> None
     other = [*words, "--from", tmp_path / "one", "--seed", 5, "-o", tmp_path / "three"]
     assert "leave that out" in run(*other, "--network", "rays", code=1).output
     assert not (tmp_path / "three").exists()
+
+
+def test_a_training_that_began_goes_on_with_the_same_new_patients(tmp_path) -> None:
+    shape_case.prepare(tmp_path / "in", "a", "b")
+    net = tmp_path / "net"
+    words = [tmp_path / "in", "-o", net, "--steps", 10, "--near"]
+    few = LearnSettings(steps=10, near=1, turned=1)
+    Learning([tmp_path / "in"], few, net).draw()
+    learning = Learning([tmp_path / "in"], replace(few, near=2), net)  # more, as no training began
+    assert learning.draw() == 1
+    learning.keep_bones()
+    learning.read_coarse()
+    before = {file: file.read_bytes() for file in net.rglob("*") if file.is_file()}
+    for near, turned, count in ((3, 1, 6), (1, 1, 4), (1, 2, 5), (3, 0, 5)):
+        said = " ".join(run(*words, near, "--turned", turned, code=1).stderr.split())
+        assert "its training began with 5 samples, new patients included (2 near and 1 turned are" in said
+        assert f"near={near} and turned={turned} make it {count}." in said
+        assert "[options here: --near, --turned]" in said
+    assert {file: file.read_bytes() for file in net.rglob("*") if file.is_file()} == before
+    shutil.rmtree(net / POOLS)  # the same are drawn again
+    again = Learning([tmp_path / "in"], replace(few, near=2), net)
+    assert again.draw() == 3
+    assert again.read_coarse().steps == 4
 
 
 def test_a_pool_that_holds_more_is_not_all_learned_from(tmp_path) -> None:

@@ -251,6 +251,34 @@ def test_the_verb_makes_samples_and_names_what_it_leaves_out(tmp_path) -> None:
     )
 
 
+def test_nothing_is_left_where_no_patient_can_be_used(tmp_path) -> None:
+    ct, labels = body()
+    write(tmp_path / "in" / "two" / "ct.nii.gz", ct)
+    write(tmp_path / "in" / "two" / "label.nii.gz", labels * 0)
+    words = ["shape", "prepare", str(tmp_path / "in"), "-o", str(tmp_path / "new" / "out")]
+    done = CliRunner().invoke(main, [*words, "--dataset", "plain", "--scheme", "all"])
+    assert done.exit_code == 1
+    assert "no patient could be used" in done.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_published_patients_take_no_options_of_films(tmp_path) -> None:
+    words = ["shape", "prepare", str(tmp_path), "-o", str(tmp_path / "out"), "--dataset", "swinx2s"]
+    given = {
+        "--rescale": ("1", "0"), "--fine": ("2",), "--view": ("0", "0"), "--sdd": ("900",), "--sod": ("700",),
+        "--size": ("40", "40"), "--film": ("threshold",), "--sides": ("check",),
+    }  # fmt: skip
+    for option, values in given.items():
+        alone = CliRunner().invoke(main, [*words, option, *values])
+        assert alone.exit_code == 2
+        assert f"{option}: not for --dataset swinx2s" in " ".join(alone.output.split())
+    every = CliRunner().invoke(main, [*words, *(word for o, v in given.items() for word in (o, *v))])
+    assert f"{', '.join(given)}: not for" in " ".join(every.output.split())
+    used = CliRunner().invoke(main, [*words, "--shape", "14", "12", "12", "--voxel", "4"])
+    assert used.exit_code == 1  # there is no patient in the folder
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("patient", ["0510", "0694"])
 def test_published_patients_keep_their_own_films(shared_data, patient: str) -> None:
     folder = shared_data / "swinx2s" / patient

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from dataclasses import replace
+from typing import ClassVar
 
 import nibabel
 import numpy as np
@@ -29,9 +30,9 @@ SPINE = SCHEMES["spine"]
 QUICK = ReconstructSettings(draws=2)
 
 
-def run(case, model, films=None, cameras=None):
+def run(case, model, films=None, cameras=None, **more):
     films, cameras = case.films if films is None else films, cameras or case.cameras
-    known = {"grid": case.grid, "normalised": True, "settings": QUICK}
+    known = {"grid": case.grid, "normalised": True, "settings": QUICK, **more}
     return reconstruct(list(films), cameras, model, **known)
 
 
@@ -230,6 +231,23 @@ def test_cameras_that_do_not_face_one_point(case) -> None:
     assert facing_point(shape_case.c_arms()[:1], (10, -5, 20)).tolist() == [10, -5, 20]
 
 
+def test_a_grid_outside_the_films_is_not_blamed_on_the_cameras(case, oracle) -> None:
+    said = r"the middle of the grid, \[10, 495, 20\] \(RAS mm\), lies outside what film 1 shows"
+    with pytest.raises(GeometryError, match=said):  # to the front, which the film from the front cannot tell
+        run(case, oracle, grid=None, center=(10, 495, 20))
+    with pytest.raises(GeometryError, match=said):
+        run(case, oracle, grid=replace(case.grid, affine=moved_to_the_front(case.grid.affine)))
+    with pytest.raises(GeometryError, match=r"\[900, -5, 20\] .* outside what film 0 shows") as error:
+        facing_point(shape_case.c_arms()[:1], (900, -5, 20))
+    assert "camera" not in str(error.value)
+
+
+def moved_to_the_front(affine: torch.Tensor) -> torch.Tensor:
+    moved = affine.clone()
+    moved[1, 3] += 500.0
+    return moved
+
+
 def test_a_single_film_works(case, oracle) -> None:
     made = run(case, oracle, case.films[:1], case.cameras[:1])
     assert made.agreement == ()
@@ -244,6 +262,22 @@ def test_sizes_that_differ(case, oracle) -> None:
     small = case.cameras[1].bin(2)
     with pytest.raises(ImageError, match="films must have one size"):
         check_films([case.films[0], torch.zeros(small.size)], (case.cameras[0], small))
+
+
+@pytest.mark.parametrize(("trained", "edge"), [(32, 160), (64, 128), (80, 160), (100, 200), (320, 320)])
+def test_voxels_are_by_default_a_whole_number_to_one_of_the_training(case, trained: int, edge: int) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Asked:
+        facts: ClassVar = {"voxels": trained}
+
+        def predict(self, films, cameras, grid, **known):
+            assert max(grid.shape) == edge
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(case, Asked(), grid=None)
 
 
 def test_the_grid_is_what_all_films_show(case) -> None:

@@ -205,8 +205,9 @@ def test_a_training_goes_on_with_the_same_bits(samples, tmp_path) -> None:
     train_spine(samples, few, tmp_path / "broken", resume=True)
     one, two = (SpineModel.beside(tmp_path / name).net.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    with pytest.raises(FileError, match="settings differ"):
-        train_spine(samples, replace(few, batch=2), tmp_path / "broken", resume=True)
+    for others, known, what in ((samples, replace(few, batch=2), "settings"), (samples[:2], few, "patients")):
+        with pytest.raises(FileError, match=f"{what} differ .* into another folder, or anew$"):  # no --from
+            train_spine(others, known, tmp_path / "broken", resume=True)
 
 
 def test_what_is_refused(samples, tmp_path) -> None:
@@ -263,8 +264,20 @@ def test_the_command_line(samples, tmp_path) -> None:
     assert told["patients"] == ["a", "c"]
     assert told["step"] == 2
     assert (tmp_path / "net" / "spine" / "model.safetensors").is_file()
-    assert run(main, ["shape", "train-spine", *known, "--hold-out", "nobody"]).exit_code == 1
-    assert run(main, ["shape", "train-spine", *known, "--minutes", "1"]).exit_code == 2
+    model = tmp_path / "net" / "spine" / "model.safetensors"
+    before = model.read_bytes()
+    words = ["shape", "train-spine", *known, "--hold-out", "b"]
+    again = run(main, [*words, "--seed", "4"])
+    assert again.exit_code == 2
+    assert "--resume to go on with it, another folder, or --overwrite" in " ".join(again.output.split())
+    assert run(main, [*words, "--resume"]).exit_code == 0
+    assert model.read_bytes() == before
+    other = [*known[:2], str(tmp_path / "other"), *known[3:]]
+    assert run(main, ["shape", "train-spine", *other, "--hold-out", "nobody"]).exit_code == 1
+    assert run(main, ["shape", "train-spine", *other, "--minutes", "1"]).exit_code == 2
+    assert not (tmp_path / "other").exists()
+    assert run(main, [*words, "--seed", "4", "--overwrite"]).exit_code == 0
+    assert model.read_bytes() != before
 
 
 def test_patients_may_have_different_numbers_of_films(tmp_path) -> None:

@@ -234,13 +234,56 @@ def test_the_verb_trains_and_says_on_whom(tmp_path) -> None:
     coarse = CliRunner().invoke(main, [*other, "--voxels", "16"])
     assert coarse.exit_code == 0, coarse.output
     assert ShapeModel.load(tmp_path / "other").facts["voxels"] == 16
-    more = CliRunner().invoke(main, [*other, "--hold-out", "a", "--from", str(tmp_path / "net")])
+    third = [*other[:4], str(tmp_path / "third"), *other[5:]]
+    more = CliRunner().invoke(main, [*third, "--hold-out", "a", "--from", str(tmp_path / "net")])
     assert "learned from a, which shall be held out" in more.output
     both = CliRunner().invoke(main, [*other, "--resume", "--from", str(tmp_path / "net")])
     assert both.exit_code == 2
-    missing = CliRunner().invoke(main, [*arguments, "--steps", "1", "--hold-out", "nobody"])
+    missing = CliRunner().invoke(main, [*third, "--hold-out", "nobody"])
     assert missing.exit_code == 1
     assert "nobody" in missing.output
+
+
+def test_a_training_is_not_replaced_without_a_word(tmp_path) -> None:
+    for n, name in enumerate(("a", "b")):
+        shape_case.sample(name, n).save(tmp_path / "in" / name)
+    net = tmp_path / "net"
+    words = ["shape", "train", str(tmp_path / "in"), "-o", str(net), "--as-they-are", "--steps", "1"]
+    nothing = CliRunner().invoke(main, [*words, "--resume"])
+    assert nothing.exit_code == 1
+    assert "nothing to resume; leave --resume out" in " ".join(nothing.output.split())
+    assert CliRunner().invoke(main, words).exit_code == 0
+    before = {name: (net / name).read_bytes() for name in checkpoint.NAMES}
+    again = CliRunner().invoke(main, [*words, "--seed", "3"])
+    assert again.exit_code == 2
+    assert "--resume to go on with it, another folder, or --overwrite" in " ".join(again.output.split())
+    both = CliRunner().invoke(main, [*words, "--resume", "--overwrite"])
+    assert "give one" in " ".join(both.output.split())
+    assert CliRunner().invoke(main, [*words, "--resume"]).exit_code == 0
+    assert {name: (net / name).read_bytes() for name in checkpoint.NAMES} == before
+    (net / TRAINING).unlink()  # a network that was copied without what it would go on with
+    alone = CliRunner().invoke(main, words)
+    assert alone.exit_code == 2
+    assert "--resume to" not in " ".join(alone.output.split())
+    done = CliRunner().invoke(main, [*words, "--seed", "3", "--overwrite", "--from", str(net)])
+    assert done.exit_code == 0, done.output  # even from itself
+    assert checkpoint.load(net / TRAINING)[1]["settings"]["seed"] == 3
+
+
+def test_what_was_replaced_is_not_gone_on_with(tmp_path) -> None:
+    train(source(), QUICK, tmp_path)
+
+    class Stop(Exception):
+        pass
+
+    def stop(report) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):  # before anything of it is saved
+        train(source(), QUICK, tmp_path, on_report=stop)
+    with pytest.raises(FileError):
+        train(source(), QUICK, tmp_path, resume=True)
+    assert not (tmp_path / MODEL).exists()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ Exit code 3: done, but the vertebral level is not certain, or a film does not sh
 @shared("output", "Folder for the result; see below.", required=True)
 @click.option("--expect", metavar="NAMES", help="Bones that the model must have learned: L1,L2,sacrum.")
 @click.option("--like", type=PATH, help="NIfTI whose grid the labels get.  [default: what all films show]")
-@click.option("--voxel", type=POSITIVE, metavar="MM", help="[default: as many voxels as in training]")
+@click.option("--voxel", type=POSITIVE, metavar="MM",
+              help="Edge of a voxel.  [default: about 160 along the longest edge]")  # fmt: skip
 @click.option("--center", type=NUMBER, nargs=3, metavar="X Y Z", help="Middle of the grid, RAS mm.")
 @click.option(
     "--intensity",

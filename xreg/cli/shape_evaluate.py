@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, check_file, shared
+from xreg.cli.options import PATH, POSITIVE, check_apart, check_file, shared
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -48,7 +48,7 @@ docs/shape.md has the definitions in full."""
     show_default=True,
     help="True voxel spacing over the header's, where it is stale.",
 )
-@shared("output", "Also write the result here, as JSON.")
+@shared("output", "Also write the result here (.json).")
 def command(terminal: Terminal, prediction: Path, reference: Path, **options: Any) -> dict[str, Any]:
     """Compare the label map PREDICTION with REFERENCE (NIfTI on one grid), or a folder with a folder.
 
@@ -58,9 +58,9 @@ def command(terminal: Terminal, prediction: Path, reference: Path, **options: An
 
     In folders, each reference needs a prediction of the same file name.
     """
-    if options["output"] is not None:
-        check_file(options["output"])
     pairs = _pairs(prediction, reference)
+    if options["output"] is not None:
+        _check_output(options["output"], pairs, options["names"])
     mine, theirs = _schemes(options)
     cases = []
     with terminal.working("comparing") as tell:
@@ -80,6 +80,16 @@ def command(terminal: Terminal, prediction: Path, reference: Path, **options: An
 
         write_json(options["output"], result)
     return result
+
+
+def _check_output(output: Path, pairs: list[tuple[str, Path, Path]], names: Path | None) -> None:
+    """Before any work: the result is JSON, lies where it can be written, and over nothing that is read."""
+    if output.suffix.lower() != ".json":
+        raise click.BadParameter(f"{output} must end in .json.", param_hint="'-o'")
+    check_file(output)
+    check_apart({"-o": output}, {"--names": names})
+    for _, one, other in pairs:
+        check_apart({"-o": output}, {"PREDICTION": one, "REFERENCE": other})
 
 
 def _pairs(prediction: Path, reference: Path) -> list[tuple[str, Path, Path]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xreg.shape.prepare import Preparation
     from xreg.shape.samples import Sample
 
+_NOT_SHIPPED = ("rescale", "fine", "view", "sdd", "sod", "size", "film", "sides")
 DATASETS = ("totalsegmentator", "ctpelvic1k", "ctspine1k", "verse", "ribseg", "swinx2s", "plain")
 
 
@@ -87,7 +88,8 @@ def _layouts() -> str:
     type=click.Choice(["check", "swap", "trust"]),
     default="check",
     show_default=True,
-    help="Label maps with left bones on the right of their affine: refuse, exchange, or take.",
+    help="Label maps with left bones on the right of their affine: refuse (of RibSeg: exchange), exchange, "
+    "or take.",
 )
 def command(terminal: Terminal, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Turn the patients in FOLDER into samples: films, cameras, and labels of 54 bones on an upright grid.
@@ -98,13 +100,14 @@ def command(terminal: Terminal, folder: Path, output: Path, **options: Any) -> d
 
     A patient that cannot be used is named with the reason and left out; the exit code is then 3.
     """  # fmt: skip
+    if options["dataset"] == "swinx2s":
+        _check_shipped()
     if (options["sdd"] is None) != (options["sod"] is None):
         raise click.UsageError("Perspective films need both --sdd and --sod, parallel ones neither.")
     if options["dataset"] != "plain" and (options["scheme"] or options["names"]):
         raise click.UsageError("--scheme and --names are for --dataset plain; the others have their own.")
     check_folder(output)
     cases = _cases(folder, options)
-    output.mkdir(parents=True, exist_ok=True)
     made, failed = _run(terminal, cases, output)
     terminal.lines([(case["patient"], _line(case)) for case in made])
     for case in failed:
@@ -117,6 +120,18 @@ def command(terminal: Terminal, folder: Path, output: Path, **options: Any) -> d
         "samples": made,
         "left_out": failed,
     }
+
+
+def _check_shipped() -> None:
+    """UsageError for options that say how films are made, or CTs read: those of swinx2s are as they are."""
+    known = click.get_current_context()
+    default = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    given = [f"--{name}" for name in _NOT_SHIPPED if known.get_parameter_source(name) not in default]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: not for --dataset swinx2s, whose patients have films and CTs of their own; "
+            "leave that out."
+        )
 
 
 def _cases(folder: Path, options: dict[str, Any]) -> list[tuple[str, Callable[[], tuple[Sample, Patient]]]]:

@@ -68,6 +68,7 @@ swin-x2s-…  the baseline: two orthogonal films, one grid; needs MONAI and eino
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where OUT holds a training.")
 @shared("device")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train on SAMPLES: folders that `xreg shape prepare` wrote, or folders of such folders.
@@ -77,11 +78,13 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         xreg shape train prepared/ -o net/ --network rays --device cuda --bfloat16 --batch 4 --workers 12
 
     Where patients have their CT, new patients are made of them as the training goes on. A training that was
-    stopped goes on with --resume; with --steps, on the CPU, it then ends with the same bits.
+    stopped goes on with --resume; with --steps, on the CPU, it then ends with the same bits. A training that
+    OUT holds is not replaced without --overwrite.
     """
     check_budget(options)
     check_beginning(options)
     check_folder(output)
+    check_output(output, options)
     clock = Clock()
     from xreg.shape.atlas import keep_atlas
     from xreg.shape.sources import coarser, read_prepared, require_apart, scanned_members, split_patients
@@ -104,6 +107,26 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
     terminal.lines(_lines(result))
     return result
+
+
+def check_output(folder: Path, options: dict[str, Any]) -> None:
+    """Before any work: a training in a folder is not lost without a word, and one that goes on is there."""
+    from xreg.errors import FileError
+    from xreg.shape.checkpoint import NAMES
+    from xreg.training import TRAINING
+
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume goes on with OUT; --overwrite begins anew: give one.")
+    if options["resume"] and not (folder / TRAINING).is_file():
+        raise FileError(
+            f"{folder / TRAINING}: is not there, so there is nothing to resume; leave --resume out"
+        )
+    there = [name for name in NAMES if (folder / name).exists()]
+    if there and not (options["resume"] or options["overwrite"]):
+        words = "--resume to go on with it, " if TRAINING in there else ""
+        raise click.UsageError(
+            f"{folder} holds a training ({', '.join(there)}): give {words}another folder, or --overwrite."
+        )
 
 
 def _tilted(source: Any, degrees: float) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, shared
+from xreg.cli.shape_train import check_output
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Patients a step.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where OUT holds one already.")
 def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
     """Train on SAMPLES: folders of `xreg shape prepare` and `xreg shape draw`, as they are.
 
@@ -35,7 +37,8 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
         xreg shape train-spine pool/ prepared/ -o net/ --hold-out s0561
 
     Films are straightened along the labelled spine; learned is where on a vertebra a row lies, and on which.
-    `xreg reconstruct --model net/` then counts by it. Minutes on a CPU do.
+    `xreg reconstruct --model net/` then counts by it. Minutes on a CPU do. One that is there is not
+    replaced without --overwrite.
     """
     check_budget(options)
     check_folder(output)
@@ -44,6 +47,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     from xreg.shape.sources import read_prepared, require_apart, split_patients
     from xreg.shape.spine_training import FOLDER, SpineTrainSettings, train_spine
 
+    check_output(output / FOLDER, options)
     require_apart(samples, options["hold_out"])
     with terminal.working("reading samples"):
         prepared, _ = read_prepared(samples)

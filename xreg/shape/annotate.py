@@ -22,7 +22,7 @@ from xreg.geometry import Camera, se3
 from xreg.io import VoxelGrid, atomic_write, read_json, save_image, write_json
 from xreg.io.tensors import save_tensors
 from xreg.pictures import colour, grey, save_picture
-from xreg.renderer import drr
+from xreg.renderer import drr, pose_of
 from xreg.shape.centroids import middles_of
 from xreg.shape.films import label_depth, label_thickness
 from xreg.volume import Volume
@@ -98,7 +98,7 @@ def annotate(
     """
     if volume.labels is None or not bool((volume.labels > 0).any()):
         raise ShapeError("the volume has no labelled voxel; load it with mask=, a label map on its grid")
-    pose = torch.eye(4, dtype=torch.float64) if world_from_body is None else torch.as_tensor(world_from_body)
+    pose = pose_of(world_from_body, camera)
     film = drr(volume, camera, pose, integrator="joseph").float()
     # A volume moved by the pose, seen by the camera, is the volume at rest, seen by a camera moved back.
     at_rest = camera.replace(camera_from_world=camera.camera_from_world @ pose.to(camera.device))
@@ -112,7 +112,7 @@ def annotate(
     thick = label_thickness(compact, grid, at_rest, len(numbers) + 1)
     depth = label_depth(compact, grid, at_rest, thick)[1:]
     thick = thick[1:]
-    middles = se3.apply(pose, middles_of(compact, grid, len(numbers) + 1)[1:])
+    middles = se3.apply(pose.cpu(), middles_of(compact, grid, len(numbers) + 1)[1:])
     structures = tuple(
         _structure(n, volume.label_names.get(n, f"label {n}"), middle, (t, d), camera, least_mm)
         for n, middle, t, d in zip(numbers, middles, thick, depth, strict=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, ImageError
 from xreg.geometry import Camera
+from xreg.geometry._numbers import as_tensor
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.shape.meeting import Ray, meeting, ray_at
 from xreg.shape.prepare import upright
@@ -65,7 +66,7 @@ def check_films(films: Sequence[Tensor], cameras: Sequence[Camera]) -> Float[Ten
 
     ImageError where sizes differ from each other or from the cameras', or where values are not finite.
     """
-    films = [torch.as_tensor(film) for film in films]
+    films = [as_tensor(film) for film in films]
     if not films or len(films) != len(cameras):
         raise ImageError(
             f"there must be one camera a film, got {len(films)} films and {len(cameras)} cameras"
@@ -111,11 +112,16 @@ def facing_point(cameras: Sequence[Camera], center: Sequence[float] | None = Non
         u, v = camera.project(point[None])[0].tolist()
         height, width = camera.size
         if not (-0.5 <= u <= width - 0.5 and -0.5 <= v <= height - 0.5):
+            place = [round(x) for x in point.tolist()]
+            if center is not None:
+                raise GeometryError(
+                    f"the middle of the grid, {place} (RAS mm), lies outside what film {number} shows: give "
+                    "one that all films show (center=X,Y,Z or a grid), or leave it out"
+                )
             gap = max((_gap(a, b) for a, b in combinations(rays, 2)), default=0.0)
             raise GeometryError(
-                f"the cameras do not face one point: {[round(x) for x in point.tolist()]} (RAS mm) is not in "
-                f"film {number}, and middle rays pass each other by {gap:.0f} mm; all cameras must be told "
-                "in one world"
+                f"the cameras do not face one point: {place} (RAS mm) is not in film {number}, and middle "
+                f"rays pass each other by {gap:.0f} mm; all cameras must be told in one world"
             )
     return point
 

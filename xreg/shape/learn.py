@@ -23,10 +23,12 @@ from xreg.shape.sources import (
     Population,
     coarser,
     draw_pool,
+    drawn_in,
     patients_without,
     pool_facts,
     read_prepared,
     require_apart,
+    require_same_pool,
     split_patients,
 )
 from xreg.shape.spine_reading import SpineModel
@@ -119,8 +121,10 @@ class Learning:
         self.network = self._network()
         samples, patients = read_prepared(prepared)
         self.patients = patients_without(patients, held_out)
-        self.counts = any(SpineCase.of(s) is not None for s in samples if s.patient not in held_out)
+        learned = [s for s in samples if s.patient not in held_out]
+        self.counts = any(SpineCase.of(s) is not None for s in learned)
         self._require_same_recipe()
+        self._require_same_pools(len(learned))
 
     @property
     def count(self) -> int:
@@ -243,6 +247,30 @@ class Learning:
             if _begun(folder):
                 file = folder / TRAINING
                 require_same(files.load(file)[1], {"settings": settings}, ("settings",), file)
+
+    def _require_same_pools(self, prepared: int) -> None:
+        """FileError, before anything is drawn, where its pools are others than those that were begun here.
+
+        prepared: how many samples are learned from beside those drawn here.  Before a training began there
+        may be more patients than there were.
+        """
+        pools = self._pools()
+        for pool, _, source in pools:
+            require_same_pool(pool, source, self._seed(pool))
+        if not _begun(self.folder / COARSE):
+            return
+        begun = FILES.load(self.folder / COARSE / TRAINING)[1].get("cases", {}).get("samples")
+        before = () if self.start is None else self.start.pools
+        count = prepared + sum(map(drawn_in, before)) + self.count
+        kept = (self.folder / POOLS).is_dir()  # else the same are drawn again
+        if begun != count or (kept and any(wanted > drawn_in(pool) for pool, wanted, _ in pools)):
+            there = {name: drawn_in(self.folder / POOLS / name) for name in ("near", "turned")}
+            raise FileError(
+                f"{self.folder}: cannot be gone on with, since its training began with {begun} samples, new "
+                f"patients included ({there['near']} near and {there['turned']} turned are there); "
+                f"near={self.settings.near} and turned={self.settings.turned} make it {count}. Give the same "
+                "numbers, or another folder"
+            )
 
     def _train(
         self,

@@ -84,6 +84,10 @@ class Exposure:
     ceiling: float = 0.25
     wrap: float = 0.3
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tilt_degrees) and self.tilt_degrees >= 0):
+            raise ShapeError(f"tilt_degrees must be a number of 0 or more, got {self.tilt_degrees}")
+
 
 def vary(
     patient: Patient,

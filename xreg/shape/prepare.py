@@ -44,8 +44,9 @@ class Preparation:
     fine: how much finer the CT is kept of which films are made.  views: degrees round and up from the view
     from the front, a film; (-90, 0) is from the right.
     sdd, sod: mm, None for parallel beams.  size: (H, W) of films, by default about a
-    fine voxel a pixel.  sides: "check" refuses label maps whose left is on the right of their affine, "swap"
-    exchanges the labels of those, "trust" takes all as they are.
+    fine voxel a pixel.  sides: "check" refuses label maps whose left is on the right of their affine, but
+    exchanges RibSeg's, whose documents do not say which side comes first; "swap" exchanges the labels of all
+    those, "trust" takes all as they are.
     """
 
     shape: tuple[int, int, int] = (80, 64, 64)

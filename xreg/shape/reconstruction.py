@@ -131,9 +131,12 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class ReconstructSettings:
-    """voxel_mm: of the grid, None for as many along its edge as in training.  variants: looks of the films,
-    1 to 5.  draws: label maps from which measures get their ±.  smooth_mm: of the surfaces.  seed: of the
-    draws."""
+    """How bones are reconstructed.
+
+    voxel_mm: edge of the grid's voxels; None for as many along its longest edge as the training's grids have,
+    times the whole number that brings them nearest to 160.  variants: looks of the films, 1 to 5.
+    draws: label maps from which measures get their ±.  smooth_mm: of the surfaces.  seed: of the draws.
+    """
 
     voxel_mm: float | None = None
     variants: int = 1

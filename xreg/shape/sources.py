@@ -151,14 +151,19 @@ def draw_pool(
     """Draw new patients once and keep them as samples, which many trainings can use; how many were drawn.
 
     Sample n comes from (seed, n) alone, and one that is there already is kept: so a stopped draw goes on.
-    on_done is told how many there are.  Raises FileError where another pool was begun in the folder.
+    on_done is told how many there are.  Raises ShapeError for patients of several schemes, FileError where
+    another pool was begun in the folder.
     """
     drawn = 0
     fresh = replace(source, as_they_are=0.0)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    _begin_pool(Path(folder) / POOL, source, seed)
+    if len(schemes := {p.scheme for p in source.patients}) > 1:
+        raise ShapeError(f"patients of a pool must share a scheme, got {', '.join(sorted(schemes))}")
+    require_same_pool(folder, source, seed)
+    if not (file := Path(folder) / POOL).is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, _facts_of(source, seed))
     for n in range(count):
-        place = Path(folder) / f"{n:05d}"
+        place = file.parent / f"{n:05d}"
         if not (place / sample_files.TENSORS).is_file():
             fresh.sample(step_seed(seed, n, 0)).save(place)
             drawn += 1
@@ -167,17 +172,27 @@ def draw_pool(
     return drawn
 
 
-def _begin_pool(file: Path, source: Population, seed: int) -> None:
-    """Write what a pool is drawn from, or compare it with what is written."""
-    facts = {
+def drawn_in(folder: str | PathLike) -> int:
+    """How many samples a pool holds."""
+    return len(list(Path(folder).glob(f"*/{sample_files.TENSORS}")))
+
+
+def _facts_of(source: Population, seed: int) -> dict[str, Any]:
+    """What a pool is drawn from."""
+    return {
         "patients": [p.name for p in source.patients],
         "seed": seed,
         "tilt": source.exposure.tilt_degrees,
         "bodies": source.bodies,
     }
+
+
+def require_same_pool(folder: str | PathLike, source: Population, seed: int) -> None:
+    """FileError where another pool than that of a source and a seed was begun in the folder."""
+    file, facts = Path(folder) / POOL, _facts_of(source, seed)
     if not file.is_file():
-        write_json(file, facts)
-    elif different := sorted(name for name, value in pool_facts(file).items() if facts.get(name) != value):
+        return
+    if different := sorted(name for name, value in pool_facts(file).items() if facts.get(name) != value):
         raise FileError(
             f"{file.parent}: holds a pool with other {', '.join(different)}; go on with the same, or choose "
             "another folder"

@@ -17,6 +17,7 @@ from torch import Tensor
 from xreg import __version__
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
+from xreg.shape.checkpoint import forget
 from xreg.shape.film_cases import FilmVariation, exposed_anew, uniform
 from xreg.shape.losses import masked_mean
 from xreg.shape.networks.spine_reader import PARTS, SpineReader
@@ -24,6 +25,7 @@ from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
 from xreg.shape.strips import SACRUM, STEP_MM, labelled_line, resampled, straighten
 from xreg.training import (
+    TRAINING,
     Budget,
     NetworkFiles,
     descend,
@@ -31,7 +33,9 @@ from xreg.training import (
     follow,
     hand_back_memory,
     looks_due,
+    require,
     require_one_end,
+    require_same,
     schedule,
     step_generator,
     step_seed,
@@ -179,8 +183,9 @@ def train_spine(
     """Train a reader of the spine on labelled samples, and keep it in ``folder``/spine; its facts.
 
     held_out: names of patients that are not learned from.  resume: go on where a training in the folder was
-    stopped; with steps it ends with the same bits.  Patients are drawn alike often, and of each one of its
-    samples.  Raises ShapeError where no sample shows a spine, FileError for a checkpoint that does not fit.
+    stopped (without it, one that is there is replaced); with steps it ends with the same bits.  Patients are
+    drawn alike often, and of each one of its samples.  Raises ShapeError where no sample shows a spine,
+    FileError for a checkpoint that does not fit.
     """
     cases: dict[str, list[SpineCase]] = {}
     for sample in samples:
@@ -213,6 +218,8 @@ class _Run:
     def descend(self, on_report: Callable[[SpineReport], None] | None) -> dict[str, Any]:
         settings = self.settings
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.step:
+            forget(self.folder)
         self.budget.begin()
         while (progress := self.budget.spent(self.step)) < 1:
             values, across, levels = self.batch(self.step)
@@ -260,7 +267,10 @@ class _Run:
         }
 
     def resume(self) -> None:
-        same = ("patients", "held_out", "samples", "settings")
+        same, file = ("patients", "held_out", "samples", "settings"), self.folder / TRAINING
+        known = FILES.load(file)[1]
+        require(known, same, file)
+        require_same(known, self.facts(), same, file, remedy="train into another folder, or anew")
         facts = FILES.resume(self.folder, self.facts(), same, self._state())
         self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]

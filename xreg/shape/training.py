@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xreg import __version__
 from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
-from xreg.shape.checkpoint import FILES
+from xreg.shape.checkpoint import FILES, forget
 from xreg.shape.film_cases import FilmBatch, FilmDraws, exposed_anew, uniform
 from xreg.shape.film_losses import film_losses
 from xreg.shape.networks import Lattice, Output, RayNet, make_network
@@ -92,9 +92,9 @@ def train(
     held_out: samples of patients that are not among the source's; they are scored over the training and never
     learned from, nor is anything chosen by them: the last weights are kept.  start: a network of the same
     scheme whose weights are begun with, as far as they fit; its patients count as learned from, so none of
-    them may be held out.  resume: go on where a training
-    in ``folder`` was stopped; with a budget of steps it ends with the same bits on the CPU, as all that is
-    random about a step comes from (seed, step).  workers: threads that make the cases of the next steps.
+    them may be held out.  resume: go on where a training in ``folder`` was stopped (without it, one that is
+    there is replaced); with a budget of steps it ends with the same bits on the CPU, as all that is random
+    about a step comes from (seed, step).  workers: threads that make the cases of the next steps.
     on_report is told of each step.  Raises ShapeError for samples that cannot be trained on together,
     FileError for a checkpoint that does not fit.
     """
@@ -160,6 +160,8 @@ class Trainer:
     def run(self, on_report: Callable[[Report], None] | None = None, workers: int = 1) -> Trained:
         """Train until the budget is spent."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.step:
+            forget(self.folder)
         self.budget.begin()
         for cases in self._ahead(workers):
             found = self.advance(self.budget.spent(self.step), cases)
