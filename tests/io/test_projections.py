@@ -7,12 +7,15 @@ import types
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dicom_files import write_xa
 
+from xreg.cli import main
 from xreg.errors import FileError, GeometryError, ImageError, InputWarning
 from xreg.geometry import Camera, Rig
 from xreg.geometry.conventions import CONVENTIONS
 from xreg.io import ProjectionSet, VoxelGrid, from_tigre, load_projections, save_projections
+from xreg.tomography import Projector, sirt
 
 GRID = VoxelGrid.box((5, 6, 7), (70.0, 60.0, 50.0), (1.0, 2.0, 3.0))
 
@@ -96,6 +99,37 @@ def test_damage_is_found(tmp_path):
         load_projections(folder)
     with pytest.raises(FileError, match="no such"):
         load_projections(tmp_path / "other")
+
+
+def test_another_truth_is_found(tmp_path):
+    folder = tmp_path / "set"
+    made = whole()
+    save_projections(folder, made)
+    truth = (folder / "truth.nii.gz").read_bytes()
+    other = ProjectionSet(images(), rig(), truth=GRID.volume(made.truth.mu * 2))
+    save_projections(tmp_path / "other", other)
+    (folder / "truth.nii.gz").write_bytes((tmp_path / "other" / "truth.nii.gz").read_bytes())
+    with pytest.raises(FileError, match=r"truth\.nii\.gz: differs .*sha256"):
+        load_projections(folder)
+    (folder / "truth.nii.gz").unlink()
+    with pytest.raises(FileError, match=r"truth\.nii\.gz: no such file"):
+        load_projections(folder)
+    (folder / "truth.nii.gz").write_bytes(truth)
+    assert torch.equal(load_projections(folder).truth.mu, made.truth.mu)
+
+
+def test_a_truth_without_a_digest_is_read(tmp_path):
+    """Sets had none of it once."""
+    made = whole()
+    save_projections(tmp_path / "set", made)
+    file = tmp_path / "set" / "projections.json"
+    data = json.loads(file.read_text())
+    assert len(data["truth"].pop("sha256")) == 64
+    file.write_text(json.dumps(data))
+    assert torch.equal(load_projections(tmp_path / "set").truth.mu, made.truth.mu)
+    file.write_text(json.dumps(data | {"truth": "truth.nii.gz"}))
+    with pytest.raises(FileError, match="an entry is missing or wrong"):
+        load_projections(tmp_path / "set")
 
 
 def test_what_is_no_projection_is_refused():
@@ -385,6 +419,50 @@ def test_a_dicom_rotation_of_logarithms(tmp_path):
     torch.testing.assert_close(found.images, lines, rtol=0, atol=6e-4)
     with pytest.raises(ImageError, match=r"run\.dcm: relationship must be one of"):
         load_projections(path, relationship="LOG")
+
+
+def recon(path, *words):
+    box = ("--size", 4, "--side-mm", 20, "--method", "sirt", "--iterations", 1, "--json")
+    words = ("recon", path, "-o", path.parent / "a.nii", *box, *words)
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    said = json.loads(done.stdout)
+    return said if done.exit_code == 0 else said["error"]["message"]
+
+
+def test_recon_names_its_options_for_a_dicom_run_and_takes_them(tmp_path):
+    lines = images(3, 24, 20) / 2
+    lines[:, :, :2] = 0.0
+    stored = (4000 - 1000 * lines).round().numpy().astype(np.uint16)
+    tags = {"PixelIntensityRelationship": "LOG", "PositionerPrimaryAngleIncrement": [0.0, 15.0, 30.0]}
+    path = write_xa(tmp_path / "run.dcm", stored, bits=12, DistanceSourceToPatient=None, **tags)
+    said = recon(path)
+    assert "does not state sod (mm); give sod= [options here: --sod]" in said
+    said = recon(path, "--sod", 510)
+    assert said.endswith("how many stored units a factor e takes [options here: --log-gain]")
+    with_spacing = ("--sod", 510, "--log-gain", 1000, "--i0", 4000, "--sdd", 1100, "--spacing", 0.5, 0.4)
+    scan = load_projections(path, sod=510.0, log_gain=1000.0, i0=4000.0, sdd=1100.0, spacing=(0.5, 0.4))
+    projector = Projector(scan.cameras, VoxelGrid.box(4, 20.0), adjoint="voxel")
+    made = sirt(projector, scan.images, iterations=1)
+    assert recon(path, "--bin", 1, *with_spacing)["range"][1] == pytest.approx(float(made.max()), rel=1e-4)
+    camera = Camera.c_arm(sdd=1100.0, sod=510.0, size=(24, 20), spacing=(0.5, 0.4), primary=45.0,
+                          secondary=-12.5, mirrored=True)  # fmt: skip
+    same_cameras([scan.cameras[1]], [camera])
+
+
+def test_recon_takes_the_stack_of_an_rtk_geometry(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    for name, factor in (("p.mha", 1), ("q.mha", 2)):
+        stack = sitk.GetImageFromArray((images() * factor).numpy())
+        stack.SetSpacing((2.0, 3.0, 1.0))
+        stack.SetOrigin((-9.0, -10.5, 0.0))
+        sitk.WriteImage(stack, str(tmp_path / name))
+    (tmp_path / "g.xml").write_text(RTK_XML)
+    assert "2 lie beside it, so name the one with projections= [options here: --proj" in recon(
+        tmp_path / "g.xml"
+    )
+    one, two = (recon(tmp_path / "g.xml", "--projections", tmp_path / n)["range"] for n in ("p.mha", "q.mha"))
+    assert two[1] == pytest.approx(2 * one[1], rel=1e-5)
+    assert one[1] > 0
 
 
 def test_a_dicom_file_that_does_not_turn(tmp_path):

@@ -162,9 +162,29 @@ def test_a_prior_of_another_unit_is_brought_to_that_of_the_films(scan, truth) ->
         fit(scan, settings, prior=GRID.volume(0.02 * ball(12, (0, 0, 44))))
     views, away = views_of(scan, GRID, 0.0, 0), GRID.volume(0.02 * ball(12, (16, 10, 20)))
     with pytest.warns(InputWarning, match="multiplied"), pytest.warns(InputWarning, match="correlate"):
-        matched_prior(away, views)
-    with pytest.raises(GeometryError, match="no ray of any view meets"):
+        matched_prior(away, views, GRID)
+    with pytest.raises(GeometryError, match=r"the prior lies elsewhere .* no ray of any view meets"):
         fit(scan, settings, prior=VoxelGrid.box(GRID.shape, 100.0, (0, 0, 900.0)).volume(truth))
+
+
+def test_a_prior_needs_no_detector_and_may_have_wide_air(scan, truth) -> None:
+    """The same factor, by cameras without sdd, and from a grid that reaches behind the sources."""
+    views = views_of(scan, GRID, 0.0, 0)
+    prior = GRID.volume(truth)
+    plain = matched_prior(prior, views, GRID).mu / prior.mu.clamp_min(1e-9)
+    endless = replace(views, cameras=tuple(camera.replace(sdd=None) for camera in views.cameras))
+    factor = matched_prior(prior, endless, GRID).mu / prior.mu.clamp_min(1e-9)
+    torch.testing.assert_close(factor, plain, rtol=1e-4, atol=1e-4)
+    grid = VoxelGrid.box((40, 40, 40), (1600.0, 1600.0, 1600.0), GRID.center)
+    mu = torch.zeros(grid.shape)
+    mu[19:22, 19:22, 19:22] = 0.02
+    near = GRID.volume(on_grid(grid.volume(mu), GRID))
+    with pytest.warns(InputWarning):
+        found = matched_prior(grid.volume(mu), views, GRID).mu.max() / mu.max()
+    with pytest.warns(InputWarning):
+        assert found == pytest.approx(
+            float(matched_prior(near, views, GRID).mu.max() / near.mu.max()), rel=1e-5
+        )
 
 
 def test_a_prior_is_read_on_the_grid_of_the_fit(truth) -> None:

@@ -91,8 +91,6 @@ def test_what_cannot_be_is_refused():
         Projector(circle(3, sod=0.04, sdd=0.1), GRID)
     with pytest.raises(GeometryError, match="share an image size"):
         Projector(Rig((circle(1)[0], circle(1, size=(9, 9))[0])), GRID)
-    with pytest.raises(GeometryError, match="sdd"):
-        Projector([circle(1)[0].replace(sdd=None)], GRID)
     with pytest.raises(VolumeError, match="shape"):
         Projector(circle(2), GRID).forward(torch.zeros(3, 3, 3))
     with pytest.raises(GeometryError, match="integrator"):
@@ -111,3 +109,25 @@ def test_fine_pixels_are_to_be_averaged(pixel, wanted):
     )
     for camera in (divergent, parallel):
         assert usual_binning([camera], grid) == wanted
+
+
+@pytest.mark.parametrize("rule", ["joseph", "siddon", "exact"])
+def test_a_camera_without_a_detector_sees_all_of_the_grid(rule):
+    cameras = circle(5, secondary=11.0)
+    x = torch.rand(GRID.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ended = Projector(cameras, GRID, integrator=rule).forward(x)
+    endless = [camera.replace(sdd=None) for camera in cameras]
+    torch.testing.assert_close(
+        Projector(endless, GRID, integrator=rule).forward(x), ended, rtol=1e-9, atol=1e-9
+    )
+
+
+def test_that_a_grid_is_seen_at_the_edge_of_a_large_film_is_found():
+    """Rows are looked at from the middle outwards, in pieces."""
+    small = VoxelGrid.box((2, 2, 2), (4.0, 4.0, 4.0), (0.0, 0.0, 170.0))
+    camera = Camera.c_arm(sdd=1000, sod=700, size=(700, 500), spacing=0.7, isocenter=(0.0, 0.0, 0.0))
+    v = camera.project(torch.tensor([[0.0, 0.0, 170.0]], dtype=torch.float64))[0, 1]
+    assert not 10 < float(v) < 690
+    Projector([camera], small)
+    with pytest.raises(GeometryError, match="no ray of any view meets"):
+        Projector([camera], VoxelGrid.box((2, 2, 2), (4.0, 4.0, 4.0), (0.0, 0.0, 190.0)))

@@ -64,9 +64,19 @@ def test_a_line_integral_in_scene_units(chest):
         ({"offset": (math.inf, 0.0)}, "offset must be two finite"),
         ({"angles": (0.0, math.nan)}, "angles must be finite"),
         ({"angles": ()}, "angles must be finite"),
+        ({"size": 0}, r"^size must be at least 1, got 0$"),
+        ({"views": -3}, r"^views must be at least 1, got -3$"),
+        ({"finer": 0}, r"^finer must be at least 1, got 0$"),
+        ({"held_out": -1}, r"^held_out must be at least 0, got -1$"),
+        ({"photons": 0.0}, r"^photons, of a pixel in air, must be positive, got 0\.0$"),
+        ({"photons": math.nan}, r"^photons, of a pixel in air, must be positive, got nan$"),
+        ({"electronic": -2.0}, r"^electronic, counts, must be zero or more, got -2\.0$"),
+        ({"arc": 400.0}, r"^arc must lie in \(0, 360\] degrees, got 400\.0$"),
+        ({"start": math.nan}, r"^start must be finite degrees, got nan$"),
+        ({"sdd": 4.0}, r"^sod must lie between √3 .* got sod 5\.0 and sdd 4\.0$"),
     ],
 )
-def test_a_detector_that_cannot_be_is_refused(wrong, said):
+def test_numbers_that_cannot_be_are_refused_by_name(wrong, said):
     with pytest.raises(GeometryError, match=said):
         Protocol(**wrong)
 

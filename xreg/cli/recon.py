@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xreg.cli.options import PATH, POSITIVE, Number, check_file, said_of, shared
-from xreg.cli.scans import ONE_OR_MORE, read_scan, scan_options
+from xreg.cli.scans import ONE_OR_MORE, check_outside, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xreg.tomography import Iteration
 
 TAKES = {  # of the options that not every method has
-    "fdk": ("window",),
+    "fdk": ("window", "extend"),
     "sirt": ("iterations", "seconds"),
     "os-sart": ("iterations", "subsets", "seconds"),
     "cgls": ("iterations", "seconds"),
@@ -33,6 +33,10 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 @shared("output", "Volume to write, .nii or .nii.gz, in 1/mm.", required=True)
 @click.option("--method", type=click.Choice(list(TAKES)), default="fista-tv", show_default=True)
 @click.option("--window", type=click.Choice(WINDOWS), help="FDK's filter.  [default: hann]")
+@click.option(
+    "--extend", type=Number(0, 2), metavar="PART",
+    help="Continue FDK's rows by so much of their length, where the detector cuts the object.  [default: 0]",
+)  # fmt: skip
 @click.option("--iterations", type=ONE_OR_MORE, help="At most.  [default: by method]")
 @click.option(
     "--subsets", type=ONE_OR_MORE, help="Subsets of views.  [default: one for three views, 8 at most]"
@@ -62,6 +66,7 @@ def command(terminal: Terminal, projections: Path, output: Path, **options: Any)
     _check_options(options)
     if not output.name.endswith((".nii", ".nii.gz")):
         raise click.BadParameter(f"{output} must end in .nii or .nii.gz.", param_hint="'-o'")
+    check_outside(output, projections, options["stack"])
     check_file(output)
     clock = Clock()
     binning = 1 if options["method"] == "fdk" and options["binning"] is None else options["binning"]
@@ -130,7 +135,8 @@ def _reconstruct(scan: ProjectionSet, grid: VoxelGrid, options: dict[str, Any], 
 
     method, images = options["method"], scan.images
     if method == "fdk":
-        return fdk(images, scan.cameras, grid, filter=Filter(options["window"] or "hann"))
+        filter = Filter(options["window"] or "hann", extend=options["extend"] or 0.0)
+        return fdk(images, scan.cameras, grid, filter=filter)
     parallel = any(camera.parallel for camera in scan.cameras)
     exact = method in ("cgls", "fista-tv") or parallel
     projector = Projector(scan.cameras, grid, adjoint="exact" if exact else "voxel")

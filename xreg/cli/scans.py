@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import NUMBER, POSITIVE, binned
+from xreg.cli.options import NUMBER, PATH, POSITIVE, binned, check_apart, shared
 
 if TYPE_CHECKING:
     from xreg.io import ProjectionSet, VoxelGrid
 
 ONE_OR_MORE = click.IntRange(min=1)
+SIZE = click.IntRange(1, 10_000)  # 10,000³ voxels are beyond any machine, so more is a mistake
+_READER = ("unit_mm", "projections", "i0", "log_gain", "sdd", "sod", "spacing")  # as the readers call them
 _OPTIONS = (
     click.option(
-        "--size", type=ONE_OR_MORE, help="Voxels along a cube.  [default: the grid that the set states]"
+        "--size", type=SIZE, help="Voxels along a cube.  [default: the grid that the set states]"
     ),
     click.option("--side-mm", type=POSITIVE, help="The cube's edge.  [default: that grid's longest]"),
     click.option(
@@ -25,8 +27,19 @@ _OPTIONS = (
     ),
     click.option("--unit-mm", type=POSITIVE, help="Millimetres in R²-Gaussian's unit of length."),
     click.option(
+        "--projections", "stack", type=PATH, metavar="FILE",
+        help="Stack of an RTK geometry.  [default: the only one beside it]",
+    ),
+    click.option(
         "--i0", type=POSITIVE, help="Unattenuated value of a DICOM run.  [default: from the image]"
     ),
+    click.option(
+        "--log-gain", type=POSITIVE,
+        help="Stored units that a factor e takes, of a DICOM run of logarithms.  [default: 1]",
+    ),
+    shared("sdd", "Source to detector, of a DICOM run.  [default: its header's]"),
+    shared("sod", "Source to isocentre, of a DICOM run.  [default: its header's]"),
+    shared("spacing", "Pixels at the detector, mm, of a DICOM run.  [default: its header's]"),
 )  # fmt: skip
 
 
@@ -35,6 +48,16 @@ def scan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def check_outside(output: Path, projections: Path, stack: Path | None) -> None:
+    """UsageError, before any work, where ``output`` would write into the projections that are read."""
+    check_apart({"-o": output}, {"PROJECTIONS": projections, "--projections": stack})
+    if output.resolve().is_relative_to(projections.resolve()):
+        raise click.UsageError(
+            f"-o {output} lies inside PROJECTIONS ({projections}), where it could write over what is read; "
+            "choose another place."
+        )
 
 
 def read_scan(
@@ -46,7 +69,8 @@ def read_scan(
     """
     from xreg.io import load_projections
 
-    known = {name: options[name] for name in ("unit_mm", "i0") if options[name] is not None}
+    given = {**options, "projections": options["stack"]}
+    known = {name: given[name] for name in _READER if given[name] is not None}
     scan = load_projections(path, **known)
     grid = grid_of(scan, options)
     scan, n = binned(scan, grid, binning)

@@ -19,6 +19,7 @@ from xreg.cli.options import (
     shared,
     split,
 )
+from xreg.cli.scans import ONE_OR_MORE, SIZE
 from xreg.cli.splat_fit import fit, render
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
@@ -35,13 +36,13 @@ def command() -> None:
 @verb("simulate", "Simulate projections of a CT by R²-Gaussian's protocol.")
 @click.argument("ct", type=PATH)
 @shared("output", "Folder to write; it must not exist.", required=True)
-@click.option("--size", type=int, default=256, show_default=True, help="Voxels along the cube.")
-@click.option("--views", type=int, default=50, show_default=True, help="Views, evenly over the arc.")
+@click.option("--size", type=SIZE, default=256, show_default=True, help="Voxels along the cube.")
+@click.option("--views", type=ONE_OR_MORE, default=50, show_default=True, help="Views, evenly over the arc.")
 @click.option("--arc", type=NUMBER, default=360.0, show_default=True, help="Degrees, 360 is a full turn.")
 @click.option("--start", type=NUMBER, default=0.0, show_default=True, help="Of the first view, degrees.")
 @click.option("--angle", "angles", type=NUMBER, multiple=True, help="Of one view; replaces views and arc.")
 @click.option(
-    "--detector", type=int, nargs=2, metavar="H W", default=(512, 512), show_default=True, help="Pixels."
+    "--detector", type=SIZE, nargs=2, metavar="H W", default=(512, 512), show_default=True, help="Pixels."
 )
 @click.option(
     "--detector-side", type=NUMBER, nargs=2, metavar="H W", default=(4.0, 4.0), show_default=True,
@@ -61,8 +62,13 @@ def command() -> None:
 @click.option(
     "--electronic", type=NUMBER, default=10.0, show_default=True, help="Noise of the counts, its sd."
 )
-@click.option("--held-out", type=int, default=0, show_default=True, help="Further views, without noise.")
-@click.option("--finer", type=int, default=1, show_default=True, help="March on a grid so many times finer.")
+@click.option(
+    "--held-out", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Further views, without noise.",
+)  # fmt: skip
+@click.option(
+    "--finer", type=ONE_OR_MORE, default=1, show_default=True, help="March on a grid so many times finer."
+)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @ct_options
 def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[str, Any]:
@@ -81,6 +87,12 @@ def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict
     from xreg.tomography import simulate as run
 
     known, options = split(options, CT_NAMES)
+    fine = options["size"] * options["finer"]
+    if fine > SIZE.max:
+        raise click.UsageError(
+            f"--size {options['size']} times --finer {options['finer']} is {fine} voxels along the cube; at "
+            f"most {SIZE.max} can be."
+        )
     check_folder(output)
     if output.exists():
         raise FileError(f"{output}: exists already; choose another name")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from xreg.cli.options import (
     PATH,
     POSITIVE,
     SEED,
+    check_apart,
     check_file,
     check_folder,
     read_camera,
@@ -19,7 +22,7 @@ from xreg.cli.options import (
     said_of,
     shared,
 )
-from xreg.cli.scans import read_scan, scan_options
+from xreg.cli.scans import check_outside, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -39,7 +42,9 @@ CHECKPOINT = "checkpoint.safetensors"
     default=None, show_default=False,
 )  # fmt: skip
 @click.option(
-    "--count", type=click.IntRange(min=1), help="Most Gaussians.  [default: one to 10 voxels or 16 rays]"
+    "--count",
+    type=click.IntRange(min=1),
+    help="Most Gaussians.  [default: one to 10 voxels or 16 rays, at least 2000]",
 )
 @click.option(
     "--voxels", type=click.Choice(["samples", "linear"]), default="samples", show_default=True,
@@ -62,8 +67,8 @@ CHECKPOINT = "checkpoint.safetensors"
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Fit Gaussians to PROJECTIONS (what `xreg recon` reads), and write them (.safetensors, .ply), their
-    volume, metrics, a comparison and a turntable into a folder. An earlier fit there is kept: --resume goes
-    on with it, --overwrite takes its place.
+    volume, metrics, a comparison, a turntable and checkpoint.safetensors into a folder. An earlier fit there
+    is kept: --resume goes on with it from that checkpoint, --overwrite takes its place.
 
     \b
         xreg splat fit scan -o fitted --seconds 60
@@ -73,12 +78,9 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
     from xreg.splat.report import FILES, write_report
     from xreg.volume import Volume
 
-    if options["intrinsics"] and not options["poses"]:
-        raise click.UsageError("--intrinsics goes with --poses.")
-    if options["units"] and not options["prior"]:
-        raise click.UsageError("--units goes with --prior.")
-    check_folder(output)
     files = (CHECKPOINT, *FILES)
+    _check_options(projections, output, files, options)
+    check_folder(output)
     _check_output(output, files, options)
     names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
@@ -87,18 +89,15 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
         scan, grid, n = read_scan(projections, options, binning=options["binning"])
         scan = scan.to(options["device"])
         prior = None if prior is None else Volume.load(prior, units=options["units"] or "auto")
-    file = output / CHECKPOINT
-    output.mkdir(parents=True, exist_ok=True)
-    if not options["resume"]:
-        for name in files:
-            (output / name).unlink(missing_ok=True)
-    with terminal.working("fitting") as tell, clock.part("fit"):
-        result = run(
-            scan, settings, grid=grid, prior=prior, checkpoint=file, resume=options["resume"],
-            tell=lambda report: _tell(tell, report, settings.seconds),
-        )  # fmt: skip
-    with terminal.working("writing"), clock.part("write"):
-        metrics = write_report(output, result, scan)
+    with _made(output):
+        with terminal.working("fitting") as tell, clock.part("fit"):
+            result = run(
+                scan, settings, grid=grid, prior=prior, checkpoint=output / CHECKPOINT,
+                resume=options["resume"],
+                tell=lambda report: _told(tell, report, settings.seconds, [output / name for name in FILES]),
+            )  # fmt: skip
+        with terminal.working("writing"), clock.part("write"):
+            metrics = write_report(output, result, scan)
     first, last = ("scan", f"{projections}: {said_of(scan, n)}"), ("written", str(output))
     terminal.lines([first, *_lines(result, metrics), last])
     return {
@@ -125,6 +124,8 @@ def render(terminal: Terminal, gaussians: Path, output: Path, **options: Any) ->
     from xreg.io import save_image
     from xreg.splat import Gaussians
 
+    read = {"GAUSSIANS": gaussians, "--camera": options["camera"], "--pose": options["pose"]}
+    check_apart({"-o": output}, read)
     check_file(output)
     clock = Clock()
     with clock.part("read"):
@@ -148,6 +149,19 @@ def render(terminal: Terminal, gaussians: Path, output: Path, **options: Any) ->
     }  # fmt: skip
 
 
+def _check_options(projections: Path, output: Path, files: tuple[str, ...], options: dict[str, Any]) -> None:
+    """UsageError for options that do not go together, or by which the fit would write over what it reads."""
+    if options["intrinsics"] and not options["poses"]:
+        raise click.UsageError("--intrinsics goes with --poses.")
+    if options["units"] and not options["prior"]:
+        raise click.UsageError("--units goes with --prior.")
+    check_outside(output, projections, options["stack"])
+    check_apart(
+        {"-o": output} | {f"-o ({name})": output / name for name in files},
+        {"PROJECTIONS": projections, "--projections": options["stack"], "--prior": options["prior"]},
+    )
+
+
 def _check_output(output: Path, files: tuple[str, ...], options: dict[str, Any]) -> None:
     """Before any work: an earlier fit is not lost without a word, and one that goes on is there."""
     from xreg.errors import GaussianError
@@ -166,7 +180,25 @@ def _check_output(output: Path, files: tuple[str, ...], options: dict[str, Any])
         )
 
 
-def _tell(tell: Tell, report: Report, budget: float | None) -> None:
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it; where the block raises, those that are still empty go again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
+
+
+def _told(tell: Tell, report: Report, budget: float | None, earlier: list[Path]) -> None:
+    """Show where a fit is.  Once a new one has written its checkpoint, an earlier one's results go."""
+    if report.phase == "views" and report.step == 0:
+        for path in earlier:
+            path.unlink(missing_ok=True)
     text = f"{report.phase}: {report.step}, {report.count} Gaussians, {report.seconds:.1f} s"
     if report.held_out is not None:
         text += f", held-out rays {report.held_out:.5f}"

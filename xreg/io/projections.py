@@ -145,7 +145,7 @@ def _fill(folder: Path, projections: ProjectionSet) -> None:
         "images": {"file": _IMAGES, "shape": list(images.shape), "sha256": _digest(folder / _IMAGES)},
         "cameras": projections.cameras.to_dict(),
         "grid": None if grid is None else grid.to_dict(),
-        "truth": None if projections.truth is None else {"file": _TRUTH, "units": "1/mm"},
+        "truth": _about_truth(folder / _TRUTH, projections.truth),
         "energy_kev": None if projections.truth is None else projections.truth.energy_kev,
         "scale": projections.scale,
         "held_out": None if projections.held_out is None else _HELD_OUT,
@@ -154,8 +154,15 @@ def _fill(folder: Path, projections: ProjectionSet) -> None:
     write_json(folder / _JSON, data)
 
 
+def _about_truth(path: Path, truth: Volume | None) -> dict[str, str] | None:
+    return None if truth is None else {"file": path.name, "units": "1/mm", "sha256": _digest(path)}
+
+
 def load_projection_folder(folder: str | PathLike) -> ProjectionSet:
-    """Read what `save_projections` wrote.  FileError for a part that is missing or does not fit."""
+    """Read what `save_projections` wrote.
+
+    FileError for a part that is missing, does not fit, or is not the one that was written (SHA-256).
+    """
     root = Path(folder)
     if not (root / _JSON).is_file():
         raise FileError(f"{root}: has no {_JSON}; it is no projection set, or was never finished")
@@ -166,14 +173,14 @@ def load_projection_folder(folder: str | PathLike) -> ProjectionSet:
     try:
         about, cameras, grid = data["images"], data["cameras"], data["grid"]
         images = load_array(root / _IMAGES, tuple(about["shape"]))
-        if _digest(root / _IMAGES) != about["sha256"]:
-            raise FileError(
-                f"{root / _IMAGES}: differs from what {_JSON} says (sha256); copy the folder anew"
-            )
+        _check_digest(root / _IMAGES, str(about["sha256"]))
         if grid is not None:
             grid = VoxelGrid.from_dict(grid)
-        truth = _load_truth(root / _TRUTH, grid, data.get("energy_kev")) if data["truth"] else None
-    except (KeyError, TypeError) as error:
+        truth = None
+        if data["truth"]:
+            _check_digest(root / _TRUTH, data["truth"].get("sha256"))
+            truth = _load_truth(root / _TRUTH, grid, data.get("energy_kev"))
+    except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{root / _JSON}: an entry is missing or wrong ({error})") from error
     held_out = load_projection_folder(root / _HELD_OUT) if data.get("held_out") else None
     return ProjectionSet(
@@ -213,6 +220,12 @@ def _load_truth(path: Path, grid: VoxelGrid, energy_kev: float | None) -> Volume
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_digest(path: Path, said: str | None) -> None:
+    """FileError where a file is not the one that was written; said: None where a set kept no digest."""
+    if said is not None and _digest(require_file(path, f"what {_JSON} beside it names")) != said:
+        raise FileError(f"{path}: differs from what {_JSON} says (sha256); copy the folder anew")
 
 
 def _check_images(images: Tensor) -> None:

@@ -68,6 +68,6 @@ def _stack_beside(geometry: Path) -> Path:
     if len(found) != 1:
         raise FileError(
             f"{geometry}: needs its stack of projections ({', '.join(_STACKS)}); {len(found)} lie "
-            "beside it, so pass projections="
+            "beside it, so name the one with projections="
         )
     return found[0]

@@ -159,7 +159,8 @@ def load_dicom_rotation(
         film = Radiograph(image, every, provenance=found).with_geometry(**geometry)
         if film.camera is None:
             missing = [n for n in ("spacing", "sdd", "sod") if getattr(film, n) is None]
-            raise ImageError(f"{path}: the header does not state {missing} (mm); pass them by name")
+            named = ", ".join(f"{name}=" for name in missing)
+            raise ImageError(f"{path}: the header does not state {', '.join(missing)} (mm); give {named}")
         cameras.append(film.camera)
         films.append(film)
     poses = torch.stack([camera.world_from_camera for camera in cameras])

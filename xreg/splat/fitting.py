@@ -203,7 +203,7 @@ class _Run:
         began = self.spent
         self.tell("start", 0, 1)
         if prior is not None:
-            prior = matched_prior(prior, self.views)
+            prior = matched_prior(prior, self.views, self.grid)
             self.first = on_grid(prior, self.grid)
         self.adopt(self.start(prior))
         self.seconds["start"] = self.spent - began

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from xreg.errors import GaussianError, InputWarning
+from xreg.errors import GaussianError, GeometryError, InputWarning
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.splat.views import Views
 from xreg.tomography import Projector
@@ -19,17 +19,17 @@ LEAST, MOST = 0.8, 1.25  # of the factor that a prior in the films' own 1/mm may
 ALIKE = 0.7  # least correlation of a prior's projections and the films of the same place
 
 
-def matched_prior(prior: Volume, views: Views) -> Volume:
+def matched_prior(prior: Volume, views: Views, grid: VoxelGrid) -> Volume:
     """The prior times the one number by which its projections come nearest to the films; on their device.
 
-    prior: 1/mm of any unit of attenuation, as simulated scans have their own.  Least squares over the rays
+    prior: 1/mm of any unit of attenuation, as simulated scans have their own.  grid: of the fit; what the
+    prior has beyond it counts too, unless that reaches behind a source.  Least squares over the rays
     that are used, as they count.  Warns (InputWarning) where the number is far from 1, or the projections
     resemble the films little.  GaussianError where they have nothing in common; GeometryError where no ray
     meets the prior.
     """
     prior = prior if prior.mu.device == views.films.device else prior.to(views.films.device)
-    with torch.no_grad():
-        drawn = Projector(views.cameras, VoxelGrid.of(prior)).forward(prior.mu.detach().to(views.films))
+    drawn = _drawn(prior, views, grid)
     factor, likeness = _least_squares(drawn, views.films, views.weights)
     if not (factor > 0 and likeness > 0):
         raise GaussianError(
@@ -52,6 +52,18 @@ def matched_prior(prior: Volume, views: Views) -> Volume:
             stacklevel=2,
         )
     return replace(prior, mu=prior.mu * factor)
+
+
+def _drawn(prior: Volume, views: Views, grid: VoxelGrid) -> Float[Tensor, "V h w"]:
+    own, values = VoxelGrid.of(prior), prior.mu.detach()
+    sources = torch.stack([camera.source.detach().cpu() for camera in views.cameras])
+    if not views.cameras[0].parallel and bool(own.contains(sources).any()):  # its air is that wide
+        own, values = grid, on_grid(prior, grid)
+    try:
+        with torch.no_grad():
+            return Projector(views.cameras, own).forward(values.to(views.films))
+    except GeometryError as error:
+        raise GeometryError(f"the prior lies elsewhere than the cameras look: {error}") from error
 
 
 def _least_squares(drawn: Tensor, films: Tensor, weights: Tensor) -> tuple[float, float]:

@@ -25,7 +25,10 @@ EMPTY = 0.02  # of the largest voxel: below it is air, where no Gaussian begins
 
 
 def default_count(grid: VoxelGrid, rays: int) -> int:
-    """Most Gaussians where nothing is said: no more than the voxels can show, nor than the rays can tell."""
+    """Most Gaussians where nothing is said: no more than the voxels can show, nor than the rays can tell.
+
+    But 2000 at least.
+    """
     return max(FEWEST, min(math.prod(grid.shape) // VOXELS_EACH, rays // RAYS_EACH))
 
 

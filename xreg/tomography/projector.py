@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError, ImageError, InputWarning, VolumeError
-from xreg.geometry import Camera, Rig
+from xreg.geometry import Camera, Rig, se3
 from xreg.io.voxel_grid import VoxelGrid
 from xreg.ops import registry
 from xreg.ops.project import INTEGRATORS, metric_of, project
@@ -19,7 +19,7 @@ from xreg.tomography.backproject import back_project, footprint
 ADJOINTS = ("exact", "voxel")
 _RULES = ("joseph", "siddon", "exact")
 _POWER_STEPS = 30
-_FAR = 1e6  # mm: where the rays of a camera without a detector are taken to end
+_RAYS = 1 << 16  # that are looked at in one piece
 _NOT_MET = (
     "no ray of any view meets the grid; check the cameras (poses, detector offset and side), and the middle "
     "and edges of the grid (mm)"
@@ -38,7 +38,8 @@ class Projector:
     many rays a voxel meets there.  It is three to four times faster on a CPU, and within a few per cent of
     the exact one for smooth images; OS-SART and FISTA tolerate it.
 
-    Raises GeometryError for views of different sizes, a missing sdd, a source inside the grid (which a wrong
+    Rays of a camera without sdd end behind the grid.
+    Raises GeometryError for views of different sizes, a source inside the grid (which a wrong
     unit of length gives), or where no ray of any view meets the grid.
     """
 
@@ -62,7 +63,7 @@ class Projector:
                 "adjoint='voxel' is for pinhole cameras; use adjoint='exact' in a parallel beam"
             )
         require_in_view(self.cameras, grid)
-        self.rays = torch.stack([_rays(camera, grid) for camera in self.cameras])
+        self.rays = torch.stack([_rays(_ended(camera, grid), grid) for camera in self.cameras])
         self._metric = metric_of(grid.affine[:3, :3])
         self._norms: dict[tuple[torch.dtype, float], float] = {}
 
@@ -185,18 +186,38 @@ def _rays(camera: Camera, grid: VoxelGrid) -> Float[Tensor, "6 3"]:
     return rays
 
 
+def _ended(camera: Camera, grid: VoxelGrid) -> Camera:
+    """The camera, with a detector behind the grid where it has none."""
+    if camera.sdd is not None:
+        return camera
+    ends = torch.cartesian_prod(*(torch.tensor([-1.0, n], dtype=torch.float64) for n in grid.size))
+    depth = se3.apply(camera.camera_from_world.detach().cpu() @ grid.affine, ends)[:, 2]
+    return camera.replace(sdd=max(1.0, float(depth.max())))
+
+
 def require_in_view(cameras: Sequence[Camera], grid: VoxelGrid) -> None:
     """GeometryError where the source of a pinhole lies inside the grid, or no ray of any view meets it."""
     _require_outside(cameras, grid)
-    ended = (camera if camera.sdd is not None else camera.replace(sdd=_FAR) for camera in cameras)
-    if not any(_meets(_rays(camera, grid), camera.size, grid) for camera in ended):
+    if not any(_meets(_rays(_ended(camera, grid), grid), camera.size, grid) for camera in cameras):
         raise GeometryError(_NOT_MET)
 
 
 def _meets(rays: Float[Tensor, "6 3"], size: tuple[int, int], grid: VoxelGrid) -> bool:
-    """Whether a ray of a view, from its start to the detector, enters the box; rays in voxel coordinates."""
-    v, u = (torch.arange(n, dtype=torch.float64)[:, None] for n in size)
-    begin, way = (a + v[:, None] * c + u[None] * b for a, b, c in (rays[:3].double(), rays[3:].double()))
+    """Whether a ray of a view, from its start to the detector, enters the box; rays in voxel coordinates.
+
+    From the middle rows outwards, some at a time: most views meet it there.
+    """
+    height, step = size[0], max(1, _RAYS // size[1])
+    middle = [(row + step / 2 - height / 2, row) for row in range(0, height, step)]
+    rows = (
+        torch.arange(row, min(row + step, height)) for _, row in sorted(middle, key=lambda at: abs(at[0]))
+    )
+    return any(_rows_meet(rays.double(), some.double(), size[1], grid) for some in rows)
+
+
+def _rows_meet(rays: Tensor, rows: Tensor, width: int, grid: VoxelGrid) -> bool:
+    v, u = rows[:, None], torch.arange(width, dtype=torch.float64)[:, None]
+    begin, way = (a + v[:, None] * c + u[None] * b for a, b, c in (rays[:3], rays[3:]))
     way = torch.where(way.abs() < 1e-12, 1e-12, way)
     faces = torch.tensor(grid.size, dtype=torch.float64) - 0.5
     first, last = (-0.5 - begin) / way, (faces - begin) / way

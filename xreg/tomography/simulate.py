@@ -67,20 +67,26 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.size, self.views, self.finer) < 1 or self.held_out < 0:
-            raise GeometryError("size, views and finer must be at least 1, held_out at least 0")
+        for name, least in (("size", 1), ("views", 1), ("finer", 1), ("held_out", 0)):
+            if not getattr(self, name) >= least:
+                raise GeometryError(f"{name} must be at least {least}, got {getattr(self, name)}")
         self._check_detector()
         if self.angles is not None and not (self.angles and all(map(math.isfinite, self.angles))):
             raise GeometryError(f"angles must be finite degrees, one or more, got {self.angles}")
         if self.noise not in NOISE:
             raise GeometryError(f"noise must be one of {', '.join(NOISE)}, got {self.noise!r}")
-        if not (self.photons > 0 and self.electronic >= 0):
-            raise GeometryError(f"photons must be positive and electronic zero or more, got {self}")
-        if not 0 < self.arc <= 360 or not math.sqrt(3) < self.sod < self.sdd:
+        if not 0 < self.photons < math.inf:
+            raise GeometryError(f"photons, of a pixel in air, must be positive, got {self.photons}")
+        if not 0 <= self.electronic < math.inf:
+            raise GeometryError(f"electronic, counts, must be zero or more, got {self.electronic}")
+        if not 0 < self.arc <= 360:
+            raise GeometryError(f"arc must lie in (0, 360] degrees, got {self.arc}")
+        if not math.isfinite(self.start):
+            raise GeometryError(f"start must be finite degrees, got {self.start}")
+        if not math.sqrt(3) < self.sod < self.sdd < math.inf:
             raise GeometryError(
-                f"arc must lie in (0, 360] degrees and sod between √3 (outside the cube) and sdd, got "
-                f"{self.arc}, "
-                f"{self.sod} and {self.sdd}"
+                f"sod must lie between √3 (outside the cube) and sdd, scene units, got sod {self.sod} and "
+                f"sdd {self.sdd}"
             )
 
     def _check_detector(self) -> None:
