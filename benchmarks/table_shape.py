@@ -77,6 +77,6 @@ def _figures(row: dict[str, Any]) -> str:
 
 MAKERS = {
     f"{name}{end}": (name, make)
-    for name in ("shape_crossval", "shape_learn", "shape_learn_more")
+    for name in ("shape_crossval", "shape_learn", "shape_learn_more", "shape_learn_again")
     for end, make in (("", crossval), ("_angles", angles))
 } | {"shape_levels": ("shape_levels", levels)}

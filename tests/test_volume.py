@@ -405,3 +405,10 @@ def test_labels_too_large_for_channels():
     labels[1, 2, 3] = 2**31
     with pytest.raises(VolumeError, match="at most 2147483647, got 2147483648"):
         Volume(make_mu(), make_affine(), labels)
+
+
+def test_a_name_where_none_is_known_says_what_to_do():
+    labels = torch.ones(2, 2, 2, dtype=torch.int16)
+    volume = Volume(torch.full((2, 2, 2), 0.02), torch.eye(4, dtype=torch.float64), labels)
+    with pytest.raises(VolumeError, match="none has a name: give label_names"):
+        volume.label_numbers("spine")

@@ -329,7 +329,7 @@ def _values(estimate: Any, truth: Any, name: str) -> Tensor:
 
 def _float64(value: Any, name: str) -> Tensor:
     """Numbers of any form on the CPU: tensors, arrays of any layout and byte order, lists."""
-    return tensor64(value, name).detach().cpu()
+    return tensor64(value, name, rows=True).detach().cpu()
 
 
 def _pose(value: Any, name: str) -> Float[Tensor, "4 4"]:

@@ -182,7 +182,7 @@ def pose_of(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]
     """A pose as given by a user: float64 on the camera's device, checked; the identity for None."""
     if world_from_body is None:
         return torch.eye(4, dtype=torch.float64, device=camera.device)
-    pose = tensor64(world_from_body, "world_from_body", device=camera.device)
+    pose = tensor64(world_from_body, "world_from_body", device=camera.device, rows=True)
     se3.require_rigid(pose, "world_from_body")
     return pose
 

@@ -218,9 +218,12 @@ class Volume(Lattice):
             found = [n for n, name in self.label_names.items() if name == item]
             if isinstance(item, str) and not found:
                 near = difflib.get_close_matches(item, self.label_names.values(), n=3, cutoff=0.4)
-                hint = (
-                    f"did you mean {', '.join(near)}?" if near else f"{len(self.label_names)} names are known"
+                known = (
+                    f"{len(self.label_names)} names are known"
+                    if self.label_names
+                    else ("none has a name: give label_names (--label-names), or use numbers")
                 )
+                hint = f"did you mean {', '.join(near)}?" if near else known
                 raise VolumeError(f"no label is named {item!r}; {hint}")
             numbers += found if isinstance(item, str) else [int(item)]
         if not numbers:

@@ -6,7 +6,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_files import VIEW, files_below, refused, write_slices, xreg
+from cli_files import VIEW, done, files_below, refused, write_slices, xreg
 from PIL import Image
 
 from xreg.errors import VolumeError, XregError
@@ -155,7 +155,6 @@ def write_json(path, data):
         (["--sod", "2000"], "sod"),
         (["--size", "0", "10"], "size"),
         (["--isocenter", "9000", "0", "0"], "outside the beam"),
-        (["--isocenter", "nan", "0", "0"], "finite"),
         (["--energy", "500"], "keV"),
         (["--camera", "none.json"], "no such file"),
         (["--mask", "mask.nii"], "grid"),
@@ -181,6 +180,46 @@ def test_bad_words_and_files_beside_a_good_ct(words, hints, bench, chest, monkey
     message = refused("drr", chest / "ct.nii.gz", *view, *words, "-o", bench / "out" / "a.png", "--sidecar")
     assert_matches(hints, message)
     assert not list((bench / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["drr", "--isocenter", "nan", "0", "0"],
+        ["drr", "--sdd", "inf"],
+        ["train", "--rate", "nan"],
+        ["evaluate", "--bin", "inf"],
+        ["register", "--box-mm", "nan", "1", "1"],
+        ["splat", "fit", "--held-out", "nan"],
+        ["shape", "draw", "--tilt", "inf"],
+    ],
+    ids=lambda words: words[-1] + " " + words[0],
+)
+def test_numbers_of_options_are_finite(words):
+    result = xreg(*words)
+    assert result.exit_code == 2
+    assert "is not a finite number" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["train", "--seed", "9" * 23], ["demo", "--seed", "9" * 23]])
+def test_a_seed_has_a_range(words):
+    assert "4294967295" in xreg(*words).stderr
+
+
+def test_names_of_labels_need_a_label_map(bench, chest):
+    named = ["--label-names", bench / "in" / "film.png"]
+    result = xreg("drr", chest / "ct.nii.gz", *VIEW, *named, "-o", bench / "out" / "a.png")
+    assert result.exit_code == 2
+    assert "give that as --mask" in result.stderr
+    assert xreg("register", "ct", "film", "--mask", "m", "-o", "x").exit_code == 2  # nothing is done with one
+
+
+def test_a_view_in_centimetres_is_warned_of(bench, chest):
+    view = ["--sdd", "102", "--sod", "85", "--size", "24", "20", "--spacing", "2", "2"]
+    told = done("drr", chest / "ct.nii.gz", *view, "-o", bench / "out" / "a.png").stderr
+    assert "the source lies inside the CT; distances and spacing of a view are mm" in told
+    told = done("drr", chest / "ct.nii.gz", *VIEW, "-o", bench / "out" / "a.png").stderr
+    assert "source lies" not in told
 
 
 def chest_affine(chest):

@@ -208,3 +208,10 @@ def test_a_pose_that_mirrors_is_refused(chest, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps(data))
     assert "det" in refused("convert", tmp_path / "bad.json", "--to", "itk", "-o", tmp_path / "a.tfm")
     assert not (tmp_path / "a.tfm").exists()
+
+
+def test_a_rig_is_told_as_such(tmp_path):
+    (tmp_path / "rig.json").write_text(json.dumps({"schema": "xreg.rig/1", "cameras": []}))
+    result = xreg("convert", tmp_path / "rig.json", "--to", "rtk")
+    assert result.exit_code == 2
+    assert "is a rig of several cameras; convert takes one" in result.stderr

@@ -63,6 +63,14 @@ def test_a_folder_of_its_own_serves_again(made):
     (folder / "kept.json").rename(folder / "truth.json")
 
 
+def test_a_demo_that_did_not_tell_its_files_yet_serves_again(made, tmp_path):
+    mark = load_pose(made[0] / "truth.json")
+    plain = {name: value for name, value in mark.provenance.items() if name != "files"}
+    save_pose(tmp_path / "truth.json", replace(mark, provenance=plain))
+    (tmp_path / "film.tif").write_text("the demo's")
+    demo._check_own(tmp_path, (*FILES, *demo.PHANTOM))
+
+
 def test_a_ct_put_beside_an_earlier_demo_is_kept(made, tmp_path):
     folder, _ = made
     mark = load_pose(folder / "truth.json")

@@ -134,6 +134,17 @@ def test_another_network_is_another_method(two_cases, network, tmp_path):
     assert all(a["pose"] != b["pose"] for a, b in zip(first, second, strict=True))
 
 
+def test_verdicts_of_another_rule_are_not_used_again(monkeypatch):
+    from xreg.cli.evaluate import _fingerprints
+    from xreg.registration import trust
+
+    before = _fingerprints(("refine", "search"), None)
+    assert before == _fingerprints(("refine", "search"), None)
+    monkeypatch.setattr(trust, "SURE_VAGUE", 0.5)
+    after = _fingerprints(("refine", "search"), None)
+    assert all(before[name] != after[name] for name in before)
+
+
 def test_trials_of_other_methods_stay_and_are_not_reported(two_cases, tmp_path, monkeypatch):
     monkeypatch.setattr(registration, "register", lambda volume, film, camera, init: init)
     monkeypatch.setattr(registration, "register_anywhere", lambda volume, film, camera, init: torch.eye(4))

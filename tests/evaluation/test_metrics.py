@@ -262,3 +262,12 @@ def test_auc_is_the_share_of_pairs_in_order():
 def test_auc_of_one_kind_is_not_known():
     assert math.isnan(metrics.roc([0.2, 0.9], [True, True]).auc)
     assert math.isnan(metrics.roc([], []).auc)
+
+
+def test_lists_of_tensors_are_rows():
+    pose = torch.eye(4, dtype=torch.float64)
+    turned = pose.clone()
+    turned[:3, :3] = torch.tensor([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    points = torch.tensor([[100.0, 0.0, 0.0], [200.0, 10.0, 0.0], [300.0, 0.0, 20.0]])
+    assert metrics.mtre(turned, pose, list(points)) == metrics.mtre(turned, pose, points)
+    assert metrics.rotation_error(list(turned), turned) == 0

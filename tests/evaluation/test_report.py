@@ -132,6 +132,21 @@ def test_the_report_is_json_text_and_a_picture(records, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["report.json", "report.md", "report.png"]
 
 
+def test_a_picture_of_other_trials_does_not_stay(records, tmp_path):
+    write_report(tmp_path, records)
+    assert (tmp_path / "report.png").is_file()
+    write_report(tmp_path, records, plots=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_numbers_that_json_lacks_leave_an_earlier_report_whole(records, tmp_path):
+    write_report(tmp_path, records)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(XregError, match="within_mm"):
+        write_report(tmp_path, records, within_mm=math.nan)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_empty_panels_are_drawn_too(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'xreg[evaluate]'")
     write_report(tmp_path, [failure(0), failure(1)])

@@ -253,6 +253,17 @@ def test_units(tmp_path):
         load_volume(ct, dtype=torch.float16)
 
 
+def test_what_looks_like_another_unit_is_warned_of(tmp_path):
+    water = np.full((3, 3, 3), 0.2, dtype=np.float32)
+    with pytest.warns(InputWarning, match="100 % of the voxels .* look like 1/cm"):
+        load_volume(save(tmp_path / "cm.nii", water), units="mu")
+    load_volume(save(tmp_path / "mm.nii", water / 10), units="mu")
+    with pytest.raises(VolumeError, match="or 1/cm, to be divided by 10"):
+        load_volume(save(tmp_path / "cm.nii", water))
+    with pytest.warns(InputWarning, match="0.6×0.5×0.4 mm large; its affine"):
+        load_volume(save(tmp_path / "m.nii", hu_block(), np.diag([0.1, 0.1, 0.1, 1.0])))
+
+
 def test_labels_and_names(tmp_path):
     ct = save(tmp_path / "ct.nii", hu_block())
     array = (np.arange(120).reshape(6, 5, 4) % 4).astype(np.uint8)

@@ -244,3 +244,18 @@ def test_errors_about_cameras_name_the_file(tmp_path):
         with pytest.raises(GeometryError, match=rf"pose\.json: .*{message}") as found:
             load_pose(path)
         assert str(found.value).count("pose.json") == 1
+
+
+def test_a_matrix_that_says_it_is_the_inverse_is_refused(tmp_path):
+    save_pose(tmp_path / "a.json", np.eye(4))
+    data = json.loads((tmp_path / "a.json").read_text())
+    write_json(tmp_path / "b.json", {**data, "name": "body_from_world"})
+    with pytest.raises(GeometryError, match="must be world_from_body, got 'body_from_world'; invert it"):
+        load_pose(tmp_path / "b.json")
+
+
+def test_rows_of_tensors_are_rows(tmp_path):
+    pose = se3.exp(torch.tensor([0.2, -0.1, 0.3, 5.0, 6.0, 7.0], dtype=torch.float64))
+    save_pose(tmp_path / "a.json", list(pose))
+    torch.testing.assert_close(load_pose(tmp_path / "a.json").world_from_body, pose)
+    torch.testing.assert_close(Camera(list(torch.eye(3)), list(pose), (4, 4)).camera_from_world, pose)

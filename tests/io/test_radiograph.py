@@ -2,6 +2,7 @@ import math
 import os
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from dicom_files import item, new_dataset, picture, put_pixels, write_xa
@@ -242,6 +243,29 @@ def test_enhanced_xa_isocentre_follows_the_detector(tmp_path_factory, turn, flip
     assert (film.relationship, film.sign) == ("log", -1)
     assert film.camera.mirrored is not flip
     assert film.spacing == pytest.approx((0.308, 0.308))
+
+
+def test_an_unusable_spacing_leaves_the_isocentre_in_the_middle(tmp_path):
+    """Elements of .154 mm may be binned, which only the spacing of the pixels tells."""
+    path = enhanced_xa(
+        tmp_path / "a.dcm",
+        np.stack([picture((24, 20))] * 2),
+        origin=(0, 0),
+        turn=0,
+        flip="NO",
+        position=(20, 24),
+    )
+    assert load_radiograph(path, frame=1).provenance["principal_point"].value == pytest.approx((11.75, 9.75))
+    dataset = pydicom.dcmread(path)
+    frame = dataset.SharedFunctionalGroupsSequence[0].FramePixelDataPropertiesSequence[0]
+    frame.ImagerPixelSpacing = [0.0, 0.0]
+    dataset.save_as(path)
+    with pytest.warns(InputWarning, match="ImagerPixelSpacing"):
+        film = load_radiograph(path, frame=1, spacing=0.3)
+    assert film.provenance["principal_point"].source == "default"
+    assert "says nothing of binning" in film.provenance["principal_point"].note
+    middle = film.camera.project(torch.zeros(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(middle, torch.tensor([[9.5, 11.5]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

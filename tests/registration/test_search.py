@@ -151,6 +151,14 @@ def test_a_lost_frame_holds_where_the_body_was_last_seen(body, camera, sequence)
     assert torch.equal(Tracker(body, camera, start, search=quick).update(films[5]).world_from_body, start)
 
 
+@pytest.mark.parametrize("reach", [(float("nan"), 1.0, 1.0), (float("inf"), 1.0, 1.0), (-1.0, 1.0, 1.0)])
+def test_a_box_is_finite(reach):
+    with pytest.raises(RegistrationError, match="finite and not negative"):
+        SearchBox(mm=reach)
+    with pytest.raises(RegistrationError, match="finite and not negative"):
+        SearchBox(degrees=reach)
+
+
 def test_a_mistake_of_the_caller_is_not_a_lost_body(body, camera, sequence):
     films = sequence[1]
     with pytest.raises(GeometryError, match=r"init .*reflection"):
@@ -174,6 +182,8 @@ def test_a_tracker_takes_radiographs_that_bring_their_camera(body, camera, seque
     )
     frame = Tracker(body, None, poses[0]).update(radiograph)
     assert not frame.lost
+    views = Tracker(body, [None, None], poses[0]).update([radiograph, radiograph])
+    assert not views.lost
     assert target_error(body, frame.world_from_body, poses[0]) < 1.0
 
 

@@ -10,7 +10,15 @@ import xreg
 from xreg import Camera
 from xreg.errors import RegistrationError
 from xreg.registration import Body, Settings, ViewFreedom, register_bodies, trust
-from xreg.registration.trust import condition_of, counted, model, needed_probability, probability_of
+from xreg.registration.track import tracking_settings
+from xreg.registration.trust import (
+    condition_of,
+    counted,
+    inverse_of,
+    model,
+    needed_probability,
+    probability_of,
+)
 
 
 def test_the_model_is_complete():
@@ -113,6 +121,43 @@ def test_what_a_narrow_film_says_vaguely_is_not_accepted_for_a_fair_chance(
     assert f"needs 97 % where one standard deviation is {deviation:.3g} mm" in out.reason
     monkeypatch.setattr(trust, "probability_of", lambda found: 0.985)
     assert xreg.register(body, film, camera, truth, mask=mask).accepted
+
+
+def test_the_same_is_asked_in_a_sequence(body, camera, film, truth):
+    """A jump of the body confirms as restarts do, so nothing more is asked of a frame, and nothing less."""
+    known = tracking_settings()
+    assert known.restarts == 0
+    threshold = model()["verdict"]["threshold"]
+    assert needed_probability(known, confirmed=known.confirmed) == threshold
+    assert needed_probability(known, confirmed=known.confirmed, vague=True) == 0.97
+
+
+def test_a_reason_does_not_contradict_itself(body, camera, film, truth, monkeypatch):
+    for probability, needed, told in ((0.969, 0.97, "96.9 % only (needs 97.0 %)"), (0.6, 0.7, "60 % only")):
+        monkeypatch.setattr(trust, "probability_of", lambda found, p=probability: p)
+        out = xreg.register(body, film, camera, truth, settings=Settings(accept_probability=needed))
+        assert told in out.reason
+        assert "no better than usual" in out.reason or "usually" in out.reason
+
+
+@pytest.mark.parametrize("width", [(1e-6, 50.0), (5.0, 1e-6), (1e-7, 50.0)])
+def test_a_narrow_prior_leaves_the_rest_as_well_known_as_before(body, camera, film, truth, width):
+    answers = [
+        register_bodies([Body(body, truth, prior=prior)], film, camera).bodies[0]
+        for prior in (width, tuple(max(w, 1e-3) for w in width))
+    ]
+    narrow, wide = (answer.covariance.diagonal().sqrt() for answer in answers)
+    free = slice(3, 6) if width[0] < 1e-3 else slice(0, 3)
+    assert torch.allclose(narrow[free], wide[free], rtol=0.05)
+    assert all(answer.accepted for answer in answers)
+
+
+def test_an_inverse_counts_each_unknown_in_its_own_width():
+    matrix = torch.diag(torch.tensor([1e-9, 1.0, 1e14, 0.0], dtype=torch.float64))
+    inverse, unknown = inverse_of(matrix)
+    expected = torch.tensor([1e9, 1.0, 1e-14, 0.0], dtype=torch.float64)
+    assert torch.allclose(inverse.diagonal(), expected, rtol=1e-9)
+    assert unknown.abs().T.tolist() == [[0.0, 0.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("freedoms", [(), (ViewFreedom(0, principal=0.5),)], ids=["plain", "principal free"])

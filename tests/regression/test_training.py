@@ -114,6 +114,12 @@ def test_minutes_bound_a_training(tmp_path) -> None:
     assert trained.ended == "the budget is spent"
 
 
+def test_a_budget_for_no_step_is_refused(tmp_path) -> None:
+    with pytest.raises(RegistrationError, match="before its first step: give it more minutes"):
+        train([body()], BOX, settings(steps=None, minutes=1e-9), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_it_stops_when_nothing_improves(tmp_path) -> None:
     known = settings(steps=40, rate=1e-12, validations=20, patience=2)
     trained = train([body()], BOX, known, tmp_path)

@@ -169,6 +169,10 @@ def _tell(file: Path) -> str:
     for name, prefix in (("pose", "xreg.pose/"), ("xreg", "xreg.camera/")):
         if schema.startswith(prefix):
             return name
+    if schema.startswith("xreg.rig/"):
+        raise click.UsageError(
+            f"{file} is a rig of several cameras; convert takes one: write it to its own file."
+        )
     raise click.UsageError(
         f"{file} does not say what it is (schema {schema or None!r}, no known tool); give --from."
     )

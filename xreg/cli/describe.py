@@ -164,7 +164,7 @@ def radiograph_facts(film: Radiograph) -> list[Fact]:
                 "camera",
                 None,
                 origin="default",
-                note=f"needs {', '.join(missing)}: pass --camera, or these",
+                note=f"needs {', '.join(missing)}: register takes --camera, or these",
                 text="not known",
             )
         )

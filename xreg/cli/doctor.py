@@ -35,8 +35,9 @@ _ISA = {
 def command(terminal: Terminal, quick: bool) -> dict[str, Any]:
     """Say what is installed, which backend runs and why, and test it.
 
-    The test renders a small volume with each integrator, image and derivatives, by the kernels and by the
-    reference in plain torch, and prints how far they differ. Exit code 1 if that is too far.
+    The test renders a small volume with each integrator (and derivatives of trilinear and exact), by the
+    kernels and by the reference in plain torch, and prints how far they differ. Exit code 1 if that is too
+    far.
     """
     with terminal.working("looking at this machine"):
         groups = {

@@ -13,6 +13,7 @@ from xreg.cli.options import (
     INTEGRATORS,
     NUMBER,
     PATH,
+    aimed,
     c_arm_options,
     check_apart,
     check_file,
@@ -20,8 +21,7 @@ from xreg.cli.options import (
     ct_text,
     labelled_ct_options,
     load_ct,
-    make_camera,
-    read_pose,
+    read_view,
     shared,
     split,
     view_text,
@@ -86,12 +86,11 @@ def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[
     suffix = _check_names(output, options, known)
     _check_paths(ct, output, suffix, options, known)
     clock = Clock()
-    with clock.part("read"):  # what is small comes first, and its mistakes at once
-        camera = make_camera(options)
-        pose = None if options["pose"] is None else read_pose(options["pose"])
+    with clock.part("read"):
+        camera, pose = read_view(options)
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
-        camera = camera if options["camera"] else make_camera(options, volume.center)
+        camera = aimed(camera, options, volume, pose)
     with terminal.working("rendering"), clock.part("render"):
         image = _render(volume, camera, pose, options)
     window = _save(output, suffix, image, camera, options["window"])

@@ -136,17 +136,21 @@ def _methods(names: tuple[str, ...], model: Path | None) -> dict[str, Callable[.
 
 
 def _fingerprints(names: tuple[str, ...], model: Path | None) -> dict[str, str]:
-    """What a method's name does not say: its settings, and the contents of the network."""
+    """What a method's name does not say: its settings, what verdicts go by, the network itself."""
+    from xreg import __version__
     from xreg.registration import SearchBox, SearchSettings, Settings
+    from xreg.registration.trust import rules
 
-    known = {"refine": repr(Settings()), "search": repr((SearchBox(), SearchSettings(), Settings()))}
+    judged = (__version__, rules())
+    known = {"refine": repr((Settings(), judged))}
+    known["search"] = repr((SearchBox(), SearchSettings(), Settings(), judged))
     if model is not None:
         from xreg.evaluation.fingerprint import Fingerprints
         from xreg.regression import start
         from xreg.regression.checkpoint import MODEL
 
         network = Fingerprints().of(model / MODEL if model.is_dir() else model)
-        words = (start.SETTINGS, start.SEARCH, start.MOST_SIGMAS, start.BOX_SIGMAS)
+        words = (start.SETTINGS, start.SEARCH, start.MOST_SIGMAS, start.BOX_SIGMAS, judged)
         known |= {"guess": network, "guided": f"{network} {words}"}
     return {name: known[name] for name in names}
 

@@ -27,8 +27,9 @@ def command(terminal: Terminal, file: Path, kind: str, frame: int, **options: An
     """Explain FILE, value by value: what it is, where it comes from, and what was assumed.
 
     FILE is a CT (NIfTI, or a folder of DICOM slices), a label map (NIfTI), a radiograph (DICOM, PNG, TIFF,
-    NPY), a pose (JSON, ITK .tfm) or a camera (JSON of xreg or another tool). The origin of a value is header
-    (stated for this purpose), fallback (stated for another), computed, default (assumed) or argument.
+    NPY, NIfTI), a pose (JSON, ITK .tfm) or a camera (JSON of xreg or another tool). The origin of a value is
+    header or file (stated for this purpose), fallback (stated for another), voxels or computed, default
+    (assumed), or argument (an option).
     """
     from xreg.cli.describe import file_facts
 

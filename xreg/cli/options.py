@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,6 +274,34 @@ def make_camera(view: Mapping[str, Any], isocenter: Any = (0.0, 0.0, 0.0)) -> Ca
         return read_camera(view["camera"])
     words = {name: view[name] for name in C_ARM_WORDS if view.get(name) is not None}
     return Camera.c_arm(isocenter=view.get("isocenter") or isocenter, **words)
+
+
+def read_view(options: Mapping[str, Any]) -> tuple[Camera, Tensor | None]:
+    """Camera and pose, before the CT: what is small comes first, and its mistakes at once."""
+    return make_camera(options), None if options["pose"] is None else read_pose(options["pose"])
+
+
+def aimed(camera: Camera, options: Mapping[str, Any], volume: Volume, pose: Tensor | None) -> Camera:
+    """The camera of ``read_view`` about the CT's middle, where nothing says what about."""
+    camera = camera if options["camera"] else make_camera(options, volume.center)
+    warn_inside(volume, camera, pose)
+    return camera
+
+
+def warn_inside(volume: Volume, camera: Camera, pose: Tensor | None = None) -> None:
+    """InputWarning where the source lies inside the CT, as it does where a view is told in cm or m."""
+    from xreg.errors import InputWarning
+    from xreg.geometry import se3
+    from xreg.io import VoxelGrid
+
+    if camera.parallel:
+        return
+    home = camera.source.detach().double().cpu()
+    home = home if pose is None else se3.apply(se3.inverse(pose), home[None])[0]
+    index = se3.apply(VoxelGrid.of(volume).index_from_world.cpu(), home[None])[0]
+    if all(-0.5 < i < n - 0.5 for i, n in zip(index.tolist(), volume.size, strict=True)):
+        text = "the source lies inside the CT; distances and spacing of a view are mm, and so is an affine"
+        warnings.warn(text, InputWarning, stacklevel=2)
 
 
 def _flags(names: Iterable[str]) -> str:

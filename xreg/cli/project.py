@@ -11,13 +11,13 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     POSITIVE,
+    aimed,
     c_arm_options,
     check_folder,
     check_view,
     labelled_ct_options,
     load_ct,
-    make_camera,
-    read_pose,
+    read_view,
     shared,
     split,
     view_text,
@@ -63,12 +63,11 @@ def command(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict[
     check_view(options)
     check_folder(output)
     clock = Clock()
-    with clock.part("read"):  # what is small comes first, and its mistakes at once
-        camera = make_camera(options)
-        pose = None if options["pose"] is None else read_pose(options["pose"])
+    with clock.part("read"):
+        camera, pose = read_view(options)
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
-        camera = camera if options["camera"] else make_camera(options, volume.center)
+        camera = aimed(camera, options, volume, pose)
     with terminal.working("projecting"), clock.part("project"):
         from xreg.shape.annotate import annotate, save_annotated
 

@@ -23,6 +23,7 @@ from xreg.cli.options import (
     split,
     view_text,
     views_options,
+    warn_inside,
 )
 from xreg.cli.starts import Start, check_start, find_start, solve, start_options, teller
 from xreg.cli.terminal import Clock, Tell, Terminal, short
@@ -103,10 +104,10 @@ def command(
         xreg register ct.nii.gz film.dcm --landmarks pts.mrk.json --pixels px.csv -o out/
         xreg register ct.nii.gz ap.dcm lat.dcm --camera rig.json --restarts 3 -o out/
 
-    FILM is DICOM, PNG, TIFF or NPY. Its view comes from --camera, from C-arm words (--sdd to --mirrored), or
-    from its own DICOM header; words win over the header. The pose is world_from_body in RAS mm: it moves the
-    CT, as its header places it, to where the film shows it. Exit code 3 says that the result was rejected:
-    read why, and do not use the pose.
+    FILM is DICOM, PNG, TIFF, NPY or NIfTI. Its view comes from --camera, from C-arm words (--sdd to
+    --mirrored), or from its own DICOM header; words win over the header. The pose is world_from_body in RAS
+    mm: it moves the CT, as its header places it, to where the film shows it. Exit code 3 says that the result
+    was rejected: read why, and do not use the pose.
     """
     known, options = split(options, CT_NAMES)
     check_views(options, len(film))
@@ -118,6 +119,8 @@ def command(
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
         films = _read_films(film, volume, options)
+        for radiograph in films:
+            warn_inside(volume, radiograph.camera)
         start = find_start(options, films, terminal)
     with terminal.working("registering") as tell, clock.part("register"):
         found, start = solve(volume, films, start, options, tell)

@@ -49,7 +49,11 @@ _TRAINING = (
     click.option("--steps", type=click.IntRange(min=1), help="How many steps to train instead."),
     click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Films a step."),
     click.option(
-        "--size", type=click.IntRange(min=32), default=128, show_default=True, help="Pixels a side."
+        "--size",
+        type=click.IntRange(min=32),
+        default=128,
+        show_default=True,
+        help="Pixels a side, a multiple of 32.",
     ),
     click.option("--rate", type=POSITIVE, default=2e-3, show_default=True, help="Greatest learning rate."),
     click.option("--grid", type=POSITIVE, default=4.0, show_default=True, help="Voxels to render from, mm."),

@@ -52,7 +52,10 @@ def write_report(
         "methods": summaries,
         "gates": held,
     }
-    if plots:
+    write_json(folder / "report.json", report)
+    if not plots:  # one of an earlier run would be of other trials
+        (folder / "report.png").unlink(missing_ok=True)
+    else:
         save_plots(folder / "report.png", summaries, records, within_mm=within_mm, gross_mm=gross_mm)
     text = markdown(
         summaries,
@@ -68,7 +71,6 @@ def write_report(
     )
     with atomic_write(folder / "report.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    write_json(folder / "report.json", report)
     return {**report, "files": [str(folder / name) for name in names]}
 
 

@@ -354,7 +354,7 @@ def _number(value: Any) -> float | None:
 
 
 def _plain(value: Any) -> Tensor:
-    return tensor64(value, "the answer").detach().cpu()
+    return tensor64(value, "the answer", rows=True).detach().cpu()
 
 
 def _word(found: Any, name: str, read: Callable[[Any], Any]) -> Any:

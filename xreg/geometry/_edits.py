@@ -106,6 +106,6 @@ class CameraEdits:
         With a body's pose world_from_body it becomes the camera as the body sees it. Both carry gradients.
         """
         if check:
-            world_from_new = tensor64(world_from_new, "world_from_new", device=self.device)
+            world_from_new = tensor64(world_from_new, "world_from_new", device=self.device, rows=True)
             se3.require_rigid(world_from_new, "world_from_new")
         return self.with_pose(self.camera_from_world @ world_from_new, check=check)

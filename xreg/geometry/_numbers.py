@@ -12,15 +12,19 @@ from torch import Tensor
 from xreg.errors import GeometryError
 
 
-def tensor64(value: Any, name: str, *, device: torch.device | None = None) -> Tensor:
-    """Return a tensor, array, list or number as float64; a tensor keeps its graph, others are copied."""
+def tensor64(value: Any, name: str, *, device: torch.device | None = None, rows: bool = False) -> Tensor:
+    """Return a tensor, array, list or number as float64; a tensor keeps its graph, others are copied.
+
+    A list of tensors holds the entries of a vector, each with the batch's axes, which are stacked along the
+    last axis; rows: it holds the rows of a matrix, or poses, which are stacked along the first.
+    """
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise GeometryError(f"{name} must hold real numbers, got {value.dtype}")
         return value.to(dtype=torch.float64, device=device)
     if isinstance(value, Sequence) and any(isinstance(v, Tensor) for v in value):
-        parts = torch.broadcast_tensors(*(tensor64(v, name, device=device) for v in value))
-        return torch.stack(parts, dim=-1)
+        parts = torch.broadcast_tensors(*(tensor64(v, name, device=device, rows=rows) for v in value))
+        return torch.stack(parts, dim=0 if rows else -1)
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:

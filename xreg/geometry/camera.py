@@ -48,8 +48,8 @@ class Camera(CameraEdits):
     parallel: bool = False
 
     def __post_init__(self) -> None:
-        pose = tensor64(self.camera_from_world, "camera_from_world")
-        k = tensor64(self.K, "K", device=pose.device)
+        pose = tensor64(self.camera_from_world, "camera_from_world", rows=True)
+        k = tensor64(self.K, "K", device=pose.device, rows=True)
         sdd = None if self.sdd is None else tensor64(self.sdd, "sdd", device=pose.device)
         se3.require_rigid(pose, "camera_from_world")
         pinhole.require_intrinsics(k)
@@ -154,7 +154,7 @@ class Camera(CameraEdits):
         back). A matrix that reverses handedness gives ``mirrored=True``. Gradients flow from the matrix.
         Source: R. Hartley, A. Zisserman, Multiple View Geometry, 2nd ed., §6.2.4 (RQ decomposition).
         """
-        p = require_finite(tensor64(matrix, "matrix"), "matrix")
+        p = require_finite(tensor64(matrix, "matrix", rows=True), "matrix")
         if p.shape[-2:] != (3, 4):
             raise GeometryError(f"matrix must have shape [..., 3, 4], got {tuple(p.shape)}")
         size = image_size(size)

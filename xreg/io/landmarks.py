@@ -265,7 +265,7 @@ def _columns(rows: Sequence[Row], file: Path, count: int) -> tuple[tuple[str, ..
 def _numbers(values: Any, names: Sequence[str], width: int) -> Tensor:
     from ..geometry._numbers import tensor64
 
-    found = tensor64(values, "landmarks").detach().cpu()
+    found = tensor64(values, "landmarks", rows=True).detach().cpu()
     if tuple(found.shape) != (len(names), width) or len(set(names)) != len(names):
         raise GeometryError(
             f"landmarks need names, each once, and as many rows of {_SPACE[width]}; got {len(names)} names "

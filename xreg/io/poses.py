@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "xreg.pose/1"
 _FRAME = "RAS mm"
+_NAME = "world_from_body"
 _ORDER = ["rotation x, rad", "rotation y, rad", "rotation z, rad"]
 _ORDER += ["translation x, mm", "translation y, mm", "translation z, mm"]
 _TANGENT = "world_from_body' = T(center) exp(xi) T(-center) world_from_body; center in the world, RAS mm"
@@ -91,7 +92,7 @@ def save_pose(path: str | PathLike, pose: PoseRecord | Float64[Tensor, "4 4"], *
     }
     data = {
         "schema": SCHEMA,
-        "name": "world_from_body",
+        "name": _NAME,
         "from": {"name": record.body, "convention": _FRAME},
         "to": {"name": record.world, "convention": _FRAME},
         "units": {"length": "mm", "angle": "rad"},
@@ -117,6 +118,10 @@ def load_pose(path: str | PathLike) -> PoseRecord:
     missing = [name for name in ("from", "to", "units", "matrix") if name not in data]
     if missing:
         raise FileError(f"{path}: a pose needs the entries {missing}; got {sorted(data)}")
+    if data.get("name", _NAME) != _NAME:
+        raise GeometryError(
+            f"{path}: the matrix must be {_NAME}, got {data['name']!r}; invert it, or name it so"
+        )
     if data["units"] != {"length": "mm", "angle": "rad"}:
         raise GeometryError(
             f"{path}: units of a pose must be mm and rad, got {data['units']}; convert the pose"
@@ -282,7 +287,7 @@ def _require_schema(data: Any, schema: str, path: str | PathLike) -> None:
 
 
 def _host(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = tensor64(value, name).detach().cpu().clone()
+    tensor = tensor64(value, name, rows=True).detach().cpu().clone()
     if tuple(tensor.shape) != shape or not bool(tensor.isfinite().all()):
         raise GeometryError(f"{name} must be finite, of shape {list(shape)}, got {tensor.tolist()}")
     return tensor

@@ -20,6 +20,8 @@ from .labels import header_table, label_names, load_labels, require_same_grid
 from .nifti import read_nifti, write_nifti
 
 _UNITS = ("hu", "mu", "auto")
+_WATER_PER_CM, _MOST_ABOVE = 0.12, 0.02  # 1/mm and part of the voxels: water has 0.2 in 1/cm, 0.02 in 1/mm
+_SMALLEST_MM = 1.0  # longest edge of a CT, below which its affine may not be in mm
 _LARGEST_MU = 2.0  # 1/mm; bone at 20 keV has 0.8, steel at 60 keV 0.9
 
 
@@ -58,6 +60,7 @@ def load_volume(
     if values.dtype != torch.int16 or dtype != torch.float32 or rescale is not None:
         values = values.to(dtype)  # and int16 becomes float32 on the way to µ
     units = _told_units(values, units, rescale, source)
+    _warn_of_scale(values, affine, units, source)
     if rescale is not None:
         values = values * rescale[0] + rescale[1]
     notes = {**notes, "units": units, "rescale": rescale}
@@ -146,20 +149,38 @@ def _told_units(values: Tensor, units: str, rescale: tuple[float, float] | None,
     if units == "auto":
         if seems not in ("hu", "mu"):
             raise VolumeError(f'{source}: {_range(low, high)} {seems}; say units="hu" or units="mu"')
-        return seems
+        units = seems
     if units == "mu" and high > _LARGEST_MU:
         raise VolumeError(
             f"{source}: values {low:g} to {high:g} cannot be attenuation in 1/mm (bone has 0.05 at 70 keV); "
             'CT numbers are units="hu", and 1/cm has to be divided by 10'
         )
     if units == "hu" and seems != "hu":
-        why = "are attenuation in 1/mm" if seems == "mu" else seems
+        why = "look like attenuation in 1/mm (or 1/cm, to be divided by 10)" if seems == "mu" else seems
         text = f"{source}: {_range(low, high)} {why}"
         text += '; units="mu" is for 1/mm, rescale=(slope, intercept) for exports'
         if low >= 0 and high <= 255:
             raise VolumeError(text)
         warnings.warn(text, InputWarning, stacklevel=4)
     return units
+
+
+def _warn_of_scale(values: Tensor, affine: Tensor, units: str, source: Path) -> None:
+    """InputWarning for what looks like 1/cm, and for a grid that looks like metres."""
+    if units == "mu":
+        part = float((values > _WATER_PER_CM).double().mean())
+        if part > _MOST_ABOVE:
+            warnings.warn(
+                f"{source}: {100 * part:.0f} % of the voxels are above {_WATER_PER_CM} per mm; water has "
+                "0.02 at 70 keV, so these look like 1/cm, which has to be divided by 10",
+                InputWarning,
+                stacklevel=4,
+            )
+    edges = affine[:3, :3].norm(dim=0) * torch.tensor(values.shape[::-1], dtype=affine.dtype)
+    if float(edges.max()) < _SMALLEST_MM:
+        size = "×".join(f"{edge:.3g}" for edge in edges.tolist())
+        text = f"{source}: the CT is {size} mm large; its affine has to be in mm, not in m"
+        warnings.warn(text, InputWarning, stacklevel=4)
 
 
 def _range(low: float, high: float) -> str:

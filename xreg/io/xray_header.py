@@ -174,12 +174,14 @@ def _principal_point(
     element, element_tag, no_element = usable_numbers(header, "DetectorElementSpacing", 2, positive=True)
     turn, turn_tag, no_turn = _rotation(header)
     ignored += no_origin + no_element + no_turn
+    if position is not None and element is not None and spacing is None:
+        ignored += f"; {element_tag} says nothing of binning without the pixels' spacing"
     if position is None or ignored:  # half of a chain of conversions places the isocentre wrongly
         middle = "the middle of the image, as plain XA assumes (PS3.17 FFF.2.1.5.2)"
         return Provenance(None, "default", middle + ignored, tag)
     height, width = size if turn in (0, 180) else (size[1], size[0])  # before the turn
     binning = (1.0, 1.0)
-    if element is not None and spacing is not None:
+    if element is not None:
         row, column = spacing if turn in (0, 180) else (spacing[1], spacing[0])
         binning = (row / element[0], column / element[1])
     origin = origin or (0.0, 0.0)

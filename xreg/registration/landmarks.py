@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xreg.errors import BackendError, GeometryError, RegistrationError
 from xreg.geometry import Camera, se3
-from xreg.geometry._numbers import tensor64
+from xreg.geometry._numbers import as_tensor, tensor64
 from xreg.registration.reprojection import Sights, minimise, normal_matrix, sights_of, starts
 
 TOLERANCE_MM = 4.0  # at the detector: how far a careful hand misses a landmark at most
@@ -332,7 +332,7 @@ def _tolerance(camera: Camera, ransac_px: float | None) -> float:
 
 def _array(value: Any, name: str, width: int) -> Tensor:
     try:
-        found = tensor64(value, name).detach().cpu()
+        found = tensor64(value, name, rows=True).detach().cpu()
     except GeometryError as error:
         raise RegistrationError(str(error)) from error
     if found.ndim != 2 or found.shape[1] != width:
@@ -359,9 +359,7 @@ def _views(
     found, shown = [], []
     for pixel, mask in zip(pixels, seen, strict=True):
         pixel = _array(pixel, "pixels", 2)
-        mask = (
-            torch.ones(len(pixel), dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
-        )
+        mask = torch.ones(len(pixel), dtype=torch.bool) if mask is None else as_tensor(mask).bool().cpu()
         if not len(pixel) == len(mask) == len(points) or mask.ndim != 1:
             raise RegistrationError(
                 f"each view needs a pixel (and seen) for each of the {len(points)} points, got {len(pixel)} "

@@ -43,9 +43,10 @@ class SearchBox:
     mm: tuple[float, float, float] = (60.0, 60.0, 80.0)
 
     def __post_init__(self) -> None:
-        if len(self.degrees) != 3 or len(self.mm) != 3 or min(*self.degrees, *self.mm) < 0:
+        reach = (*self.degrees, *self.mm)
+        if len(self.degrees) != 3 or len(self.mm) != 3 or not all(0 <= x < math.inf for x in reach):
             raise RegistrationError(
-                f"a SearchBox needs three angles and three distances, not negative, got {self}"
+                f"a SearchBox needs three angles and three distances, finite and not negative, got {self}"
             )
 
     @property

@@ -34,7 +34,9 @@ class Settings:
     length_scale (mm) balances rotation against translation: how far from the centre the anatomy that matters
     reaches.  step_limit: (degrees, mm) that one step may turn and move.  accept_score: score below which a
     result is not accepted.  accept_probability: probability that an answer needs to be accepted; None: as
-    simulation showed, and more where there are no restarts or there is a shadow.  robust: squared residual of
+    simulation showed, and more where there are no restarts, there is a shadow, or one standard deviation is
+    above the verdict's tolerance.  confirmed: something else stands in for restarts, so that as little is
+    asked as with them.  robust: squared residual of
     a patch, 2 (1 - NCC), beyond which it counts less and less; large: every patch counts alike.  shadow:
     None, or count only pixels within this distance (mm) of the volume's shadow at the level's start, for a
     single bone in a film of a whole wrist.  restarts: how many searches from beside the answer (restart_mm at
@@ -58,6 +60,7 @@ class Settings:
     restarts: int = 2
     restart_mm: float = 6.0
     accept_probability: float | None = None
+    confirmed: bool = False
 
     def __post_init__(self) -> None:
         if not self.levels:

@@ -18,7 +18,6 @@ from xreg.registration.register import register
 from xreg.registration.result import RegistrationResult
 from xreg.registration.search import SearchBox, SearchSettings, locate
 from xreg.registration.settings import FINE, Level, Settings
-from xreg.registration.trust import model
 from xreg.registration.unknowns import Body, starting_pose
 from xreg.registration.views import check_views
 from xreg.volume import Volume
@@ -36,7 +35,7 @@ def tracking_settings() -> Settings:
     return Settings(
         levels=(Level(64, FINE, 8, 0.1), Level(128, FINE, 6, 0.05)),
         restarts=0,
-        accept_probability=model()["verdict"]["threshold"],
+        confirmed=True,
     )
 
 
@@ -158,7 +157,7 @@ def _check_camera(camera: Any) -> None:
     """RegistrationError for what no film can be looked at with."""
     several = isinstance(camera, (list, tuple, Rig))
     for one in camera if several else [camera]:
-        if one is None and not several:  # the films bring their own
+        if one is None:  # the film brings its own
             continue
         if not isinstance(one, Camera):
             got = type(one).__name__

@@ -6,6 +6,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,13 +26,18 @@ SURE_UNSEEN = 0.9  # probability that an answer needs that is unlike those which
 SURE_VAGUE = 0.97  # the same where one standard deviation is above the tolerance: see docs/registration.md
 FAR_MM = 1e3  # what stands for a distance that is as bad as can be
 MOST_CONDITION = 1e18  # what stands for equations that are singular to the last bit; records hold no infinity
-NOTHING = 1e-12  # part of the greatest eigenvalue below which nothing is known of a direction
+NOTHING = 1e-12  # part of the greatest eigenvalue, each unknown in its width, below which nothing is known
 
 
 @cache
 def model() -> dict:
     """What was fitted on simulated films: the covariance's scale, and the verdict's weights."""
     return json.loads(MODEL.read_text())
+
+
+def rules() -> tuple[Any, ...]:
+    """All that verdicts and covariances go by beside the settings."""
+    return (model(), WORST_CONDITION, SURE_UNSEEN, SURE_VAGUE, FAR_MM, NOTHING)
 
 
 def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Float[Tensor, "N N"]:
@@ -57,11 +63,17 @@ def spread_of(evidence: Evidence, unknowns: Unknowns, settings: Settings) -> Flo
 
 
 def inverse_of(matrix: Float[Tensor, "N N"]) -> tuple[Float[Tensor, "N N"], Float[Tensor, "N K"]]:
-    """Pseudo-inverse of normal equations in balanced units, and unit vectors of what they leave open."""
-    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
+    """A generalised inverse of normal equations, and unit vectors of what they leave open.
+
+    Unknowns are counted in their own widths meanwhile: beside one that a narrow prior holds, all others would
+    look as if nothing were known of them.
+    """
+    width = matrix.diagonal()
+    width = torch.where(width > 0, width, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T) * width[:, None] * width)
     known = values > NOTHING * values[-1].clamp_min(0)
-    seen = vectors[:, known]
-    return seen / values[known] @ seen.T, vectors[:, ~known]
+    seen = width[:, None] * vectors[:, known]
+    return seen / values[known] @ seen.T, torch.linalg.qr(width[:, None] * vectors[:, ~known]).Q
 
 
 def condition_of(matrix: Float[Tensor, "N N"], poses: int) -> float:
@@ -154,7 +166,8 @@ def verdict_of(
     found = measured(evidence, unknowns, covariance, agreement, settings)
     probability = probability_of(found)
     vague = found["deviation_mm"] > model()["verdict"]["tolerance_mm"]
-    needed = needed_probability(settings, confirmed=agreement is not None, vague=vague)
+    confirmed = settings.confirmed or agreement is not None
+    needed = needed_probability(settings, confirmed=confirmed, vague=vague)
     reason = _open_direction(found, unknowns)
     if reason is None and not found["score"] >= settings.accept_score:
         reason = (
@@ -162,9 +175,10 @@ def verdict_of(
             "from this start"
         )
     if reason is None and not probability >= needed:
-        doubt = f"right with a probability of {chance(probability)} only (needs {chance(needed)}"
-        doubt += f" where one standard deviation is {found['deviation_mm']:.3g} mm)" if vague else ")"
-        reason = f"{doubt}: {_weakest(found)}"
+        because = vague and settings.accept_probability is None
+        where = f" where one standard deviation is {found['deviation_mm']:.3g} mm" if because else ""
+        told, asked = _apart(probability, needed)
+        reason = f"right with a probability of {told} only (needs {asked}{where}): {_weakest(found)}"
     accepted = reason is None
     if accepted:
         reason = f"score {found['score']:.3f}, right with a probability of {chance(probability)}"
@@ -215,6 +229,13 @@ def chance(probability: float) -> str:
     )
 
 
+def _apart(less: float, more: float) -> tuple[str, str]:
+    """Both in words; in tenths where they would read alike."""
+    if chance(less) != chance(more):
+        return chance(less), chance(more)
+    return f"{math.floor(1000 * less) / 10:.1f} %", f"{100 * more:.1f} %"
+
+
 def _weakest(found: dict[str, float]) -> str:
     """The quantity that speaks most against the answer, in words."""
     weights = model()["verdict"]
@@ -233,7 +254,7 @@ def _weakest(found: dict[str, float]) -> str:
         if name in found
         for usual in [weights["typical"][name]]
     }
-    if not pulls:
-        return "the evidence is weak"
-    worst = min(pulls, key=lambda name: pulls[name])
+    worst = min(pulls, key=lambda name: pulls[name], default=None)
+    if worst is None or pulls[worst] >= 0:
+        return "the evidence is no better than usual"
     return f"{words[worst]} ({worst} {found[worst]:.3g}, usually {weights['typical'][worst]:.3g})"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, RegistrationError
 from xreg.geometry import Camera, se3
-from xreg.geometry._numbers import as_tensor
+from xreg.geometry._numbers import tensor64
 from xreg.registration.anatomy import Anatomy
 from xreg.volume import Volume
 
@@ -240,7 +240,7 @@ def _require_widths(widths: Sequence[float], what: str, advice: str) -> None:
 
 def starting_pose(body: Body) -> Float[Tensor, "4 4"]:
     """A body's init as a checked float64 pose; the identity where there is none."""
-    pose = torch.eye(4, dtype=torch.float64) if body.init is None else as_tensor(body.init).double()
+    pose = torch.eye(4, dtype=torch.float64) if body.init is None else tensor64(body.init, "init", rows=True)
     se3.require_rigid(pose, "init")
     if pose.shape != (4, 4):
         raise GeometryError(f"init must be one pose [4, 4], got shape {tuple(pose.shape)}")

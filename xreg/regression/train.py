@@ -177,6 +177,8 @@ class Trainer:
         """Train until the budget is spent or nothing improves; nothing where that is so already."""
         self.budget.begin()
         ended = self._ended() or self._run(on_report)
+        if self.step == 0:
+            raise RegistrationError("the training ended before its first step: give it more minutes")
         return Trained(self.folder, self.step, self.budget.seconds, tuple(self.log), ended)
 
     def _ended(self) -> str:

@@ -79,7 +79,7 @@ def to_camera(params: MayaCam2) -> Camera:
     A rotation typed with few digits (off by up to 1e-3) is replaced by the nearest one.
     """
     p = params
-    rotation = tensor64(p.rotation, "rotation of autoscoper")
+    rotation = tensor64(p.rotation, "rotation of autoscoper", rows=True)
     pose = se3.from_rt(rotation, tensor64(p.translation, "translation of autoscoper"))
     se3.require_rigid(pose, "rotation of autoscoper", tolerance=1e-3)
     return Camera(p.camera_matrix, se3.nearest_rigid(pose), p.image_size[::-1], p.sdd)

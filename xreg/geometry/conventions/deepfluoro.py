@@ -70,5 +70,5 @@ def from_camera(camera: Camera, *, extrinsic: Matrix4 = _IDENTITY) -> DeepFluoro
 
 def _inverse(matrix: Matrix4, name: str) -> Array:
     """Invert a rigid matrix; the file's float32 rounding (up to 1e-4) is tolerated."""
-    transform = se3.require_rigid(tensor64(matrix, name), name, tolerance=1e-4)
+    transform = se3.require_rigid(tensor64(matrix, name, rows=True), name, tolerance=1e-4)
     return se3.inverse(se3.nearest_rigid(transform)).numpy()

@@ -103,7 +103,7 @@ def to_camera(params: Plastimatch) -> Camera:
         raise GeometryError(f"pitch and SID of plastimatch must be positive, got {p.intrinsic}, SID {p.sid}")
     fx, fy = intrinsic[0, 0] / intrinsic[2, 2], intrinsic[1, 1] / intrinsic[2, 2]
     k = [[fx, 0.0, p.image_center[0]], [0.0, fy, p.image_center[1]], [0.0, 0.0, 1.0]]
-    pose = se3.require_rigid(tensor64(extrinsic, "extrinsic"), "extrinsic of plastimatch")
+    pose = se3.require_rigid(tensor64(extrinsic, "extrinsic", rows=True), "extrinsic of plastimatch")
     pose = camera_from_ras(se3.nearest_rigid(pose).numpy())
     return Camera(k, pose, (p.rows, p.columns), p.sid)
 
