@@ -308,6 +308,13 @@ def test_an_output_that_cannot_be(bench, chest):
     (bench / "file").write_text("")
     words = ["--camera", chest / "camera.json", "-o", bench / "file" / "r"]
     assert "is a file" in refused("register", chest / "ct.nii.gz", chest / "film.tif", *words)
+    (bench / "out" / "kept.png").write_bytes(b"kept")
+    (bench / "out" / "kept.png").chmod(0o444)
+    kept = bench / "out" / "kept.png"
+    assert "is write-protected" in refused("drr", chest / "ct.nii.gz", *VIEW, "-o", kept)
+    assert kept.read_bytes() == b"kept"
+    kept.chmod(0o644)
+    kept.unlink()
     assert "is a folder" in refused("drr", chest / "ct.nii.gz", *VIEW, "-o", make_folder(bench / "a.png"))
     before = files_below(bench)
     assert "does not exist" in refused(

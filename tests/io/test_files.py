@@ -60,6 +60,21 @@ def test_atomic_write_refusals(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_protected_file_is_not_replaced(tmp_path):
+    """Replacing needs leave to write the folder only, so that the file's own mode has to be asked."""
+    file = tmp_path / "labels.nii.gz"
+    file.write_bytes(b"kept")
+    file.chmod(0o444)
+    with pytest.raises(FileError, match="is write-protected; give another name"), atomic_write(file) as other:
+        other.write_bytes(b"new")
+    assert file.read_bytes() == b"kept"
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
+    file.chmod(0o644)
+    with atomic_write(file) as other:
+        other.write_bytes(b"new")
+    assert file.read_bytes() == b"new"
+
+
 def test_require_file(tmp_path):
     with pytest.raises(FileError, match=r"gone.nii: no such file; expected a CT"):
         require_file(tmp_path / "gone.nii", "a CT")

@@ -11,7 +11,7 @@ from shape_oracle import Oracle
 
 from xreg.cli import main
 from xreg.geometry import Rig
-from xreg.io import save_image, save_rig, write_nifti
+from xreg.io import save_camera, save_image, save_rig, write_nifti
 from xreg.shape.atlas import FILE, build_atlas
 from xreg.shape.films import normalise
 from xreg.shape.predict import ShapeModel
@@ -82,6 +82,12 @@ def test_what_is_refused(files, tmp_path, monkeypatch) -> None:
     place, case = files
     save_image(place / "small.npy", case.films[1][:20])
     assert "small.npy: has 20×24 px" in run(files, tmp_path / "o", films=("ap", "small"), code=1).output
+    save_camera(place / "one.json", case.cameras[0])
+    rig = (place / "rig.json").read_bytes()
+    (place / "one.json").replace(place / "rig.json")
+    told = run(files, tmp_path / "o", code=1).output
+    (place / "rig.json").write_bytes(rig)
+    assert "is one camera, and there are 2 films; give --cameras once a film" in told
 
 
 def test_an_atlas_beside_the_model_is_used(files, tmp_path, monkeypatch) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, check_apart, check_file, read_camera, shared
+from xreg.cli.options import PATH, check_apart, check_file, shared
 from xreg.cli.terminal import Terminal, json_text
 from xreg.cli.verb import verb
+from xreg.cli.view import read_camera
 
 if TYPE_CHECKING:
     from torch import Tensor

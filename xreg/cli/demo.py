@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, SEED, check_folder, ct_text, load_ct, shared, view_text
+from xreg.cli.options import PATH, SEED, check_folder, ct_text, load_ct, shared
 from xreg.cli.register import run, save_result_pose
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
+from xreg.cli.view import view_text
 
 if TYPE_CHECKING:
     from jaxtyping import Float

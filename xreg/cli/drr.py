@@ -13,21 +13,18 @@ from xreg.cli.options import (
     INTEGRATORS,
     NUMBER,
     PATH,
-    aimed,
     c_arm_options,
     check_apart,
     check_file,
-    check_view,
     ct_text,
     labelled_ct_options,
     load_ct,
-    read_view,
     shared,
     split,
-    view_text,
 )
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
+from xreg.cli.view import aimed, check_view, read_view, view_text
 
 if TYPE_CHECKING:
     from torch import Tensor

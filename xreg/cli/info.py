@@ -131,7 +131,7 @@ def _pose(file: Path) -> Any:
 
 def _explain_camera(file: Path) -> tuple[str, list[Fact]]:
     from xreg.cli import describe
-    from xreg.cli.options import read_camera
+    from xreg.cli.view import read_camera
     from xreg.io import load_rig, read_json
 
     data = read_json(file, "a camera (JSON)")

@@ -11,19 +11,16 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     POSITIVE,
-    aimed,
     c_arm_options,
     check_folder,
-    check_view,
     labelled_ct_options,
     load_ct,
-    read_view,
     shared,
     split,
-    view_text,
 )
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
+from xreg.cli.view import aimed, check_view, read_view, view_text
 
 if TYPE_CHECKING:
     from xreg.geometry import Camera

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import NUMBER, PATH, POSITIVE, Number, check_folder, read_cameras, shared
+from xreg.cli.options import NUMBER, PATH, POSITIVE, Number, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
+from xreg.cli.view import read_cameras
 
 if TYPE_CHECKING:
     from xreg.geometry import Camera
@@ -114,7 +115,7 @@ def _read_films(paths: tuple[Path, ...], options: dict[str, Any]) -> tuple[list[
 
     sign = options["sign"] if options["sign"] == "auto" else int(options["sign"])
     films = [load_radiograph(p, intensity=options["intensity"], sign=sign) for p in paths]
-    given = read_cameras(options["cameras"], len(paths))
+    given = read_cameras(options["cameras"], len(paths), "--cameras")
     cameras = [film.camera if camera is None else camera for film, camera in zip(films, given, strict=True)]
     for path, film, camera in zip(paths, films, cameras, strict=True):
         if camera is None:

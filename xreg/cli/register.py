@@ -13,21 +13,18 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     check_folder,
-    check_views,
     ct_options,
     ct_text,
     load_ct,
     per_film,
-    read_cameras,
     shared,
     split,
-    view_text,
     views_options,
-    warn_inside,
 )
 from xreg.cli.starts import Start, check_start, find_start, solve, start_options, teller
 from xreg.cli.terminal import Clock, Tell, Terminal, short
 from xreg.cli.verb import verb
+from xreg.cli.view import check_views, read_cameras, view_text, warn_inside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

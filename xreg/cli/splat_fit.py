@@ -17,14 +17,13 @@ from xreg.cli.options import (
     check_apart,
     check_file,
     check_folder,
-    read_camera,
-    read_pose,
     said_of,
     shared,
 )
 from xreg.cli.scans import check_outside, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
+from xreg.cli.view import read_camera, read_pose
 
 if TYPE_CHECKING:
     from xreg.splat.fitting import Report

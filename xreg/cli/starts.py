@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, Number, read_pose
+from xreg.cli.options import PATH, POSITIVE, Number
 from xreg.cli.terminal import Tell, Terminal
+from xreg.cli.view import read_pose
 
 if TYPE_CHECKING:
     from torch import Tensor

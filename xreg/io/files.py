@@ -7,12 +7,15 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, GeometryError
+
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextlib.contextmanager
@@ -21,15 +24,11 @@ def atomic_write(path: str | PathLike) -> Iterator[Path]:
 
     The temporary name keeps the suffixes, so that writers which look at them agree.  File and folder are
     flushed to the disk before and after the rename.  If the block raises, the temporary file is removed and
-    what ``path`` held before is untouched.  Raises FileError where the folder is missing or not writable, or
-    the block wrote nothing.
+    what ``path`` held before is untouched.  Raises FileError where the folder is missing or not writable, the
+    file is write-protected, or the block wrote nothing.
     """
-    target = Path(path)
-    if not target.name or target.is_dir():
-        raise FileError(f"{target}: expected the path of a file to write, got a folder")
+    target = require_place(path)
     folder = target.parent
-    if not folder.is_dir():
-        raise FileError(f"{target}: the folder {folder} does not exist; make it first")
     temporary = folder / f".{secrets.token_hex(6)}.{target.name}"
     try:
         yield temporary
@@ -45,6 +44,21 @@ def atomic_write(path: str | PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
+
+
+def require_place(path: str | PathLike) -> Path:
+    """The path of a file that can be written; FileError where its folder lacks, or a file is write-protected.
+
+    A file is replaced as a whole, which its own mode would not hinder.
+    """
+    target = Path(path)
+    if not target.name or target.is_dir():
+        raise FileError(f"{target}: is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise FileError(f"{target}: the folder {target.parent} does not exist; make it first")
+    if target.exists() and not target.stat().st_mode & _WRITABLE:
+        raise FileError(f"{target}: is write-protected; give another name, or take the protection off")
+    return target
 
 
 def _flush(path: Path) -> None:
