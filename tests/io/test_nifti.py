@@ -253,6 +253,11 @@ def test_units(tmp_path):
         load_volume(ct, dtype=torch.float16)
 
 
+def test_a_nifti_has_no_series(tmp_path):
+    with pytest.raises(VolumeError, match="has no series; series_uid is for DICOM"):
+        load_volume(save(tmp_path / "ct.nii", hu_block()), series_uid="1.2.3")
+
+
 def test_what_looks_like_another_unit_is_warned_of(tmp_path):
     water = np.full((3, 3, 3), 0.2, dtype=np.float32)
     with pytest.warns(InputWarning, match="100 % of the voxels .* look like 1/cm"):

@@ -83,6 +83,8 @@ def _read(
     if not source.exists():
         raise FileError(f"{source}: no such file or folder; expected a CT (NIfTI file or DICOM folder)")
     if source.is_file() and source.name.lower().endswith((".nii", ".nii.gz")):
+        if series_uid is not None:
+            raise VolumeError(f"{source}: is NIfTI, which has no series; series_uid is for DICOM folders")
         grid = read_nifti(source)
         return torch.from_numpy(grid.values), grid.affine, {"format": "NIfTI", **grid.notes}
     if units == "mu":
