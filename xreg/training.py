@@ -27,7 +27,14 @@ from xreg.io import atomic_write, write_json
 from xreg.io.tensors import load_tensors, save_tensors
 
 MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "model.json", "log.jsonl"
+NAMES = (TRAINING, MODEL, FACTS, LOG)  # what to go on with is the first to be removed
 _TIDY = 50  # steps from one handing back of memory to the next
+
+
+def forget(folder: Path) -> None:
+    """Remove an earlier training from a folder, so that nothing goes on with it once another began there."""
+    for name in NAMES:
+        (folder / name).unlink(missing_ok=True)
 
 
 class Budget:

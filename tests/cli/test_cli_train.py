@@ -1,6 +1,7 @@
 """`xreg train`, and `xreg register --model`."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def test_resume_and_fine_tune(chest: Path, network: Path, tmp_path: Path) -> Non
     again = said(*words, "--sod", 860, "--resume")
     assert again["steps"] == 1  # nothing was left to do
     assert "differ" in refused(*words, "--resume")  # another sod
+
+
+def test_a_training_is_not_replaced_without_a_word(chest: Path, network: Path, tmp_path: Path) -> None:
+    shutil.copytree(network, tmp_path / "net")
+    before = files_below(tmp_path / "net")
+    words = ["train", chest / "ct.nii.gz", "-o", tmp_path / "net", *QUICK, "--steps", 1]
+    result = xreg(*words)
+    assert result.exit_code == 2
+    assert "give --resume to go on with it, another folder, or --overwrite" in result.stderr
+    assert xreg(*words, "--resume", "--overwrite").exit_code == 2
+    assert files_below(tmp_path / "net") == before
+    assert said(*words, "--overwrite")["steps"] == 1
+    assert files_below(tmp_path / "net")["model.safetensors"] != before["model.safetensors"]
 
 
 def test_wrong_beginnings_are_told_before_the_ct_is_read(network: Path, tmp_path: Path) -> None:

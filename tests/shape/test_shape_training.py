@@ -19,7 +19,7 @@ from xreg.shape.predict import ShapeModel
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
 from xreg.shape.training import Trainer, mean_dice, train
-from xreg.training import LOG, MODEL, TRAINING, hand_back_memory, read_log
+from xreg.training import LOG, MODEL, NAMES, TRAINING, hand_back_memory, read_log
 
 SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
 QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, film_share=0.6, network=SMALL)
@@ -253,14 +253,14 @@ def test_a_training_is_not_replaced_without_a_word(tmp_path) -> None:
     assert nothing.exit_code == 1
     assert "nothing to resume; leave --resume out" in " ".join(nothing.output.split())
     assert CliRunner().invoke(main, words).exit_code == 0
-    before = {name: (net / name).read_bytes() for name in checkpoint.NAMES}
+    before = {name: (net / name).read_bytes() for name in NAMES}
     again = CliRunner().invoke(main, [*words, "--seed", "3"])
     assert again.exit_code == 2
     assert "--resume to go on with it, another folder, or --overwrite" in " ".join(again.output.split())
     both = CliRunner().invoke(main, [*words, "--resume", "--overwrite"])
     assert "give one" in " ".join(both.output.split())
     assert CliRunner().invoke(main, [*words, "--resume"]).exit_code == 0
-    assert {name: (net / name).read_bytes() for name in checkpoint.NAMES} == before
+    assert {name: (net / name).read_bytes() for name in NAMES} == before
     (net / TRAINING).unlink()  # a network that was copied without what it would go on with
     alone = CliRunner().invoke(main, words)
     assert alone.exit_code == 2

@@ -265,6 +265,25 @@ def check_beginning(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
 
 
+def check_output(folder: Path, options: dict[str, Any]) -> None:
+    """Before any work: a training in a folder is not lost without a word, and one that goes on is there."""
+    from xreg.errors import FileError
+    from xreg.training import NAMES, TRAINING
+
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume goes on with OUT; --overwrite begins anew: give one.")
+    if options["resume"] and not (folder / TRAINING).is_file():
+        raise FileError(
+            f"{folder / TRAINING}: is not there, so there is nothing to resume; leave --resume out"
+        )
+    there = [name for name in NAMES if (folder / name).exists()]
+    if there and not (options["resume"] or options["overwrite"]):
+        words = "--resume to go on with it, " if TRAINING in there else ""
+        raise click.UsageError(
+            f"{folder} holds a training ({', '.join(there)}): give {words}another folder, or --overwrite."
+        )
+
+
 def check_folder(path: Path) -> None:
     """Raise FileError, before any work, where a result cannot be put into the folder ``path``."""
     from xreg.errors import FileError

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, SEED, Number, check_beginning, check_budget, check_folder, shared
+from xreg.cli.options import (
+    PATH,
+    POSITIVE,
+    SEED,
+    Number,
+    check_beginning,
+    check_budget,
+    check_folder,
+    check_output,
+    shared,
+)
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -107,26 +117,6 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     result["seconds"] = {"training": trained.seconds, "total": clock.seconds}
     terminal.lines(_lines(result))
     return result
-
-
-def check_output(folder: Path, options: dict[str, Any]) -> None:
-    """Before any work: a training in a folder is not lost without a word, and one that goes on is there."""
-    from xreg.errors import FileError
-    from xreg.shape.checkpoint import NAMES
-    from xreg.training import TRAINING
-
-    if options["resume"] and options["overwrite"]:
-        raise click.UsageError("--resume goes on with OUT; --overwrite begins anew: give one.")
-    if options["resume"] and not (folder / TRAINING).is_file():
-        raise FileError(
-            f"{folder / TRAINING}: is not there, so there is nothing to resume; leave --resume out"
-        )
-    there = [name for name in NAMES if (folder / name).exists()]
-    if there and not (options["resume"] or options["overwrite"]):
-        words = "--resume to go on with it, " if TRAINING in there else ""
-        raise click.UsageError(
-            f"{folder} holds a training ({', '.join(there)}): give {words}another folder, or --overwrite."
-        )
 
 
 def _tilted(source: Any, degrees: float) -> Any:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, shared
-from xreg.cli.shape_train import check_output
+from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, check_output, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 

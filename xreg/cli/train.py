@@ -20,6 +20,7 @@ from xreg.cli.options import (
     check_beginning,
     check_budget,
     check_folder,
+    check_output,
     ct_text,
     labelled_ct_options,
     load_ct,
@@ -110,6 +111,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @training_options
 @click.option("--from", "start", type=PATH, metavar="DIR", help="Begin with another network's weights.")
 @click.option("--resume", is_flag=True, help="Go on where a training in OUT was stopped.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where OUT holds a training.")
 @shared("device")
 @labelled_ct_options
 def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: Any) -> dict[str, Any]:
@@ -123,7 +125,8 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
         xreg register ct.nii.gz film.dcm --model net/ -o out/
 
     With several CTs one network learns them all, as a beginning for --from. A training that was stopped goes
-    on with --resume; with --steps, on the CPU, it then ends with the same bits.
+    on with --resume; with --steps, on the CPU, it then ends with the same bits. A training that OUT holds is
+    not replaced without --overwrite.
     """
     known, options = split(options, CT_NAMES)
     settings = make_settings(options)
@@ -131,6 +134,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     if known.get("mask") and len(ct) > 1:
         raise click.UsageError("--mask is for one CT; train on several without it.")
     check_folder(output)
+    check_output(output, options)
     clock = Clock()
     device = _join(options["device"])
     try:

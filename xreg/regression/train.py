@@ -30,6 +30,7 @@ from xreg.training import (
     Budget,
     descend,
     follow,
+    forget,
     load_weights,
     looks_due,
     require_one_beginning,
@@ -196,6 +197,8 @@ class Trainer:
         _ = self.sources, self.held_out  # made before the clock runs, and before anything is written
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.step:
+                forget(self.folder)
         self.budget.begin()
         with ThreadPoolExecutor(1) as maker:  # it renders the films of the next step meanwhile
             ahead = maker.submit(self.films_at, self.step)

@@ -17,7 +17,6 @@ from torch import Tensor
 from xreg import __version__
 from xreg.errors import ShapeError
 from xreg.geometry import Camera
-from xreg.shape.checkpoint import forget
 from xreg.shape.film_cases import FilmVariation, exposed_anew, uniform
 from xreg.shape.losses import masked_mean
 from xreg.shape.networks.spine_reader import PARTS, SpineReader
@@ -31,6 +30,7 @@ from xreg.training import (
     descend,
     drawing_from,
     follow,
+    forget,
     hand_back_memory,
     looks_due,
     require,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xreg import __version__
 from xreg.errors import FileError, ShapeError
 from xreg.shape import losses
-from xreg.shape.checkpoint import FILES, forget
+from xreg.shape.checkpoint import FILES
 from xreg.shape.film_cases import FilmBatch, FilmDraws, exposed_anew, uniform
 from xreg.shape.film_losses import film_losses
 from xreg.shape.networks import Lattice, Output, RayNet, make_network
@@ -36,6 +36,7 @@ from xreg.training import (
     Budget,
     descend,
     follow,
+    forget,
     hand_back_memory,
     looks_due,
     require,
