@@ -28,6 +28,7 @@ from xreg.io.tensors import load_tensors, save_tensors
 
 MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "model.json", "log.jsonl"
 NAMES = (TRAINING, MODEL, FACTS, LOG)  # what to go on with is the first to be removed
+REMEDY = "train into another folder, or start from it with --from"  # for what cannot be resumed
 _TIDY = 50  # steps from one handing back of memory to the next
 
 
@@ -102,15 +103,18 @@ class NetworkFiles:
         mine: Mapping[str, Any],
         same: tuple[str, ...],
         state: tuple[nn.Module, nn.Module, torch.optim.Optimizer],
+        *,
+        remedy: str = REMEDY,
     ) -> dict[str, Any]:
         """Load what `save_training` wrote into ``state``; its facts.
 
-        FileError where the facts named in ``same`` differ from ``mine``: it is another training.
+        FileError where the facts named in ``same`` differ from ``mine``: it is another training;
+        remedy: what to do then.
         """
         file = folder / TRAINING
         tensors, facts = self.load(file)
         require(facts, (*same, "step", "seconds", "log", "mark"), file)
-        require_same(facts, mine, same, file)
+        require_same(facts, mine, same, file, remedy=remedy)
         take_up(tensors, *state, file)
         return facts
 
@@ -265,7 +269,7 @@ def require_same(
     names: tuple[str, ...],
     file: Path,
     *,
-    remedy: str = "train into another folder, or start from it with --from",
+    remedy: str = REMEDY,
 ) -> None:
     """FileError, with what to do next, where a training that shall go on was asked for with other facts."""
     for name in names:

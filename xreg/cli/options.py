@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from xreg.errors import XregError
     from xreg.io import ProjectionSet, VoxelGrid
     from xreg.volume import Volume
 
@@ -265,22 +266,31 @@ def check_beginning(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--resume goes on with OUT; --from begins anew: give one.")
 
 
-def check_output(folder: Path, options: dict[str, Any]) -> None:
-    """Before any work: a training in a folder is not lost without a word, and one that goes on is there."""
+def check_training(folder: Path, options: Mapping[str, Any]) -> None:
+    """`check_output` of a folder that a network is trained into."""
     from xreg.errors import FileError
-    from xreg.training import NAMES, TRAINING
+    from xreg.training import NAMES
 
+    check_output(folder, options, NAMES, what="a training", error=FileError)
+
+
+def check_output(
+    folder: Path, options: Mapping[str, Any], names: tuple[str, ...], *, what: str, error: type[XregError]
+) -> None:
+    """Before any work: what a folder holds is not lost without a word, and what shall go on is there.
+
+    names: of its files; the first is what --resume needs, without which ``error`` is raised.  UsageError
+    where something would be lost.
+    """
     if options["resume"] and options["overwrite"]:
-        raise click.UsageError("--resume goes on with OUT; --overwrite begins anew: give one.")
-    if options["resume"] and not (folder / TRAINING).is_file():
-        raise FileError(
-            f"{folder / TRAINING}: is not there, so there is nothing to resume; leave --resume out"
-        )
-    there = [name for name in NAMES if (folder / name).exists()]
+        raise click.UsageError(f"--resume goes on with {folder}; --overwrite begins anew: give one.")
+    if options["resume"] and not (folder / names[0]).is_file():
+        raise error(f"{folder / names[0]}: is not there, so there is nothing to resume; leave --resume out")
+    there = [name for name in names if (folder / name).exists()]
     if there and not (options["resume"] or options["overwrite"]):
-        words = "--resume to go on with it, " if TRAINING in there else ""
+        words = "--resume to go on with it, " if names[0] in there else ""
         raise click.UsageError(
-            f"{folder} holds a training ({', '.join(there)}): give {words}another folder, or --overwrite."
+            f"{folder} holds {what} ({', '.join(there)}): give {words}another folder, or --overwrite."
         )
 
 

@@ -15,7 +15,7 @@ from xreg.cli.options import (
     check_beginning,
     check_budget,
     check_folder,
-    check_output,
+    check_training,
     shared,
 )
 from xreg.cli.terminal import Clock, Tell, Terminal
@@ -94,7 +94,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     check_budget(options)
     check_beginning(options)
     check_folder(output)
-    check_output(output, options)
+    check_training(output, options)
     clock = Clock()
     from xreg.shape.atlas import keep_atlas
     from xreg.shape.sources import coarser, read_prepared, require_apart, scanned_members, split_patients

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, check_output, shared
+from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, check_training, shared
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -46,7 +46,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     from xreg.shape.sources import read_prepared, require_apart, split_patients
     from xreg.shape.spine_training import FOLDER, SpineTrainSettings, train_spine
 
-    check_output(output / FOLDER, options)
+    check_training(output / FOLDER, options)
     require_apart(samples, options["hold_out"])
     with terminal.working("reading samples"):
         prepared, _ = read_prepared(samples)

@@ -17,6 +17,7 @@ from xreg.cli.options import (
     check_apart,
     check_file,
     check_folder,
+    check_output,
     said_of,
     shared,
 )
@@ -72,6 +73,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
     \b
         xreg splat fit scan -o fitted --seconds 60
     """
+    from xreg.errors import GaussianError
     from xreg.splat import FitSettings
     from xreg.splat import fit as run
     from xreg.splat.report import FILES, write_report
@@ -80,7 +82,7 @@ def fit(terminal: Terminal, projections: Path, output: Path, **options: Any) -> 
     files = (CHECKPOINT, *FILES)
     _check_options(projections, output, files, options)
     check_folder(output)
-    _check_output(output, files, options)
+    check_output(output, options, files, what="an earlier fit", error=GaussianError)
     names = ("init", "count", "voxels", "seconds", "iterations", "poses", "intrinsics", "held_out", "seed")
     settings = FitSettings(**{name: options[name] for name in names})
     clock, prior = Clock(), options["prior"]
@@ -159,24 +161,6 @@ def _check_options(projections: Path, output: Path, files: tuple[str, ...], opti
         {"-o": output} | {f"-o ({name})": output / name for name in files},
         {"PROJECTIONS": projections, "--projections": options["stack"], "--prior": options["prior"]},
     )
-
-
-def _check_output(output: Path, files: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Before any work: an earlier fit is not lost without a word, and one that goes on is there."""
-    from xreg.errors import GaussianError
-
-    if options["resume"] and options["overwrite"]:
-        raise click.UsageError("--resume goes on with OUTPUT; --overwrite begins anew: give one.")
-    if options["resume"] and not (output / CHECKPOINT).is_file():
-        raise GaussianError(
-            f"{output / CHECKPOINT}: is not there, so there is nothing to resume; leave --resume out"
-        )
-    there = [name for name in files if (output / name).exists()]
-    if there and not (options["resume"] or options["overwrite"]):
-        words = "--resume to go on with it, " if CHECKPOINT in there else ""
-        raise click.UsageError(
-            f"{output} holds an earlier fit ({', '.join(there)}): give {words}another folder, or --overwrite."
-        )
 
 
 @contextlib.contextmanager

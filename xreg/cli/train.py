@@ -20,7 +20,7 @@ from xreg.cli.options import (
     check_beginning,
     check_budget,
     check_folder,
-    check_output,
+    check_training,
     ct_text,
     labelled_ct_options,
     load_ct,
@@ -134,7 +134,7 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     if known.get("mask") and len(ct) > 1:
         raise click.UsageError("--mask is for one CT; train on several without it.")
     check_folder(output)
-    check_output(output, options)
+    check_training(output, options)
     clock = Clock()
     device = _join(options["device"])
     try:

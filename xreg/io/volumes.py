@@ -170,7 +170,7 @@ def _told_units(values: Tensor, units: str, rescale: tuple[float, float] | None,
 def _warn_of_scale(values: Tensor, affine: Tensor, units: str, source: Path) -> None:
     """InputWarning for what looks like 1/cm, and for a grid that looks like metres."""
     if units == "mu":
-        part = float((values > _WATER_PER_CM).double().mean())
+        part = int((values > _WATER_PER_CM).sum()) / values.numel()
         if part > _MOST_ABOVE:
             warnings.warn(
                 f"{source}: {100 * part:.0f} % of the voxels are above {_WATER_PER_CM} per mm; water has "

@@ -24,7 +24,6 @@ from xreg.shape.samples import Sample
 from xreg.shape.schemes import scheme
 from xreg.shape.strips import SACRUM, STEP_MM, labelled_line, resampled, straighten
 from xreg.training import (
-    TRAINING,
     Budget,
     NetworkFiles,
     descend,
@@ -33,9 +32,7 @@ from xreg.training import (
     forget,
     hand_back_memory,
     looks_due,
-    require,
     require_one_end,
-    require_same,
     schedule,
     step_generator,
     step_seed,
@@ -267,11 +264,8 @@ class _Run:
         }
 
     def resume(self) -> None:
-        same, file = ("patients", "held_out", "samples", "settings"), self.folder / TRAINING
-        known = FILES.load(file)[1]
-        require(known, same, file)
-        require_same(known, self.facts(), same, file, remedy="train into another folder, or anew")
-        facts = FILES.resume(self.folder, self.facts(), same, self._state())
+        same, remedy = ("patients", "held_out", "samples", "settings"), "train into another folder, or anew"
+        facts = FILES.resume(self.folder, self.facts(), same, self._state(), remedy=remedy)
         self.step, self.budget.before = facts["step"], facts["seconds"]
         self.log, self.mark = facts["log"], facts["mark"]
 
