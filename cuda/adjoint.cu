@@ -104,10 +104,10 @@ cudaError_t spread(const XregVolume& vol, const XregBeam& b, const XregLabels* l
   Largest* largest = reinterpret_cast<Largest*>(cells + voxels);
   const int64_t count = rays * (labels ? labels->channels : 1);
   const Beam beam = beam_of(b);
-  largest_kernel<<<blocks_for(count), kFlat, 0, stream>>>(g, count, b.rays, b.views, beam, largest);
+  largest_kernel<Real><<<blocks_for(count), kFlat, 0, stream>>>(g, count, b.rays, b.views, beam, largest);
   const double most = static_cast<double>(rays);
   const cudaError_t error = scatter<Real, Whole>(vol, b, labels, g, cells, largest, most, stream);
-  weigh_kernel<<<blocks_for(voxels), kFlat, 0, stream>>>(cells, voxels, largest, vol.scale, most, out);
+  weigh_kernel<Real><<<blocks_for(voxels), kFlat, 0, stream>>>(cells, voxels, largest, vol.scale, most, out);
   return error == cudaSuccess ? cudaGetLastError() : error;
 }
 

@@ -30,7 +30,7 @@ cudaError_t xreg_cuda_atlas_free(XregAtlas*);
 cudaError_t xreg_cuda_atlas_project(const XregAtlas*, double scale, const XregBeam*, void* image, void* moments,
                                     cudaStream_t);
 
-/* Room on the card for as long as a call's work takes: take(bytes, context). */
+/* Room on the card for as long as a call's work takes: take(bytes, context), aligned as cudaMalloc's (256 bytes). */
 typedef struct {
   void* (*take)(size_t bytes, void* context);
   void* context;

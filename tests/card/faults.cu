@@ -1,0 +1,74 @@
+// What a card does not forgive, and the host's card has to notice: see test_host_card.py.
+#include <cuda_runtime_api.h>
+
+#define SHOWN extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int kThreads = 64;
+
+__global__ void sound_kernel(int* out) {
+  __shared__ int held[kThreads];
+  held[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  int sum = held[kThreads - 1 - threadIdx.x];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  out[blockIdx.x * kThreads + threadIdx.x] = sum;
+}
+__global__ void racing_kernel(int* out) {
+  __shared__ int held[kThreads];
+  held[threadIdx.x] = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  out[blockIdx.x * kThreads + threadIdx.x] = held[kThreads - 1 - threadIdx.x];
+}
+__global__ void early_kernel(int* out) {
+  if (threadIdx.x < 5) return;
+  __syncthreads();
+  out[threadIdx.x] = 1;
+}
+__global__ void two_barriers_kernel(int* out) {
+  if (threadIdx.x % 2)
+    __syncthreads();
+  else
+    __syncthreads();
+  out[threadIdx.x] = 1;
+}
+__global__ void lonely_kernel(int* out) {
+  if (threadIdx.x == 3) return;
+  out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1, 1);
+}
+
+}  // namespace
+
+SHOWN int sound(int* out) {
+  sound_kernel<<<dim3(4), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+SHOWN int racing(int* out) {
+  racing_kernel<<<dim3(4), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+SHOWN int early(int* out) {
+  early_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+SHOWN int two_barriers(int* out) {
+  two_barriers_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+SHOWN int lonely(int* out) {
+  lonely_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+SHOWN int launched(unsigned x, unsigned y, unsigned threads, int* out) {
+  sound_kernel<<<dim3(x, y), threads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+// What the host sees of a copied 7 before and after it waits.
+SHOWN void copied(int* before, int* after) {
+  int here = -1;
+  const int there = 7;
+  cudaMemcpyAsync(&here, &there, sizeof(int), cudaMemcpyDeviceToHost, nullptr);
+  *before = here;
+  cudaStreamSynchronize(nullptr);
+  *after = here;
+}
