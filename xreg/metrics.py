@@ -59,6 +59,7 @@ def projection_errors(
     if unit not in ("mm", "px"):
         raise GeometryError(f'unit must be "mm" (on the detector) or "px", got {unit!r}')
     estimate, truth, points = _pose(estimate, "estimate"), _pose(truth, "truth"), _points(points)
+    camera = camera.to("cpu")
     apart = camera.project(se3.apply(estimate, points)) - camera.project(se3.apply(truth, points))
     if unit == "mm":
         apart = apart * camera.spacing.flip(-1)
@@ -80,7 +81,7 @@ def reprojection_distances(camera: Camera, estimate: Any, truth: Any, points: An
     an image hardly shows, do not count.
     """
     estimate, truth, points = _pose(estimate, "estimate"), _pose(truth, "truth"), _points(points)
-    seen, true = se3.apply(estimate, points), se3.apply(truth, points)
+    seen, true, camera = se3.apply(estimate, points), se3.apply(truth, points), camera.to("cpu")
     if camera.parallel:
         ray = camera.world_from_camera[..., :3, 2].expand_as(seen)
     else:

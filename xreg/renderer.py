@@ -167,7 +167,7 @@ def drr_with_jacobian(
 
 def rays_dot_of(basis: Tensor, linear: Tensor, center: Tensor) -> Float[Tensor, "*batch 6 6 3"]:
     """d rays / d ξ: moving the body by ξ moves the rays by -ξ, seen from the body."""
-    arm = basis - _at_source(basis) * center[..., None, :]
+    arm = basis - _at_source(basis) * center.to(basis)[..., None, :]
     eye = torch.eye(3, dtype=basis.dtype, device=basis.device)
     turn = torch.linalg.cross(
         *torch.broadcast_tensors(arm[..., None, :, :], eye[:, None])

@@ -30,6 +30,7 @@ MODEL, TRAINING, FACTS, LOG = "model.safetensors", "training.safetensors", "mode
 NAMES = (TRAINING, MODEL, FACTS, LOG)  # what to go on with is the first to be removed
 REMEDY = "train into another folder, or start from it with --from"  # for what cannot be resumed
 _TIDY = 50  # steps from one handing back of memory to the next
+_SHOWN, _LONG = 4, 60  # differences of what cannot be resumed, and characters of each value
 
 
 def forget(folder: Path) -> None:
@@ -273,10 +274,25 @@ def require_same(
 ) -> None:
     """FileError, with what to do next, where a training that shall go on was asked for with other facts."""
     for name in names:
-        if known[name] != json.loads(json.dumps(mine[name])):
+        if other := _differences(known[name], json.loads(json.dumps(mine[name])), name):
+            shown = "; ".join(other[:_SHOWN]) + (" …" if len(other) > _SHOWN else "")
             raise FileError(
-                f"{file}: cannot be resumed, since its {name} differ from those asked for; {remedy}"
+                f"{file}: cannot be resumed, since its {name} differ from those asked for ({shown}); {remedy}"
             )
+
+
+def _differences(known: Any, mine: Any, name: str) -> list[str]:
+    """What differs between two readings of a JSON value, each with its place in it."""
+    if isinstance(known, dict) and isinstance(mine, dict):
+        keys = dict.fromkeys([*known, *mine])
+        parts = [_differences(known.get(key), mine.get(key), f"{name}.{key}") for key in keys]
+        return [one for part in parts for one in part]
+    return [] if known == mine else [f"{name}: {_short(known)} there, {_short(mine)} asked for"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
 
 
 def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

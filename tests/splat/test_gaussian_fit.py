@@ -319,6 +319,21 @@ def test_poses_and_detector_are_found_by_an_object_that_is_known(scan, truth) ->
     assert float(known.change.mean(0).abs().max()) < 1e-9
 
 
+def test_a_start_by_fdk_goes_on_where_poses_have_left_the_circle(scan, truth) -> None:
+    generator = torch.Generator().manual_seed(3)
+    turns = torch.randn(10, 3, generator=generator, dtype=torch.float64) * math.radians(1.0)
+    change, none = torch.cat([turns, 0 * turns], 1), torch.zeros(3, dtype=torch.float64)
+    moved = [corrected(c, x, none, GRID.center) for c, x in zip(scan.cameras, change, strict=True)]
+    leaning = Rig(tuple(moved))
+    with pytest.raises(GeometryError, match="FDK needs a circular scan"):
+        fit(replace(scan, cameras=leaning), QUICK)
+    films = Projector(leaning, GRID).forward(truth)
+    found = fit(replace(scan, images=films), replace(QUICK, poses=True, pose_rounds=2, iterations=5))
+    with pytest.raises(GeometryError, match="FDK needs a circular scan"):
+        fit(ProjectionSet(films, found.cameras, GRID), QUICK)
+    assert quality(found, truth) > 25
+
+
 def test_bad_input_is_named(scan) -> None:
     with pytest.raises(GaussianError, match="needs a box"):
         fit(ProjectionSet(scan.images, scan.cameras), QUICK)

@@ -213,7 +213,8 @@ class Scout:
                 except GeometryError:  # none of them is in the beam
                     total[part] -= 1
                     continue
-                total[part] += scores(images, target.film, target.mask, COARSE_LEVEL.terms)
+                film, mask = (x.to(images.device) for x in (target.film, target.mask))
+                total[part] += scores(images, film, mask, COARSE_LEVEL.terms).cpu()
         return total / len(self.targets)
 
     def best(self, poses: Float[Tensor, "N 4 4"], count: int) -> list[Tensor]:

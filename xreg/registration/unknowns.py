@@ -239,8 +239,9 @@ def _require_widths(widths: Sequence[float], what: str, advice: str) -> None:
 
 
 def starting_pose(body: Body) -> Float[Tensor, "4 4"]:
-    """A body's init as a checked float64 pose; the identity where there is none."""
-    pose = torch.eye(4, dtype=torch.float64) if body.init is None else tensor64(body.init, "init", rows=True)
+    """A body's init as a checked float64 pose on the host; the identity where there is none."""
+    init = torch.eye(4) if body.init is None else body.init
+    pose = tensor64(init, "init", device=torch.device("cpu"), rows=True)
     se3.require_rigid(pose, "init")
     if pose.shape != (4, 4):
         raise GeometryError(f"init must be one pose [4, 4], got shape {tuple(pose.shape)}")

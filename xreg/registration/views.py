@@ -92,7 +92,8 @@ def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
     level = film[valid].mean()
     if not bool(valid.any()) or float(film[valid].std()) < 1e-12 * max(1.0, abs(float(level))):
         raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
-    return View(torch.where(valid, film - level, 0.0).float(), valid, camera, float(level))
+    # but for the renders everything is worked out on the host
+    return View(torch.where(valid, film - level, 0.0).float(), valid, camera.to("cpu"), float(level))
 
 
 def check_views(film: Any, mask: Any, camera: Any) -> list[View]:
@@ -219,6 +220,8 @@ def _look_at(
         one, jacobian = anatomy.render_with_jacobian(
             camera, pose, center=unknowns.center(state, number), more=more
         )
+        if blocks:  # on the device of the first body
+            one, jacobian = one.to(image), jacobian.to(image)
         image = image + one
         blocks.append(jacobian[:6])
         changes = changes + jacobian[6:]
@@ -226,7 +229,7 @@ def _look_at(
     if free is not None:
         blocks.append(changes)
         columns += [6 * len(unknowns.bodies) + k for k in range(free[1].start, free[1].stop)]
-    both = target.average(torch.cat([image[None], *blocks]).cpu())
+    both = target.average(torch.cat([image[None], *blocks])).cpu()
     found = evaluate(both[0], both[1:], target.film, target.mask, level.terms, robust=settings.robust)
     return _spread(found, columns, unknowns.count)
 

@@ -213,17 +213,17 @@ class _Run:
             self.seconds["poses"] = self.spent - began
         self.look(0)
 
-    def start(self, prior: Volume | None) -> Gaussians:
-        s = self.settings
+    def start(self, prior: Volume | None, init: str | None = None) -> Gaussians:
+        s, init = self.settings, init or self.settings.init
         count = self.count // GROWN_FROM if s.grow_every else self.count
-        if prior is None and s.init == "uniform":
+        if prior is None and init == "uniform":
             made = uniform_gaussians(self.views, self.grid, count)
             self.peak = float(made.density.max()) * 4
         else:
             if prior is None:
                 limit = None if s.seconds is None else START_SHARE * s.seconds
                 mu = first_volume(
-                    self.views, self.grid, s.init, seconds=limit,
+                    self.views, self.grid, init, seconds=limit,
                     on_pass=lambda n: self.tell("first volume", n, USUAL_PASSES) or self.stopped,
                 )  # fmt: skip
                 if not float(mu.max()) > 0:
@@ -257,7 +257,7 @@ class _Run:
             self.views = replace(self.views, cameras=self.correction.cameras(self.nominal, self.grid.center))
             self.tell("poses", number + 1, s.pose_rounds)
             if prior is None and s.init != "uniform":
-                self.adopt(self.start(None))
+                self.adopt(self.start(None, "tv"))  # views that were moved are on no circle, which FDK needs
             else:
                 self.rays = self.views.rays(body)
             if self.late(0.6):

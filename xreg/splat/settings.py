@@ -19,7 +19,8 @@ class FitSettings:
     """Everything that `fit` can be told beyond its data.
 
     init: where Gaussians come from: 'tv' (FISTA-TV), 'fdk' (Hann window, without what is below zero), or
-    'uniform' (a lattice in the box).  count: most Gaussians; None for one to 10 voxels of the grid or 16
+    'uniform' (a lattice in the box); where poses are refined, starts after the first are by FISTA-TV in place
+    of FDK, which needs a circle.  count: most Gaussians; None for one to 10 voxels of the grid or 16
     rays, whichever are fewer, at least 2000.  seconds: time budget; iterations: most steps on views, None for
     200, or as many as the budget allows.  voxel_steps: steps on the first volume's voxels, which put
     Gaussians into place before any ray is cast.

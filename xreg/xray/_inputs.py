@@ -54,14 +54,16 @@ def raised(values: Float[Tensor, "B H W"], power: Float[Tensor, "B 1 1"]) -> Flo
     return torch.where(steep, 0.0, torch.where(steep, 1.0, held) ** power)
 
 
-def check_generator(generator: Any, device: torch.device, what: str) -> torch.Generator:
-    """Return the generator if it is one on the device; ImageError if not."""
+def check_generator(
+    generator: Any, device: torch.device, what: str, *, host: bool = False
+) -> torch.Generator:
+    """Return the generator if it is one on the device (host: or on the host); ImageError if not."""
     if not isinstance(generator, torch.Generator):
         raise ImageError(
             f"{what} draws random numbers: generator must be a torch.Generator, got "
             f"{type(generator).__name__}; pass torch.Generator(device).manual_seed(seed)"
         )
-    if generator.device.type != device.type:
+    if generator.device.type not in (device.type, "cpu" if host else device.type):
         raise ImageError(
             f"generator must live on the films' device {device}, got one on {generator.device}; "
             f"pass torch.Generator({str(device)!r})"

@@ -284,12 +284,13 @@ class Augment:
     ) -> Float[Tensor, "B H W"]:
         """Films, bright where attenuation is high, dtype and device kept; the input is left as it is.
 
-        generator: on the images' device; what it gives depends on B alone, and a film neither on the other
-        films nor on whether other steps are switched on.  No gradient.  A film that no step meets is the line
-        integrals themselves.  Raises ImageError; BackendError where a step that is asked for needs kornia.
+        generator: on the host or on the images' device; what it gives depends on B alone, and a film neither
+        on the other films nor on whether other steps are switched on.  No gradient.  A film that no step
+        meets is the line integrals themselves.  Raises ImageError; BackendError where a step that is asked
+        for needs kornia.
         """
         films = check_images(line_integrals).clone()
-        draws = _Draws(films, check_generator(generator, films.device, "an augmentation"))
+        draws = _Draws(films, check_generator(generator, films.device, "an augmentation", host=True))
         for number, (name, step) in enumerate(STEPS.items()):
             chosen = draws.chosen(number, getattr(self.settings, name))
             if len(chosen):
