@@ -3,11 +3,12 @@
 Within `pretended()` torch makes such tensors wherever a card is asked for.  Work goes on as on the host, but
 what a card refuses is refused: tensors of both places in one operation, NumPy of a card's tensor, a generator
 of the other place.  So code that would fail on a card fails here.  What it cannot see: tensors that C++ makes
-by itself during a backward pass (constants on the host are let through there), streams, and how often a card
-is waited for.
+by itself during a backward pass (constants on the host are let through there), and streams.  `waits` counts
+how often the host asked for a number or a tensor of the card's.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -22,9 +23,13 @@ from xreg.ops import registry
 CARD, HOST = torch.device("cuda:0"), torch.device("cpu")
 Tensor, aten = torch.Tensor, torch.ops.aten
 ON_THE_HOST = {"xreg": ((6,), (3, 4))}  # shapes of an operator's arguments that stay there: metric, affine
+WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
 INDEXED = (
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
 )  # fmt: skip
+
+
+waits = Counter()  # by what was asked for
 
 
 class CardTensor(Tensor):
@@ -72,6 +77,7 @@ class _Up(torch.autograd.Function):
 class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
+        waits["tensor"] += 1
         return _inner(x).clone()
 
     @staticmethod
@@ -116,6 +122,7 @@ def _run(func, args: tuple, kwargs: dict):
         return args[0]
     if carded:
         _refuse_mixed(func, args, tensors)
+        waits[str(func)] += func in WAITING
     told = kwargs.get("device")
     makes = carded if told is None or (torch.device(told) == HOST and carded) else _on_card(told)
     if told is not None:
@@ -215,6 +222,7 @@ def _module_to(module: torch.nn.Module, *args, device=None, **kwargs) -> torch.n
 def pretended() -> Iterator[None]:
     """A machine whose torch has a card, with kernels for it."""
     registry.load()
+    waits.clear()
     submit = ThreadPoolExecutor.submit
 
     def within(pool: ThreadPoolExecutor, function, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,9 +11,11 @@ from pathlib import Path
 import pretended
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from xreg import Camera, Rig, Tracker, Volume, drr, drr_with_jacobian, metrics, register
+from xreg.cli import main
 from xreg.phantom import chest_phantom
 from xreg.registration import (
     Body,
@@ -132,6 +135,9 @@ def test_looks_of_films_are_the_same_on_the_card(film) -> None:
     far = Augment()(films.to(CARD), torch.Generator().manual_seed(1))
     assert far.is_cuda
     torch.testing.assert_close(far.cpu(), looks)
+    pretended.waits.clear()
+    Augment()(films.repeat(8, 1, 1).to(CARD), torch.Generator().manual_seed(1))
+    assert pretended.waits.total() < 12, "a batch waits for the card some times, and not once a film"
     generator = torch.Generator(CARD).manual_seed(1)
     assert expose(films.to(CARD), FilmSettings(photons=1e4, scatter=0.1), generator).is_cuda
 
@@ -145,6 +151,14 @@ def test_register(body, camera, film, volume, shown, view, pose) -> None:
     words = {"mask": shown(mask), "settings": BRIEF}
     found = register(volume(body), shown(film), view(camera), pose(POSE), **words)
     assert metrics.mtre(found.world_from_body, POSE, POINTS) < 0.1
+
+
+def test_a_registration_waits_once_a_render(body, camera, film) -> None:
+    volume = there(body)
+    pretended.waits.clear()
+    found = register(volume, film, camera, settings=Settings())
+    assert found.renders > 5
+    assert pretended.waits.total() < found.renders + 10
 
 
 def test_a_body_here_and_one_there_with_a_free_view(body, camera, film) -> None:
@@ -270,6 +284,29 @@ def test_a_fit_of_gaussians(scan, poses: bool) -> None:
     assert found.gaussians.mean.is_cuda
     for (name, one), (_, other) in zip(found.gaussians.items(), expected.gaussians.items(), strict=True):
         torch.testing.assert_close(one.cpu(), other, msg=name)
+
+
+def test_the_verbs_take_a_device(body, camera, film, scan, tmp_path: Path) -> None:
+    from xreg.io import save_camera, save_image, save_projections
+
+    def run(*words: str) -> dict:
+        done = CliRunner().invoke(main, [*words, "--device", "cuda", "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    ct, view, picture, folder = (str(tmp_path / name) for name in ("ct.nii.gz", "c.json", "f.tif", "scan"))
+    body.save(ct)
+    save_camera(view, camera)
+    save_image(picture, film.numpy())
+    save_projections(folder, scan)
+    words = ("--units", "mu", "--camera", view, "--intensity", "line_integral", "-o", str(tmp_path / "out"))
+    found = run("register", ct, picture, *words)
+    assert found["accepted"]
+    assert found["backend"] == "cuda"
+    for method in ("fdk", "os-sart"):
+        made = str(tmp_path / f"{method}.nii.gz")
+        run("recon", folder, "--method", method, "-o", made)
+        assert float(Volume.load(made, units="mu").mu.max()) > 0.01
 
 
 @pytest.fixture

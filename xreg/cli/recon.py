@@ -48,6 +48,7 @@ WINDOWS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 )
 @click.option("--seconds", type=POSITIVE, help="Time budget of an iterative method.")
 @shared("binning", "Mean of n×n pixels first.  [default: 1 for FDK, else what leaves 1.3 pixels a voxel]")
+@shared("device")
 @scan_options
 def command(terminal: Terminal, projections: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Reconstruct PROJECTIONS: a folder of `xreg splat simulate` or R²-Gaussian, a NAF pickle, RTK's
@@ -73,7 +74,7 @@ def command(terminal: Terminal, projections: Path, output: Path, **options: Any)
     with terminal.working(f"reading {projections}"), clock.part("read"):
         scan, grid, n = read_scan(projections, options, binning=binning)
     with terminal.working(options["method"]) as tell, clock.part("reconstruct"):
-        mu = _reconstruct(scan, grid, options, tell)
+        mu = _reconstruct(scan.to(options["device"]), grid, options, tell).cpu()
     quality = _quality(scan, grid, mu)
     energy = None if scan.truth is None else scan.truth.energy_kev
     notes = {"method": options["method"], "projections": str(projections)}

@@ -88,6 +88,7 @@ Exit codes: 0 accepted, 1 failed, 2 wrong usage, 3 found but rejected."""
     help="Image that is not zero where FILM is valid. Once a film.  [default: from the film]",
 )
 @shared("frame", "Frame of FILM, from 0; once for all, or once a film.", multiple=True, default=(0,))
+@shared("device")
 @ct_options
 def command(
     terminal: Terminal, ct: Path, film: tuple[Path, ...], output: Path, **options: Any
@@ -120,7 +121,7 @@ def command(
             warn_inside(volume, radiograph.camera)
         start = find_start(options, films, terminal)
     with terminal.working("registering") as tell, clock.part("register"):
-        found, start = solve(volume, films, start, options, tell)
+        found, start = solve(volume.to(options["device"]), films, start, options, tell)
     made = {
         "method": "xreg register",
         "ct": str(ct),
@@ -128,7 +129,7 @@ def command(
         "init": _one_or_all([str(path) for path in options["init"]]),
         "start": {"kind": start.kind, **start.facts},
     }
-    result = _result(found, films, made, clock)
+    result = _result(found, films, made, clock, options["device"])
     with terminal.working("drawing"), clock.part("picture"):
         pictures = [_picture(volume, radiograph, found) for radiograph in films]
     _write(output, found, films, made, pictures, result)
@@ -235,7 +236,7 @@ def save_result_pose(
 
 
 def _result(
-    found: RegistrationResult, films: Sequence[Radiograph], made: dict[str, Any], clock: Clock
+    found: RegistrationResult, films: Sequence[Radiograph], made: dict[str, Any], clock: Clock, device: str
 ) -> dict[str, Any]:
     from xreg.ops.registry import backend
 
@@ -260,7 +261,7 @@ def _result(
             if len(films) == 1
             else {"valid": valid, "cameras": cameras}
         ),
-        "backend": backend(),
+        "backend": backend(device),
         "seconds": {**clock.parts, "stages": dict(found.seconds)},
     }
 

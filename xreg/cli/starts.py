@@ -186,7 +186,7 @@ def _from_model(
 
     search = SEARCH if _has_cmaes() else replace(SEARCH, evolution=0)
     found = register_guessed(
-        Regressor.load(options["model"]), volume, film, camera, search=search,
+        Regressor.load(options["model"], device=options["device"]), volume, film, camera, search=search,
         on_stage=lambda stage: tell(stage, key=stage), **known,
     )  # fmt: skip
     guess = found.guess

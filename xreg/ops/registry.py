@@ -180,8 +180,12 @@ def load() -> bool:
 load._dynamo_marked_constant = True
 
 
-def backend() -> str:
-    """Which host kernels answer: 'avx512', 'avx2', 'base', 'scalar' or 'reference'."""
+def backend(device: torch.device | str = "cpu") -> str:
+    """Which kernels answer: 'avx512', 'avx2', 'base' or 'scalar' on the host, 'cuda' on a card; 'reference'
+    where none of ours do.
+    """
+    if torch.device(device).type == "cuda":
+        return "reference" if cuda_reason() else "cuda"
     library, _ = _load()
     return "reference" if library is None else library.xreg_isa().decode()
 

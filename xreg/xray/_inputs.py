@@ -32,8 +32,10 @@ def per_film(
 
     Raises ImageError, naming the parameter, for another shape, NaN, or a value outside low to high.
     """
-    try:  # in the images' dtype from the start: a limit then means the number that is computed with
-        found = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    # In the images' dtype from the start: a limit then means the number that is computed with.  And checked
+    # where it is, so that numbers of the host wait for no card.
+    try:
+        found = torch.as_tensor(value, dtype=like.dtype)
     except (TypeError, ValueError) as error:
         raise ImageError(f"{name} must be numbers, got {value!r}") from error
     wanted = (like.shape[0], *tail)
@@ -44,7 +46,7 @@ def per_film(
         )
     if not bool(((found >= low) & (found <= high)).all()):
         raise ImageError(f"{name} must lie between {low:g} and {high:g}, got {value}")
-    return found.expand(wanted)
+    return found.to(like.device).expand(wanted)
 
 
 def raised(values: Float[Tensor, "B H W"], power: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B H W"]:

@@ -133,7 +133,8 @@ class _Draw:
         self._columns = iter(draws.uniform[chosen, step, 1:].unbind(-1))
 
     def number(self, low: float, high: float) -> Float[Tensor, " n"]:
-        return (low + (high - low) * next(self._columns)).to(self._draws.like)
+        """Uniform, in the films' dtype, on the host."""
+        return (low + (high - low) * next(self._columns)).to(self._draws.like.dtype)
 
     def scale(self, low: float, high: float) -> Float[Tensor, " n"]:
         """Uniform in its logarithm."""
@@ -202,13 +203,13 @@ def _mean_transmission(images: Tensor) -> Tensor:
 
 
 def _scatter(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
-    part = draw.number(*settings.scatter_ratio) * _mean_transmission(images)
+    part = draw.number(*settings.scatter_ratio).to(images) * _mean_transmission(images)
     beam = film.scatter(film.transmission(images), part, draw.number(*settings.scatter_width))
     return film.log_signal(beam)
 
 
 def _noise(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
-    photons = draw.scale(*settings.detected) / _mean_transmission(images)
+    photons = draw.scale(*settings.detected) / _mean_transmission(images).cpu()  # one wait for all films
     beam = film.transmission(images)
     # a generator a film: how many numbers Poisson's rejection uses up depends on the pixels
     counted = [
