@@ -120,6 +120,8 @@ class Nano:
         from nanodrr.drr import render
 
         backend = "triton" if volume.mu.is_cuda else "torch"
+        if backend == "triton":
+            import triton  # noqa: F401  without it nanodrr would fail at its first image
         short = {torch.float32: "f32", torch.float16: "f16 voxels"}[dtype]
         self.name = f"nanodrr {backend} {short}" + (" compiled" if compiled else "")
         mu = volume.mu.detach().to(dtype)[None, None]
@@ -290,7 +292,12 @@ def run_on_card(ct, repeats, views, sizes, batches, out: Path, dry_run: bool, co
     for (view, size), truth in truths.items():
         extra = None
         if nano is not None:
-            extra = matched(volume, nano, batch_camera(host, view, size, 1), truth, EVERY[size])
+            try:
+                extra = matched(volume, nano, batch_camera(host, view, size, 1), truth, EVERY[size])
+            except Exception as problem:  # a peer that fails ends nothing
+                console.print(
+                    f"{size} {view}: nothing is matched to nanodrr ({type(problem).__name__}: {problem})"
+                )
         for count in batches:
             key = {"view": view, "size": size, "batch": count}
             camera = batch_camera(host, view, size, count)

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 from common import PHANTOM, RESULTS, describe_run, find_ct, load_ct, write_json
+from cuda_timing import describe_card
 from films import FIELD_MM, SDD, SOD, bone_points, random_look, take
 from rich.console import Console
 from torch import Tensor
@@ -116,10 +117,11 @@ def guess_row(regressor: Regressor, volume: Volume, case: Taken) -> dict[str, An
     }
 
 
-def refined_row(regressor: Regressor, volume: Volume, case: Taken) -> dict[str, Any]:
+def refined_row(regressor: Regressor, volume: Volume, case: Taken, placed: Volume) -> dict[str, Any]:
+    """placed: the volume where it is rendered."""
     found, seconds = timed(
         lambda: register_guessed(
-            regressor, volume, case.film, case.camera, mask=case.mask, settings=Settings()
+            regressor, placed, case.film, case.camera, mask=case.mask, settings=Settings()
         )
     )
     if found is None:
@@ -128,12 +130,12 @@ def refined_row(regressor: Regressor, volume: Volume, case: Taken) -> dict[str, 
     return {**errors_of(found.result.world_from_body, case, volume), **row}
 
 
-def search_row(volume: Volume, case: Taken) -> dict[str, Any]:
-    """The search without a network, told the same range."""
+def search_row(volume: Volume, case: Taken, placed: Volume) -> dict[str, Any]:
+    """The search without a network, told the same range; placed: the volume where it is rendered."""
     box = SearchBox(tuple(BOX.half[:3].tolist()), tuple(BOX.half[3:].tolist()))
     home = case.camera.world_from_camera @ BOX.pose(BOX.middle, volume.center)
     found, seconds = timed(
-        lambda: register_anywhere(volume, case.film, case.camera, home, mask=case.mask, box=box)
+        lambda: register_anywhere(placed, case.film, case.camera, home, mask=case.mask, box=box)
     )
     if found is None:
         return {"failed": True, "seconds": seconds}
@@ -186,11 +188,13 @@ def keeper(folder: Path, minutes: Sequence[float], console: Console) -> Callable
     return on_report
 
 
-def train_network(volume: Volume, settings: TrainSettings, folder: Path, console: Console, at: Any) -> None:
+def train_network(
+    volume: Volume, settings: TrainSettings, folder: Path, console: Console, at: Any, device: str
+) -> None:
     """Train, and keep copies on the way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))  # the films of the next step are made beside the network
-    train([volume], BOX, settings, folder, on_report=keeper(folder, at, console))
+    train([volume], BOX, settings, folder, device=device, on_report=keeper(folder, at, console))
     torch.set_num_threads(threads)
 
 
@@ -203,7 +207,7 @@ def training_of(folder: Path) -> dict[str, Any]:
 
 
 def curve_rows(
-    folder: Path, volume: Volume, cases: Sequence[Taken], refine: int, console: Console
+    folder: Path, volume: Volume, cases: Sequence[Taken], refine: int, placed: Volume, console: Console
 ) -> list[dict[str, Any]]:
     """What networks kept on the way are worth.
 
@@ -211,9 +215,9 @@ def curve_rows(
     """
     rows = []
     for aside in sorted(folder.glob("at_*"), key=lambda path: float(path.name[3:])):
-        regressor = Regressor.load(aside)
+        regressor = Regressor.load(aside, device=placed.mu.device)
         guessed = summary([guess_row(regressor, volume, case) for case in cases])
-        refined = summary([refined_row(regressor, volume, case) for case in cases[:refine]])
+        refined = summary([refined_row(regressor, volume, case, placed) for case in cases[:refine]])
         rows.append({"minutes": float(aside.name[3:]), "guess": guessed, "refined": refined})
         console.print(f"after {aside.name[3:]} minutes: {guessed['degrees']:.2f}°, {refined['success']:.0%}")
     return rows
@@ -243,36 +247,40 @@ def goals(result: dict[str, Any]) -> dict[str, Any]:
 @click.option("--searches", default=40, show_default=True, help="Of them, for the search without a network.")
 @click.option("--curve-films", default=40, show_default=True, help="Of them, refined for the curve.")
 @click.option("--detector-films", default=24, show_default=True, help="Films of each other detector.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=RESULTS / "regression.json", help="Result (JSON)."
-)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Result (JSON).  [default: by the device]")
 def main(
     ct: str | None, minutes: float, batch: int, model: Path | None, keep: Path | None, at: tuple[float, ...],
-    count: int, searches: int, curve_films: int, detector_films: int, out: Path,
+    count: int, searches: int, curve_films: int, detector_films: int, device: str, out: Path | None,
 ) -> None:  # fmt: skip
     """Train a network within minutes, and judge it on films that it has not seen."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch finds no CUDA card here")
+    out = out or RESULTS / ("regression.json" if device == "cpu" else "regression_cuda.json")
     console = Console(width=None if sys.stdout.isatty() else 140)
     ct = find_ct(ct)
     volume = load_ct(ct)
     result: dict[str, Any] = {"run": describe_run(ct, volume), "range": BOX.to_dict()}
+    result["card"], placed = describe_card(device), volume.to(device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model or keep or Path(scratch) / "network"
         if model is None:
             settings = TrainSettings(minutes=minutes, batch=batch, validations=max(16, round(minutes)))
-            train_network(volume, settings, folder, console, at)
-        regressor, cases = Regressor.load(folder), taken(volume, frontal(volume), count, 77_000)
+            train_network(volume, settings, folder, console, at, device)
+        regressor = Regressor.load(folder, device=device)
+        cases = taken(volume, frontal(volume), count, 77_000)
         regressor.require(volume)
         result |= {"settings": regressor.facts["settings"], "training": training_of(folder)}
         rows = {"guess": [guess_row(regressor, volume, case) for case in cases], "refined": [], "search": []}
         for number, case in enumerate(cases):
-            rows["refined"].append(refined_row(regressor, volume, case))
+            rows["refined"].append(refined_row(regressor, volume, case, placed))
             if number < searches:
-                rows["search"].append(search_row(volume, case))
+                rows["search"].append(search_row(volume, case, placed))
             console.print(f"film {number}: {rows['refined'][-1]}")
         result |= {name: summary(found) for name, found in rows.items()}
         result["refined_where_searched"] = summary(rows["refined"][:searches])
         result["detectors"] = tolerance_rows(regressor, volume, detector_films)
-        result["by_minutes"] = curve_rows(folder, volume, cases, curve_films, console)
+        result["by_minutes"] = curve_rows(folder, volume, cases, curve_films, placed, console)
     result["goals"], result["rows"] = goals(result), rows
     write_json(out, result)
     for name in ("guess", "refined", "search"):
