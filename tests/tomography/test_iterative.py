@@ -69,6 +69,13 @@ def test_os_sart_finds_the_object(adjoint):
     torch.testing.assert_close(found, os_sart(projector, images, subsets=10, iterations=4), rtol=0, atol=0)
 
 
+def test_few_views_are_their_own_subsets():
+    projector = Projector(circle(3), GRID)
+    images = projector.forward(body())
+    found = os_sart(projector, images, iterations=2)
+    torch.testing.assert_close(found, os_sart(projector, images, subsets=3, iterations=2), rtol=0, atol=0)
+
+
 def test_subsets_hold_every_view_once_and_jump():
     groups = deal(50, 8)
     assert sorted(view for group in groups for view in group) == list(range(50))

@@ -13,6 +13,7 @@ from xreg.errors import GeometryError, VolumeError
 from xreg.tomography.progress import OnIteration, Watch, relative
 from xreg.tomography.projector import Projector, check_projections
 
+_SUBSETS = 10
 _GRAZING = 1e-3  # of the longest path: rays and voxels that meet less are left alone
 
 
@@ -20,7 +21,7 @@ def os_sart(
     projector: Projector,
     images: Float[Tensor, "V H W"],
     *,
-    subsets: int = 10,
+    subsets: int | None = None,
     iterations: int = 10,
     relaxation: float = 1.0,
     decay: float = 1.0,
@@ -33,11 +34,12 @@ def os_sart(
     """Simultaneous algebraic reconstruction with ordered subsets of views; attenuation in 1/mm.
 
     For each subset s: x += λ C_s A_sᵀ R_s (b_s − A_s x), R_s and C_s the inverse sums of rows and columns.
-    images: [V, H, W] line integrals, float32 or float64, whose dtype and device the result has.  subsets:
-    views are dealt out so that those of one subset and of the next lie far apart.  relaxation λ is
-    multiplied by ``decay`` after each iteration (0 < λ < 2).  nonnegative: negative voxels become zero.
-    start: a volume, zero by default.  on_iteration, seconds, tolerance: `Watch`.  Deterministic.  Either
-    adjoint of the projector will do.  Raises GeometryError, ImageError, VolumeError.
+    images: [V, H, W] line integrals, float32 or float64, whose dtype and device the result has.  subsets
+    (default: ten, or as many as there are views): views are dealt out so that those of one subset and of the
+    next lie far apart.  relaxation λ is multiplied by ``decay`` after each iteration (0 < λ < 2).
+    nonnegative: negative voxels become zero.  start: a volume, zero by default.  on_iteration, seconds,
+    tolerance: `Watch`.  Deterministic.  Either adjoint of the projector will do.  Raises GeometryError,
+    ImageError, VolumeError.
 
     Source: A. Andersen, A. Kak, Ultrason. Imaging 6 (1984); G. Wang, M. Jiang, J. X-Ray Sci. Technol. 12
     (2004).
@@ -46,9 +48,10 @@ def os_sart(
     if not 0 < relaxation < 2 or not 0 < decay <= 1:
         raise GeometryError(f"relaxation must lie in (0, 2), decay in (0, 1], got {relaxation} and {decay}")
     x = start_volume(projector, images, start)
-    parts = [projector.subset(views) for views in deal(len(projector), subsets)]
+    dealt = deal(len(projector), min(_SUBSETS, len(projector)) if subsets is None else subsets)
+    parts = [projector.subset(views) for views in dealt]
     sums = [_sums(part, images) for part in parts]
-    picks = [images[views] for views in deal(len(projector), subsets)]
+    picks = [images[views] for views in dealt]
     total = float(images.norm()) or 1.0
     watch = Watch(iterations, on_iteration, seconds, tolerance)
     finished = False
