@@ -37,28 +37,19 @@ __global__ void lonely_kernel(int* out) {
   out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1, 1);
 }
 
+template <void (*kKernel)(int*)>
+int run(unsigned blocks, int* out) {
+  kKernel<<<dim3(blocks), kThreads, 0, nullptr>>>(out);
+  return cudaGetLastError();
+}
+
 }  // namespace
 
-SHOWN int sound(int* out) {
-  sound_kernel<<<dim3(4), kThreads, 0, nullptr>>>(out);
-  return cudaGetLastError();
-}
-SHOWN int racing(int* out) {
-  racing_kernel<<<dim3(4), kThreads, 0, nullptr>>>(out);
-  return cudaGetLastError();
-}
-SHOWN int early(int* out) {
-  early_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
-  return cudaGetLastError();
-}
-SHOWN int two_barriers(int* out) {
-  two_barriers_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
-  return cudaGetLastError();
-}
-SHOWN int lonely(int* out) {
-  lonely_kernel<<<dim3(1), kThreads, 0, nullptr>>>(out);
-  return cudaGetLastError();
-}
+SHOWN int sound(int* out) { return run<sound_kernel>(4, out); }
+SHOWN int racing(int* out) { return run<racing_kernel>(4, out); }
+SHOWN int early(int* out) { return run<early_kernel>(1, out); }
+SHOWN int two_barriers(int* out) { return run<two_barriers_kernel>(1, out); }
+SHOWN int lonely(int* out) { return run<lonely_kernel>(1, out); }
 SHOWN int launched(unsigned x, unsigned y, unsigned threads, int* out) {
   sound_kernel<<<dim3(x, y), threads, 0, nullptr>>>(out);
   return cudaGetLastError();

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,17 +40,16 @@ def build() -> Path:
     if library.is_file():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
     includes = [f"-I{p}" for p in (HERE, CUDA, *cpp_extension.include_paths())]
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        objects = list(pool.map(lambda s: _compile(s, folder, includes), sources))
-    folders = [f"-L{p}" for p in cpp_extension.library_paths()]
-    # its own answers for torch's CUDA half go before those of a torch without one
-    link = ["-shared", "-Wl,-Bsymbolic", *objects, *folders, "-ltorch", "-ltorch_cpu"]
-    made = library.with_suffix(f".{os.getpid()}")
-    _run([compiler(), *link, "-o", str(made)])
-    made.replace(library)
+    libraries = [*(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu"]
+    with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        objects = list(pool.map(lambda s: _compile(s, Path(place), includes), sources))
+        made = Path(place) / library.name
+        # its own answers for torch's CUDA half go before those of a torch without one
+        _run([compiler(), "-shared", "-Wl,-Bsymbolic", *objects, *libraries, "-o", str(made)])
+        for old in folder.glob("*.so"):
+            old.unlink(missing_ok=True)
+        made.replace(library)
     return library
 
 
