@@ -155,7 +155,7 @@ inline double __longlong_as_double(long long bits) {
   std::memcpy(&v, &bits, 8);
   return v;
 }
-// A card has no number for what is not finite or too large: zero for NaN, the nearest end for the rest.
+// Of what is no 64-bit number: the least for NaN, the nearest end for what is too large.
 inline long long __double2ll_rn(double v) {
   if (!(v == v)) return INT64_MIN;
   if (v >= 9223372036854775808.0) return INT64_MAX;

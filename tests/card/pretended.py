@@ -118,11 +118,14 @@ def _run(func, args: tuple, kwargs: dict):
     tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
     carded = any(isinstance(t, CardTensor) for t in tensors)
     if func is aten.copy_.default:
+        waits["copy"] += isinstance(args[1], CardTensor) and not isinstance(args[0], CardTensor)
         func(_inner(args[0]), _inner(args[1]))
         return args[0]
     if carded:
         _refuse_mixed(func, args, tensors)
-        waits[str(func)] += func in WAITING
+        picked = args[1] if func in INDEXED else ()
+        by_mask = any(isinstance(t, CardTensor) and t.dtype == torch.bool for t in picked)
+        waits[str(func)] += func in WAITING or by_mask
     told = kwargs.get("device")
     makes = carded if told is None or (torch.device(told) == HOST and carded) else _on_card(told)
     if told is not None:
@@ -175,6 +178,7 @@ class _Functions(TorchFunctionMode):
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], CardTensor):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is Tensor.tolist:
+            waits["list"] += isinstance(args[0], CardTensor)
             return func(_inner(args[0]).detach())
         if func is Tensor.new_tensor:
             return _moved(func(*args, **kwargs), kwargs.get("device", args[0].device))
@@ -186,8 +190,9 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _to(x: Tensor, *args, device=None, **kwargs) -> Tensor:
+def _to(x: Tensor, *args, device=None, non_blocking: bool = False, **kwargs) -> Tensor:
     device, rest, known = _asked(args, device, kwargs)
+    waits["up"] += _on_card(device) and not isinstance(x, CardTensor) and not non_blocking
     return _moved(Tensor.to(x, *rest, **known) if rest or known else x, device)
 
 

@@ -8,7 +8,7 @@ from poses_of_body import moved, target_error
 
 import xreg
 from xreg import Camera, Volume, se3
-from xreg.errors import RegistrationError
+from xreg.errors import GeometryError, RegistrationError
 from xreg.registration import Body, RelativePrior, ViewFreedom, register_bodies
 from xreg.registration.unknowns import Unknowns
 
@@ -134,3 +134,11 @@ def test_a_view_has_one_freedom(body, camera):
     with pytest.raises(RegistrationError, match="view 0 has 2 ViewFreedoms; give it one"):
         Unknowns([Body(body)], [camera], both)
     assert Unknowns([Body(body)], [camera] * 2, [both[0], ViewFreedom(1, principal=4.0)]).count == 9
+
+
+def test_a_relation_that_is_no_pose_is_refused() -> None:
+    turned = RelativePrior(0, 1, 2.0, 4.0, torch.eye(4).tolist())
+    assert torch.equal(turned.a_from_b, torch.eye(4, dtype=torch.float64))
+    for wrong in (2 * torch.eye(4), torch.eye(4)[None], torch.eye(3)):
+        with pytest.raises(GeometryError, match="a_from_b"):
+            RelativePrior(0, 1, 2.0, 4.0, wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,8 @@ class Body:
 class RelativePrior:
     """That body b stays near its place beside body a: one standard deviation in degrees and mm a axis.
 
-    a_from_b: [4, 4], b's pose as seen from a (default: as the starts have it).
+    a_from_b: [4, 4], b's pose as seen from a (default: as the starts have it).  GeometryError for one that is
+    not rigid.
     """
 
     a: int
@@ -45,6 +47,10 @@ class RelativePrior:
     degrees: float
     mm: float
     a_from_b: Float[Tensor, "4 4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.a_from_b is not None:
+            object.__setattr__(self, "a_from_b", _one_pose(self.a_from_b, "a_from_b"))
 
 
 @dataclass(frozen=True)
@@ -207,9 +213,7 @@ class Unknowns:
 
     def _relation(self, state: State, pair: RelativePrior) -> Float[Tensor, " 6"]:
         start = self.start.poses
-        expected = (
-            se3.inverse(start[pair.a]) @ start[pair.b] if pair.a_from_b is None else pair.a_from_b.double()
-        )
+        expected = se3.inverse(start[pair.a]) @ start[pair.b] if pair.a_from_b is None else pair.a_from_b
         seen = se3.inverse(state.poses[pair.a]) @ state.poses[pair.b]
         return _away(se3.inverse(expected) @ seen, self.bodies[pair.b].volume.center, (pair.degrees, pair.mm))
 
@@ -240,11 +244,14 @@ def _require_widths(widths: Sequence[float], what: str, advice: str) -> None:
 
 def starting_pose(body: Body) -> Float[Tensor, "4 4"]:
     """A body's init as a checked float64 pose on the host; the identity where there is none."""
-    init = torch.eye(4) if body.init is None else body.init
-    pose = tensor64(init, "init", device=torch.device("cpu"), rows=True)
-    se3.require_rigid(pose, "init")
+    return _one_pose(torch.eye(4) if body.init is None else body.init, "init")
+
+
+def _one_pose(value: Any, name: str) -> Float[Tensor, "4 4"]:
+    pose = tensor64(value, name, device=torch.device("cpu"), rows=True)
+    se3.require_rigid(pose, name)
     if pose.shape != (4, 4):
-        raise GeometryError(f"init must be one pose [4, 4], got shape {tuple(pose.shape)}")
+        raise GeometryError(f"{name} must be one pose [4, 4], got shape {tuple(pose.shape)}")
     return pose
 
 

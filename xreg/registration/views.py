@@ -162,9 +162,9 @@ def in_shadow(
 ) -> Target:
     """The part of a target that lies within margin (mm at the body) of a body's shadow."""
     camera = target.fine(unknowns.camera(state, view))
-    image = sum(anatomy_of(body.volume, settings.beam).render(camera, pose)
+    image = sum(anatomy_of(body.volume, settings.beam).render(camera, pose).cpu()
                 for body, pose in zip(unknowns.bodies, state.poses, strict=True))  # fmt: skip
-    image = target.average(image[None])[0].cpu()
+    image = target.average(image[None])[0]
     pixel = pixel_at(camera, unknowns.center(state, 0)) * target.pool
     reach = max(1, round(margin / pixel))
     shadow = F.max_pool2d((image > FOOTPRINT * image.max()).float()[None], 2 * reach + 1, 1, reach)[0] > 0.5

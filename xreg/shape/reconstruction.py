@@ -173,7 +173,7 @@ def reconstruct(
     Raises ImageError for films that do not fit their cameras, GeometryError for cameras that do not face one
     point, ShapeError where the network finds no bone; InputWarning for films that disagree or are alone.
     """
-    stack = check_films(films, cameras)
+    stack, cameras = check_films(films, cameras).cpu(), tuple(camera.to("cpu") for camera in cameras)
     stack = stack if normalised else normalise(stack)
     point = facing_point(cameras, grid.center if grid is not None else center)
     if grid is None:

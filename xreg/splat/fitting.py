@@ -231,7 +231,7 @@ class _Run:
                         "the first volume has nothing above zero; check the images and the grid"
                     )
                 prior = self.grid.volume(mu)
-                self.first = mu if s.init == "tv" else None
+                self.first = mu if init == "tv" else None
             self.peak = float(prior.mu.max())
             made = first_gaussians(prior, s, count, finished=lambda _: self.late(2 * START_SHARE))
         return replace(made, energy_kev=self.energy, provenance={"fit": s.to_dict()})

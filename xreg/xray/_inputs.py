@@ -46,7 +46,7 @@ def per_film(
         )
     if not bool(((found >= low) & (found <= high)).all()):
         raise ImageError(f"{name} must lie between {low:g} and {high:g}, got {value}")
-    return found.to(like.device).expand(wanted)
+    return found.to(like.device, non_blocking=True).expand(wanted)
 
 
 def raised(values: Float[Tensor, "B H W"], power: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B H W"]:

@@ -168,7 +168,7 @@ def _tools(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
         for number in range(_KINDS):
             films = (kind == number).nonzero()[:, 0]
             if len(films):
-                index = films.to(images.device)
+                index = films.to(images.device, non_blocking=True)
                 result[index] += _tool(result[index], number, draw.of(len(STEPS) + slot, films), settings)
     return result
 
@@ -232,7 +232,7 @@ def _clahe(images: Tensor, draw: _Draw, settings: AugmentSettings) -> Tensor:
     which = draw.choice(len(settings.clahe_clips))
     result = images.clone()
     for number, clip in enumerate(settings.clahe_clips):
-        index = (which == number).nonzero()[:, 0].to(images.device)
+        index = (which == number).nonzero()[:, 0].to(images.device, non_blocking=True)
         if len(index):
             result[index] = styles.clahe(images[index], clip, settings.clahe_tiles)
     return result
@@ -295,6 +295,6 @@ class Augment:
         for number, (name, step) in enumerate(STEPS.items()):
             chosen = draws.chosen(number, getattr(self.settings, name))
             if len(chosen):
-                index = chosen.to(films.device)
+                index = chosen.to(films.device, non_blocking=True)
                 films[index] = step(films[index], _Draw(draws, number, chosen), self.settings)
         return films
