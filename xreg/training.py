@@ -31,6 +31,7 @@ NAMES = (TRAINING, MODEL, FACTS, LOG)  # what to go on with is the first to be r
 REMEDY = "train into another folder, or start from it with --from"  # for what cannot be resumed
 _TIDY = 50  # steps from one handing back of memory to the next
 _SHOWN, _LONG = 4, 60  # differences of what cannot be resumed, and characters of each value
+_NONE = object()  # where one of two readings has no entry, which a null is not
 
 
 def forget(folder: Path) -> None:
@@ -274,7 +275,9 @@ def require_same(
 ) -> None:
     """FileError, with what to do next, where a training that shall go on was asked for with other facts."""
     for name in names:
-        if other := _differences(known[name], json.loads(json.dumps(mine[name])), name):
+        asked = json.loads(json.dumps(mine[name]))
+        if known[name] != asked:
+            other = _differences(known[name], asked, name)
             shown = "; ".join(other[:_SHOWN]) + (" …" if len(other) > _SHOWN else "")
             raise FileError(
                 f"{file}: cannot be resumed, since its {name} differ from those asked for ({shown}); {remedy}"
@@ -285,13 +288,13 @@ def _differences(known: Any, mine: Any, name: str) -> list[str]:
     """What differs between two readings of a JSON value, each with its place in it."""
     if isinstance(known, dict) and isinstance(mine, dict):
         keys = dict.fromkeys([*known, *mine])
-        parts = [_differences(known.get(key), mine.get(key), f"{name}.{key}") for key in keys]
+        parts = [_differences(known.get(key, _NONE), mine.get(key, _NONE), f"{name}.{key}") for key in keys]
         return [one for part in parts for one in part]
     return [] if known == mine else [f"{name}: {_short(known)} there, {_short(mine)} asked for"]
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "nothing" if value is _NONE else json.dumps(value)
     return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
 
 

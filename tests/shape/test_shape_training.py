@@ -19,7 +19,7 @@ from xreg.shape.predict import ShapeModel
 from xreg.shape.sources import AsTheyAre, Population, read_prepared, split_patients
 from xreg.shape.train_settings import ShapeTrainSettings, Weights
 from xreg.shape.training import Trainer, mean_dice, train
-from xreg.training import LOG, MODEL, NAMES, TRAINING, hand_back_memory, read_log
+from xreg.training import LOG, MODEL, NAMES, TRAINING, hand_back_memory, read_log, require_same
 
 SMALL = NetworkSettings(film_widths=(8, 16, 16), features=8, cells=16, space_widths=(8, 16), hidden=16)
 QUICK = ShapeTrainSettings(steps=6, validations=3, points=8, film_share=0.6, network=SMALL)
@@ -201,6 +201,12 @@ def test_another_training_is_not_resumed(tmp_path) -> None:
     told = r"settings differ .*\(settings.rate: 0.0008 there, 0.001 asked for\); train into another folder"
     with pytest.raises(FileError, match=told):
         train(source("a"), replace(QUICK, rate=1e-3), tmp_path, resume=True)
+
+
+def test_a_null_is_not_an_entry_that_is_missing(tmp_path) -> None:
+    with pytest.raises(FileError, match=r"\(settings.cut: nothing there, null asked for\)"):
+        require_same({"settings": {}}, {"settings": {"cut": None}}, ("settings",), tmp_path)
+    require_same({"settings": {"cut": None}}, {"settings": {"cut": None}}, ("settings",), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -207,13 +207,13 @@ class Scout:
         """Coarse score of each pose, the mean over views."""
         total = torch.zeros(len(poses))
         for target, camera in zip(self.targets, self.cameras, strict=True):
+            film, mask = (x.to(self.volume.mu.device) for x in (target.film, target.mask))
             for part in torch.arange(len(poses)).split(256):
                 try:
                     images = target.average(drr(self.volume, camera, poses[part], integrator="joseph"))
                 except GeometryError:  # none of them is in the beam
                     total[part] -= 1
                     continue
-                film, mask = (x.to(images.device) for x in (target.film, target.mask))
                 total[part] += scores(images, film, mask, COARSE_LEVEL.terms).cpu()
         return total / len(self.targets)
 
