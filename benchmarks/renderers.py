@@ -111,6 +111,16 @@ class NanoDRR:
         k_inv, _, sdd = self._geometry(camera)
         return render(self.subject, k_inv, rt_inv, sdd, *camera.size, n_samples=self.samples)[0, 0]
 
+    def images(self, camera: Camera, poses: Tensor, mu: Tensor) -> Tensor:
+        """Images [B, H, W] of a body at poses [B, 4, 4], its voxels mu; gradients flow to the poses."""
+        from nanodrr.drr import render
+
+        self.subject._image_hu = mu[None, None]
+        k_inv, _, sdd = self._geometry(camera)
+        rt_inv = torch.linalg.inv(camera.camera_from_world @ poses).to(k_inv)
+        k_inv, sdd = k_inv.expand(len(poses), -1, -1), sdd.expand(len(poses))
+        return render(self.subject, k_inv, rt_inv, sdd, *camera.size, n_samples=self.samples)[:, 0]
+
     def image(self, camera: Camera) -> Tensor:
         """One forward projection."""
         with torch.no_grad():

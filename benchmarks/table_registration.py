@@ -147,6 +147,23 @@ def detectors(result: dict) -> str:
     return table_of(head, body)
 
 
+def regression_films(result: dict) -> str:
+    """Films a second of each renderer, rendered and trained on."""
+    names = {
+        "rendered": "rendered", "rendered_with_gradient": "+ pose gradient", "drawn": "with looks",
+        "trained": "trained on", "trained_with_image": "trained on, with the loss through the renderer",
+    }  # fmt: skip
+    body = [
+        [r["renderer"], f"{r['error']:.1e}", *(number_of(r[mode]) for mode in names)] for r in result["rows"]
+    ]
+    found = result["ratios"].items()
+    body += [[f"xreg / {peer}", "", *(number_of(ratio[mode]) for mode in names)] for peer, ratio in found]
+    settings = result["settings"]
+    head = [f"{settings['size']}², batches of {settings['batch']}, films a second", "error", *names.values()]
+    goals = [goal_table(result["goals"])] if result["goals"] else []
+    return "\n\n".join([table_of(head, body), *goals, setting_of(result["run"])])
+
+
 MAKERS = {
     "registration": registration,
     "trust": trust,
@@ -154,4 +171,5 @@ MAKERS = {
     "search": search,
     "wrist": wrist,
     "regression": regression,
+    "regression_films": regression_films,
 }

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,6 +137,9 @@ def test_dtype(dtype):
 
 
 def test_refusals():
+    for values in ("water", [[1], [2, 3]], np.arange(4)[::-1], np.arange(4, dtype=">i2")):
+        with pytest.raises(VolumeError, match="hu must be numbers that torch can hold"):
+            hu_to_mu(values)
     with pytest.raises(VolumeError, match="between 20 and 150 keV"):
         check_energy(120_000)
     with pytest.raises(VolumeError, match="number in keV"):

@@ -102,7 +102,10 @@ def _each(values: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Te
     Large tensors without a gradient go block by block, which gives the same bits: each step of a formula over
     a whole CT is a pass through main memory into a new buffer.
     """
-    tensor = torch.as_tensor(values)
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:  # NumPy's views that run backwards among them
+        raise VolumeError(f"{name} must be numbers that torch can hold as they lie: {error}") from error
     if tensor.is_complex():
         raise VolumeError(f"{name} must be real numbers, got {tensor.dtype}")
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32

@@ -167,6 +167,8 @@ def test_markups_placed_on_the_film(chest, two, tmp_path):
     marks = ["--landmarks", two / "points.mrk.json", "--pixels", tmp_path / "on.mrk.json"]
     answer = said("register", chest / "ct.nii.gz", *words, *marks, "--pixels-spacing", 5.6, 5.4)
     assert mtre(chest, answer["start"]["poses"][0]) < 0.5
+    table = [*marks[:3], two / "ap.csv", "--pixels-spacing", 5.6, 5.4]
+    assert "which need no spacing" in refused("register", chest / "ct.nii.gz", *words, *table)
 
 
 def test_the_best_of_several_poses_is_kept(chest, two, tmp_path):

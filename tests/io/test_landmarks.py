@@ -211,6 +211,9 @@ def test_pixels_are_refused_likewise(tmp_path):
             load_pixels(written(tmp_path, name, content))
     with pytest.raises(FileError, match="spacing must be positive"):
         load_pixels(written(tmp_path, "m.mrk.json", markups()), spacing=(0.0, 1.0))
+    for name, content in [("q.csv", "name,u,v\na,1,2\n"), ("q.json", {"a": [1, 2]})]:
+        with pytest.raises(FileError, match="holds pixels, which need no spacing"):
+            load_pixels(written(tmp_path, name, content), spacing=(0.5, 0.5))
 
 
 def test_other_endings_are_not_written(tmp_path):

@@ -21,3 +21,23 @@ def test_a_tiny_run(tmp_path) -> None:
     assert found["by_minutes"][0]["minutes"] == 0.1
     assert {row["varied"] for row in found["detectors"]} == {"sdd", "field", "pixels"}
     assert set(found["goals"]) == {"guess_degrees", "guess_in_plane_mm", "refined_success"}
+
+
+@pytest.mark.slow
+def test_films_of_both_renderers(tmp_path) -> None:
+    pytest.importorskip("nanodrr")
+    out = tmp_path / "films.json"
+    words = ["--steps", "6", "--rounds", "1", "--batch", "4", "--grid", "12", "--out", str(out)]
+    run("regression_films.py", "--ct", "phantom", *words)
+    found = json.loads(out.read_text())
+    errors = found["errors"]
+    assert max(errors.values()) < 0.02  # both render the same bodies at the same poses
+    assert errors[found["equal_error"]] <= errors["xreg joseph"]
+    assert [row["renderer"] for row in found["rows"]] == ["xreg joseph", found["equal_error"]]
+    assert all(row["trained"] > 0 for row in found["rows"])
+    assert found["goals"] == []  # which are a card's
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(AssertionError, match="--steps must be at least 6, got 5"):
+        run("regression_films.py", "--ct", "phantom", "--steps", "5")

@@ -224,9 +224,12 @@ def _has_cmaes() -> bool:
 
 def _from_landmarks(options: Mapping[str, Any], films: Sequence[Radiograph]) -> Start:
     from xreg.io import load_landmarks, load_pixels, match_landmarks
+    from xreg.io.landmarks import TABLES
     from xreg.registration.landmarks import pose_from_landmarks
 
-    shown = [load_pixels(path, spacing=options["pixels_spacing"] or None) for path in options["pixels"]]
+    films_of_slicer = [p for p in options["pixels"] if p.suffix.lower() not in TABLES]
+    spacing = dict.fromkeys(films_of_slicer or options["pixels"], options["pixels_spacing"] or None)
+    shown = [load_pixels(path, spacing=spacing.get(path)) for path in options["pixels"]]
     matched = match_landmarks(load_landmarks(options["landmarks"]), *shown)
     cameras = [film.camera for film in films[: len(shown)]]
     found = pose_from_landmarks(

@@ -21,6 +21,7 @@ from ..errors import FileError, GeometryError
 from .files import atomic_write, read_json, require_file, write_json
 from .markups import SIGNS, Row, fcsv_text, floats, is_markups, markups_json, read_fcsv, read_markups, text_of
 
+TABLES = (".csv", ".tsv", ".txt")  # files of rows and columns, one point a row
 _NAMES = ("name", "label", "landmark")
 _OFF_FILM_MM = 0.5  # how far from the film's own plane a markup placed on it may lie
 _SPACE = {3: "x y z in RAS mm", 2: "u v in px"}
@@ -90,7 +91,7 @@ def load_landmarks(path: str | PathLike) -> Landmarks:
     elif kind == ".json":
         data = read_json(file, "landmarks (JSON)")
         rows = read_markups(data, file) if is_markups(data) else _plain_json(data, file, ("x", "y", "z"))
-    elif kind in (".csv", ".tsv", ".txt"):
+    elif kind in TABLES:
         rows = _read_table(file, (("x", "y", "z"), ("r", "a", "s"), ("l", "p", "s")))
     else:
         raise FileError(
@@ -122,7 +123,7 @@ def load_pixels(path: str | PathLike, *, spacing: Sequence[float] | None = None)
     {"name", "u", "v"}.  ``.mrk.json``: markups placed in 3D Slicer on the film itself.  Slicer puts a PNG or
     TIFF without a place of its own at the origin, one pixel a millimetre, in LPS: then u = x and v = y of the
     point in LPS mm, and z = 0.  Where Slicer knows a pixel spacing (DICOM), give it as ``spacing``
-    (row, column) in mm, and u = x / column, v = y / row.
+    (row, column) in mm, and u = x / column, v = y / row; the other files need none.
 
     u counts columns and v rows of the image as stored; whole numbers are pixel centres.  Raises FileError.
     """
@@ -131,9 +132,11 @@ def load_pixels(path: str | PathLike, *, spacing: Sequence[float] | None = None)
     data = read_json(file, "pixels of landmarks (JSON)") if kind == ".json" else None
     if data is not None and is_markups(data):
         rows = [_on_film(row, file, spacing) for row in read_markups(data, file)]
+    elif spacing is not None and kind in (".json", *TABLES):
+        raise FileError(f"{file}: holds pixels, which need no spacing; that is for .mrk.json of 3D Slicer")
     elif kind == ".json":
         rows = _plain_json(data, file, ("u", "v"))
-    elif kind in (".csv", ".tsv", ".txt"):
+    elif kind in TABLES:
         rows = _read_table(file, (("u", "v"),))
     else:
         raise FileError(f"{file}: pixels of landmarks are read from .csv, .json or .mrk.json")

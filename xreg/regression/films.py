@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xreg.attenuation import hu_to_mu, linear_attenuation
 from xreg.errors import VolumeError
+from xreg.geometry import Camera
 from xreg.regression.canonical import Canonical, normalise
 from xreg.regression.network import Prediction
 from xreg.regression.ranges import PoseRange, pose_of, require_anatomy
@@ -72,12 +73,18 @@ class FilmSource:
         poses = self.box.pose(x, self.center)
         images, at = [], 0
         for volume, count in volumes:
-            images.append(drr(volume, self.camera, poses[at : at + count], integrator="joseph"))
+            images.append(self.render(volume, self.camera, poses[at : at + count]))
             at += count
         looks = self.augment(torch.cat(images), generator)
         known = field_cut(len(x), self.camera.size[0], self.settings.cut, generator)
         shown = normalise(looks, known.to(looks.device))
         return Batch(shown, self.box.rotation(x), self.box.place(x), volumes)
+
+    def render(
+        self, volume: Volume, camera: Camera, poses: Float[Tensor, "n 4 4"], **how: str
+    ) -> Float[Tensor, "n *c H W"]:
+        """Images of an anatomy of a batch; how: options of `drr`.  Gradients flow to the poses."""
+        return drr(volume, camera, poses, integrator="joseph", **how)
 
     def _contrasts(self, count: int, generator: torch.Generator) -> tuple[tuple[Volume, int], ...]:
         """Anatomies whose bone attenuates more or less, each for some films of a batch."""

@@ -25,7 +25,6 @@ from xreg.regression.network import Prediction, make_network
 from xreg.regression.ranges import PoseRange
 from xreg.regression.settings import TrainSettings
 from xreg.regression.validation import HeldOut, Validation
-from xreg.renderer import drr
 from xreg.training import (
     Budget,
     descend,
@@ -263,11 +262,11 @@ class Trainer:
         truth = Prediction(batch.rotation[:count], batch.place[:count], prediction.log_variance)
         true_poses = source.pose(truth, count)
         if weights.image:
-            pair = [drr(volume, camera, p, integrator="joseph") for p in (poses, true_poses)]
+            pair = [source.render(volume, camera, p) for p in (poses, true_poses)]
             found["image"] = (weights.image, losses.dissimilarity(*pair))
         if weights.dice:
             named = source.shown(volume)
-            pair = [drr(named, camera, p, integrator="joseph", labels="soft") for p in (poses, true_poses)]
+            pair = [source.render(named, camera, p, labels="soft") for p in (poses, true_poses)]
             found["dice"] = (weights.dice, losses.soft_dice(*pair))
         return found
 
