@@ -26,7 +26,7 @@ from xreg.ops.project import metric_of, project, push_forward
 from xreg.registration import Body, Settings
 from xreg.registration.gauss_newton import DAMPING, newton_step
 from xreg.registration.unknowns import State, Unknowns
-from xreg.similarity import FLAT, ROBUST, _grams, _patch_ncc, _usable, evaluate, shrink, sobel
+from xreg.similarity import _grams, evaluate, shrink, sobel, weigh_patches
 
 GOAL_US = 100.0  # microseconds of a step at 256², in a graph
 WINDOW = 12  # px, the patches of the fine levels
@@ -115,25 +115,13 @@ class Step:
         return image, push_forward(moments, change[None])[0]
 
     def _normal_equations(self, image: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [6] and Gauss-Newton matrix [6, 6] of `similarity.evaluate`, whose patches are picked by
-        values; here all are kept, and those that do not count weigh nothing."""
+        """Gradient [6] and Gauss-Newton matrix [6, 6] of `similarity.evaluate`, all its parts at once."""
         stack = torch.cat([image, self.film, jacobian])
         parts = torch.stack([stack, *sobel(stack)])
-        gram = _grams(parts, self.masks, WINDOW)
-        usable = _usable(gram, self.needed)
-        patches = usable.shape
-        ncc, slope, curve, contrast = _patch_ncc(gram.flatten(0, 1))
-        square = torch.where(usable, contrast.reshape(patches).square(), 0.0)
-        mean = square.sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp_min(1)
-        weight = square / (square + FLAT * mean + 1e-20)
-        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
-        residual = 2 * (1 - ncc.reshape(patches))
-        pull = torch.where(usable, self.shares * weight / (1 + residual / ROBUST), 0.0).flatten()
-        keep = usable.flatten()
-        score = torch.where(keep, ncc, 0.0).reshape(patches)
-        self.score = (self.shares * weight * score).sum()
-        gradient = pull @ torch.where(keep[:, None], slope, 0.0)
-        hessian = pull @ torch.where(keep[:, None, None], curve, 0.0).flatten(1)
+        found = weigh_patches(_grams(parts, self.masks, WINDOW), self.needed)
+        pull = (self.shares * found.pull).flatten()
+        self.score = (self.shares * found.weight * found.score).sum()
+        gradient, hessian = pull @ found.gradient.flatten(0, 1), pull @ found.hessian.flatten(2).flatten(0, 1)
         return gradient.double(), hessian.double().reshape(6, 6)
 
     def _solve(self, gradient: Tensor, hessian: Tensor) -> Tensor:

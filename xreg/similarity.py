@@ -15,7 +15,8 @@ from torch import Tensor
 
 from xreg.errors import RegistrationError
 
-FILTERS = ("image", "gradient")
+_PARTS = {"image": 1, "gradient": 2}  # how many images a filter makes of one
+FILTERS = tuple(_PARTS)
 KINDS = ("ncc", "ssd")
 FLAT = 1e-3  # a film patch with less than this part of the typical contrast hardly counts
 FLAT_IMAGE = 1e-8  # a rendered patch with less than this part of the greatest contrast does not
@@ -71,6 +72,25 @@ class Evidence:
     prior: Float[Tensor, "N N"] | None = None
 
 
+@dataclass(frozen=True)
+class Patches:
+    """What P patches of each of M images say; those that do not count have no weight, and zeros.
+
+    count [M]: of patches that count.  score [M, P].  residual [M, P]: 2 (1 - score); noise: that of a pixel.
+    weight [M, P]: sums to 1 over the patches of an image; pull: weight times the derivative of the robust
+    (Cauchy) loss.  gradient [M, P, N], hessian [M, P, N, N]: of ½ residual.
+    """
+
+    count: Tensor
+    score: Tensor
+    residual: Tensor
+    noise: Tensor
+    weight: Tensor
+    pull: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+
 def sobel(images: Float[Tensor, "*batch C H W"]) -> tuple[Tensor, Tensor]:
     """Derivatives along u and v by the 3×3 Sobel kernel, borders repeated; each [..., C, H, W]."""
     batch = images.shape[:-3]
@@ -124,26 +144,60 @@ def _centred(gram: Float[Tensor, "*batch P C C"]) -> Float[Tensor, "*batch P C-1
     return gram[..., 1:, 1:] - count[..., None, None] * mean[..., :, None] * mean[..., None, :]
 
 
-def _patch_ncc(gram: Float[Tensor, "P C C"]):
+def _patch_ncc(gram: Float[Tensor, "*batch P C C"]):
     """NCC, gradient and Gauss-Newton matrix of ½‖r‖², and contrast of the film, for each patch."""
     c = _centred(gram)
-    norm_i, norm_f = c[:, 0, 0].sqrt(), c[:, 1, 1].clamp_min(0).sqrt()
+    norm_i, norm_f = c[..., 0, 0].sqrt(), c[..., 1, 1].clamp_min(0).sqrt()
     safe_f = norm_f.clamp_min(1e-12)
-    ncc = (c[:, 0, 1] / (norm_i * safe_f)).clamp(-1, 1)
-    with_image, with_film = c[:, 0, 2:] / norm_i[:, None], c[:, 1, 2:] / safe_f[:, None]
-    gradient = -(with_film - ncc[:, None] * with_image) / norm_i[:, None]
-    hessian = (c[:, 2:, 2:] - with_image[:, :, None] * with_image[:, None, :]) / norm_i[:, None, None] ** 2
+    ncc = (c[..., 0, 1] / (norm_i * safe_f)).clamp(-1, 1)
+    norm = norm_i[..., None]
+    with_image, with_film = c[..., 0, 2:] / norm, c[..., 1, 2:] / safe_f[..., None]
+    gradient = -(with_film - ncc[..., None] * with_image) / norm
+    hessian = (c[..., 2:, 2:] - with_image[..., :, None] * with_image[..., None, :]) / norm[..., None] ** 2
     return ncc, gradient, hessian, norm_f
 
 
-def _patch_ssd(gram: Float[Tensor, "P C C"], scale: Tensor):
+def _patch_ssd(gram: Float[Tensor, "*batch P C C"], scale: Float[Tensor, "*batch 1"]):
     """As `_patch_ncc` with r = (image - film) / (scale √count): 1 - ½‖r‖² is 1 where the two agree."""
-    size = (gram[:, 0, 0] * scale).clamp_min(1e-30)
-    away = gram[:, 1, 1] - 2 * gram[:, 1, 2] + gram[:, 2, 2]
+    size = (gram[..., 0, 0] * scale).clamp_min(1e-30)
+    away = gram[..., 1, 1] - 2 * gram[..., 1, 2] + gram[..., 2, 2]
     score = 1 - 0.5 * away.clamp_min(0) / size
-    gradient = (gram[:, 1, 3:] - gram[:, 2, 3:]) / size[:, None]
-    hessian = gram[:, 3:, 3:] / size[:, None, None]
-    return score, gradient, hessian, gram[:, 0, 0].sqrt()
+    gradient = (gram[..., 1, 3:] - gram[..., 2, 3:]) / size[..., None]
+    hessian = gram[..., 3:, 3:] / size[..., None, None]
+    return score, gradient, hessian, gram[..., 0, 0].sqrt()
+
+
+def weigh_patches(
+    gram: Float[Tensor, "M P C C"],
+    needed: Float[Tensor, "*M 1"] | float,
+    *,
+    kind: str = "ncc",
+    robust: float = ROBUST,
+) -> Patches:
+    """Compare image and film patch by patch, from the sums of products of (1, image, film, derivatives).
+
+    needed: how many pixels make a patch count.  No size here depends on values, and nothing waits for a
+    card.
+    """
+    usable = _usable(gram, needed)
+    if kind == "ssd":
+        score, gradient, hessian, contrast = _patch_ssd(gram, _film_scale(gram, usable))
+    else:
+        score, gradient, hessian, contrast = _patch_ncc(gram)
+    weight = _patch_weights(contrast, usable)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
+    score = torch.where(usable, score, 0.0)
+    residual = 2 * (1 - score)
+    return Patches(
+        usable.sum(-1),
+        score,
+        residual,
+        residual / gram[..., 0, 0].clamp_min(1.0),
+        weight,
+        weight / (1 + residual / robust),
+        torch.where(usable[..., None], gradient, 0.0),
+        torch.where(usable[..., None, None], hessian, 0.0),
+    )
 
 
 def evaluate(
@@ -162,14 +216,57 @@ def evaluate(
     patch has both contrast and enough valid pixels.
     """
     stack = torch.cat([image[None], film[None], jacobian]).float()
-    found, shares, each = [], [], []
+    alike: dict[tuple[int | None, str], list[int]] = {}
+    for number, term in enumerate(terms):
+        alike.setdefault((term.window, term.kind), []).append(number)
+    sums, of = [], []
+    for (window, kind), numbers in alike.items():
+        compared = _filtered(stack, mask, [terms[n] for n in numbers])
+        gram = torch.stack([_grams(part, valid, window) for part, valid in compared])
+        needed = torch.stack([_needed(valid, window) for _, valid in compared])
+        patches = weigh_patches(gram, needed[:, None], kind=kind, robust=robust)
+        sums.append(_sums(patches, robust, each_pixel=window is None))
+        of += [n for n in numbers for _ in range(_PARTS[terms[n].filter])]
+    found = [
+        _evidence(row, len(jacobian)) for row in torch.cat(sums).cpu().double()
+    ]  # a card is waited for here
     total = sum(t.weight for t in terms)
-    for term in terms:
-        parts = [_evaluate_part(part, valid, term, robust) for part, valid in _filtered(stack, mask, term)]
-        found += parts
-        shares += [term.weight / total / len(parts)] * len(parts)
-        each.append(sum(p.score for p in parts) / len(parts))
-    return combine(found, shares, terms=tuple(each))
+    shares = [terms[n].weight / total / _PARTS[terms[n].filter] for n in of]
+    each = [sum(p.score for p, m in zip(found, of, strict=True) if m == n) for n in range(len(terms))]
+    each = tuple(score / _PARTS[t.filter] for score, t in zip(each, terms, strict=True))
+    return combine(found, shares, terms=each)
+
+
+def _sums(patches: Patches, robust: float, *, each_pixel: bool) -> Float[Tensor, "M K"]:
+    """Over the patches of each image: count, score, robust cost, gradient, hessian and scatter, in a row.
+
+    The scatter is the covariance of the summed gradient.  With many patches, from how they disagree
+    (cluster-robust: what is wrong with a patch is one error and not one a pixel).  With few, or each_pixel,
+    from the noise of single pixels, which is a lower bound.
+    """
+    p, pulled = patches, patches.pull[..., None] * patches.gradient
+    hessians = p.hessian.flatten(-2)
+    scatter = (p.pull.square() * p.noise)[:, None] @ hessians
+    if not each_pixel:
+        many = 4 * (pulled.mT @ pulled).flatten(-2)  # four patches share a pixel
+        scatter = torch.where((p.count < FEW_PATCHES)[:, None], scatter[:, 0], many)[:, None]
+    score = (p.weight * p.score).sum(-1)
+    cost = 0.5 * robust * (p.weight * torch.log1p(p.residual / robust)).sum(-1)
+    first = torch.stack([p.count.to(score), score, cost], -1)
+    return torch.cat([first, pulled.sum(-2), (p.pull[:, None] @ hessians)[:, 0], scatter[:, 0]], -1)
+
+
+def _evidence(numbers: Float[Tensor, " K"], unknowns: int) -> Evidence:
+    """What `_sums` says of one image, on the host."""
+    count, score, cost = numbers[:3].tolist()
+    if not count:
+        raise RegistrationError(
+            "no part of the film can be compared: its valid pixels are too few, or the volume does not "
+            "reach them. Check the mask, the camera and the starting pose"
+        )
+    gradient, *square = numbers[3:].split([unknowns, unknowns**2, unknowns**2])
+    hessian, scatter = (x.reshape(unknowns, unknowns) for x in square)
+    return Evidence(score, cost, gradient, hessian, scatter, (), int(count))
 
 
 def combine(
@@ -204,7 +301,7 @@ def scores(
     total = torch.zeros(len(images), device=images.device)
     weight = sum(t.weight for t in terms)
     for term in terms:
-        parts = _filtered(stack, mask, term)
+        parts = _filtered(stack, mask, [term])
         for part, valid in parts:
             total += term.weight / weight / len(parts) * _batch_score(part, valid, term)
     return total
@@ -213,29 +310,31 @@ def scores(
 def _batch_score(stack: Float[Tensor, "B 2 H W"], valid: Tensor, term: Term) -> Float[Tensor, " B"]:
     gram = _grams(stack, valid, term.window)
     usable = _usable(gram, _needed(valid, term.window))
-    flat = gram.flatten(0, 1)
     if term.kind == "ssd":
-        score, _, _, norm = _patch_ssd(flat, _film_scale(gram, usable).expand(usable.shape).flatten())
+        score, _, _, contrast = _patch_ssd(gram, _film_scale(gram, usable))
     else:
-        score, _, _, norm = _patch_ncc(flat)
-    weight = usable * _patch_weights(norm.reshape(usable.shape) * usable)
-    score = torch.nan_to_num(score.reshape(usable.shape), nan=-1.0)
+        score, _, _, contrast = _patch_ncc(gram)
+    weight, score = _patch_weights(contrast, usable), torch.nan_to_num(score, nan=-1.0)
     whole = weight.sum(-1)
     return torch.where(whole > 0, (weight * score).sum(-1) / whole.clamp_min(1e-12), -1.0)
 
 
-def _filtered(stack: Tensor, mask: Tensor, term: Term) -> list[tuple[Tensor, Tensor]]:
-    """The images that a term compares, each with the pixels that count."""
-    if term.filter == "image":
-        return [(stack, mask.to(stack))]
-    valid = shrink(mask).to(stack)
-    return [(part, valid) for part in sobel(stack)]
+def _filtered(stack: Tensor, mask: Tensor, terms: Sequence[Term]) -> list[tuple[Tensor, Tensor]]:
+    """The images that terms compare, one after the other, each with the pixels that count [H, W]."""
+    parts = []
+    for term in terms:
+        if term.filter == "image":
+            parts.append((stack, mask.to(stack)))
+        else:
+            valid = shrink(mask).to(stack)
+            parts += [(part, valid) for part in sobel(stack)]
+    return parts
 
 
-def _needed(valid: Float[Tensor, "H W"], window: int | None) -> Tensor | float:
+def _needed(valid: Float[Tensor, "H W"], window: int | None) -> Float[Tensor, ""]:
     """How many valid pixels make a patch count: half of it, or of all where the image is one patch."""
     whole = window is None or window > min(valid.shape)
-    return 0.5 * (valid.sum() if whole else window * window)
+    return 0.5 * (valid.sum() if whole else valid.new_full((), window * window))
 
 
 def _film_scale(gram: Float[Tensor, "*batch P C C"], usable: Bool[Tensor, "*batch P"]) -> Tensor:
@@ -244,49 +343,10 @@ def _film_scale(gram: Float[Tensor, "*batch P C C"], usable: Bool[Tensor, "*batc
     return (within.sum(-1, keepdim=True) / count.sum(-1, keepdim=True).clamp_min(1.0)).clamp_min(1e-12)
 
 
-def _evaluate_part(stack: Tensor, valid: Tensor, term: Term, robust: float) -> Evidence:
-    gram = _grams(stack, valid, term.window)
-    gram = gram[_usable(gram, _needed(valid, term.window))]
-    if not len(gram):
-        raise RegistrationError(
-            "no part of the film can be compared: its valid pixels are too few, or the volume does not "
-            "reach them. Check the mask, the camera and the starting pose"
-        )
-    if term.kind == "ssd":
-        score, gradient, hessian, contrast = _patch_ssd(
-            gram, _film_scale(gram, torch.ones_like(gram[:, 0, 0]))
-        )
-    else:
-        score, gradient, hessian, contrast = _patch_ncc(gram)
-    weight = _patch_weights(contrast)
-    weight = weight / weight.sum().clamp_min(1e-12)
-    residual = 2 * (1 - score)
-    pull = weight / (1 + residual / robust)  # derivative of the Cauchy loss
-    pulled = pull[:, None] * gradient
-    scatter = _scatter(pulled, pull, hessian, residual / gram[:, 0, 0], term.window)
-    return Evidence(
-        float((weight * score).sum()),
-        float(0.5 * robust * (weight * torch.log1p(residual / robust)).sum()),
-        pulled.sum(0).double().cpu(),
-        (pull[:, None, None] * hessian).sum(0).double().cpu(),
-        scatter.double().cpu(),
-        (),
-        len(gram),
-    )
-
-
-def _patch_weights(contrast: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P"]:
-    """Near 1 where the film has contrast, near 0 where it is flat."""
-    square = contrast.square()
-    return square / (square + FLAT * square.mean(-1, keepdim=True) + 1e-20)
-
-
-def _scatter(pulled: Tensor, pull: Tensor, hessian: Tensor, noise: Tensor, window: int | None) -> Tensor:
-    """Covariance of the summed gradient.
-
-    With many patches, from how they disagree (cluster-robust: what is wrong with a patch is one error and
-    not one a pixel).  With few, from the noise of single pixels, which is a lower bound.
-    """
-    if len(pulled) < FEW_PATCHES or window is None:
-        return ((pull.square() * noise)[:, None, None] * hessian).sum(0)
-    return 4 * pulled.T @ pulled  # four patches share a pixel
+def _patch_weights(
+    contrast: Float[Tensor, "*batch P"], usable: Bool[Tensor, "*batch P"]
+) -> Float[Tensor, "*batch P"]:
+    """Near 1 where the film has contrast, near 0 where it is flat, and 0 where a patch does not count."""
+    square = torch.where(usable, contrast.square(), 0.0)
+    mean = square.sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp_min(1)
+    return square / (square + FLAT * mean + 1e-20)

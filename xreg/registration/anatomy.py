@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,16 +22,18 @@ class Anatomy(Protocol):
     """Anything that casts a radiograph.  `xreg.splat.Gaussians` is one; a `Volume` becomes one here.
 
     center: body point (RAS mm) about which it turns.  detail_mm: the size of what it resolves, a voxel's for
-    voxels.  rays: the camera's six ray vectors [6, 3] in any frame fixed to the body.  render: line integrals
-    [H, W].  render_with_jacobian: the image and its derivatives [6 + K, H, W] along a step of the pose about
-    the world point `center`, and along K changes of the rays.  require_in_beam: GeometryError unless a view
-    sees it.
+    voxels.  device: where its images are made.  rays: the camera's six ray vectors [6, 3] in any frame fixed
+    to the body.  render: line integrals [H, W].  render_with_jacobian: the image and its derivatives
+    [6 + K, H, W] along a step of the pose about the world point `center`, and along K changes of the rays.
+    require_in_beam: GeometryError unless a view sees it.
     """
 
     @property
     def center(self) -> Float[Tensor, " 3"]: ...
     @property
     def detail_mm(self) -> float: ...
+    @property
+    def device(self) -> torch.device: ...
     def rays(self, camera: Camera, pose: Float[Tensor, "4 4"]) -> Float[Tensor, "6 3"]: ...
     def render(self, camera: Camera, pose: Float[Tensor, "4 4"]) -> Float[Tensor, "H W"]: ...
     def render_with_jacobian(
@@ -55,6 +58,11 @@ class Voxels:
     def detail_mm(self) -> float:
         """The cube root of a voxel's content."""
         return math.prod(self.volume.spacing) ** (1 / 3)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the voxels."""
+        return self.volume.mu.device
 
     def rays(self, camera: Camera, pose: Float[Tensor, "4 4"]) -> Float[Tensor, "6 3"]:
         """Rays in voxel coordinates."""
@@ -84,7 +92,9 @@ def anatomy_of(body: Volume | Anatomy, beam: Beam) -> Anatomy:
     """A volume with a beam, or what casts radiographs by itself.  RegistrationError for anything else."""
     if isinstance(body, Volume):
         return Voxels(body, beam)
-    missing = [n for n in ("center", "detail_mm", "rays", "render_with_jacobian") if not hasattr(body, n)]
+    missing = [
+        n for n in ("center", "detail_mm", "device", "rays", "render_with_jacobian") if not hasattr(body, n)
+    ]
     if missing:
         raise RegistrationError(
             f"register takes a Volume, or X-ray Gaussians (xreg.splat.Gaussians), got {type(body).__name__} "

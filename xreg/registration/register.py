@@ -107,9 +107,12 @@ class Search:
         """The views at a level's resolution, as seen from a state."""
         targets = [target_of(view, self.settings.levels[number]) for view in self.views]
         margin = self.settings.shadow
-        if margin is None:
-            return targets
-        return [in_shadow(t, self.unknowns, state, v, margin, self.settings) for v, t in enumerate(targets)]
+        if margin is not None:
+            targets = [
+                in_shadow(t, self.unknowns, state, v, margin, self.settings) for v, t in enumerate(targets)
+            ]
+        device = anatomy_of(self.unknowns.bodies[0].volume, self.settings.beam).device
+        return [target.to(device) for target in targets]
 
     def looker(
         self, number: int, targets: Sequence[Target], weight: float | None

@@ -184,7 +184,8 @@ class Scout:
         coarse = tuple(max(search.grid_mm, s) for s in volume.spacing)
         self.volume = volume.resample(coarse)
         self.views, self.nominal, self.box, self.search = views, nominal, box, search
-        self.targets: list[Target] = [target_of(view, COARSE_LEVEL) for view in views]
+        device = self.volume.mu.device
+        self.targets: list[Target] = [target_of(view, COARSE_LEVEL).to(device) for view in views]
         self.cameras = [t.fine(v.camera) for t, v in zip(self.targets, views, strict=True)]
         self.axes = views[0].camera.world_from_camera[:3, :3].T  # rows: u, v, beam
         self.center = middle_of(self.volume, nominal)
@@ -207,14 +208,13 @@ class Scout:
         """Coarse score of each pose, the mean over views."""
         total = torch.zeros(len(poses))
         for target, camera in zip(self.targets, self.cameras, strict=True):
-            film, mask = (x.to(self.volume.mu.device) for x in (target.film, target.mask))
             for part in torch.arange(len(poses)).split(256):
                 try:
                     images = target.average(drr(self.volume, camera, poses[part], integrator="joseph"))
                 except GeometryError:  # none of them is in the beam
                     total[part] -= 1
                     continue
-                total[part] += scores(images, film, mask, COARSE_LEVEL.terms).cpu()
+                total[part] += scores(images, target.film, target.mask, COARSE_LEVEL.terms).cpu()
         return total / len(self.targets)
 
     def best(self, poses: Float[Tensor, "N 4 4"], count: int) -> list[Tensor]:

@@ -52,6 +52,11 @@ class Target:
     n: int
     pool: int
 
+    def to(self, device: torch.device) -> Target:
+        """The same where images are made, so that they are compared there."""
+        film, mask = (x.to(device, non_blocking=True) for x in (self.film, self.mask))
+        return replace(self, film=film, mask=mask)
+
     def fine(self, camera: Camera) -> Camera:
         """The camera of the renders."""
         return camera.crop(*self.cut).bin(self.n // self.pool)
@@ -92,7 +97,7 @@ def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
     level = film[valid].mean()
     if not bool(valid.any()) or float(film[valid].std()) < 1e-12 * max(1.0, abs(float(level))):
         raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
-    # but for the renders everything is worked out on the host
+    # poses and cameras stay on the host; a level's `Target` goes where its images are made
     return View(torch.where(valid, film - level, 0.0).float(), valid, camera.to("cpu"), float(level))
 
 
@@ -229,7 +234,7 @@ def _look_at(
     if free is not None:
         blocks.append(changes)
         columns += [6 * len(unknowns.bodies) + k for k in range(free[1].start, free[1].stop)]
-    both = target.average(torch.cat([image[None], *blocks])).cpu()
+    both = target.average(torch.cat([image[None], *blocks])).to(target.film.device)
     found = evaluate(both[0], both[1:], target.film, target.mask, level.terms, robust=settings.robust)
     return _spread(found, columns, unknowns.count)
 

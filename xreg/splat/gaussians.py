@@ -102,6 +102,11 @@ class Gaussians:
         """
         return math.sqrt(2 * math.pi) * float(self.log_scale.detach().mean(-1).exp().nanmedian())
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are, and their images are made."""
+        return self.mean.device
+
     def __len__(self) -> int:
         return len(self.mean)
 
