@@ -75,8 +75,8 @@ enum LabelRule { kUnlabelled = 0, kHard = 1, kSoft = 2 };
 
 // The same voxels weighted by a value of their label: the field whose integral has the gradient
 // sum_c g_c dI_c.  `weight` is a table over labels, set for each ray.  Soft: each voxel by its own
-// label.  Hard: each sample by the label of the voxel nearest to it (the jump at a border between
-// labels has no derivative in this).
+// label.  Hard: each sample by the label of the voxel of the grid nearest to it (the jump at a border
+// between labels has no derivative in this).
 template <class Base, class Real_, LabelRule Rule>
 struct Weighted {
   using IndexType = typename Base::IndexType;
@@ -99,8 +99,7 @@ struct Weighted {
   }
   HD Real_ gate(int i, int j, int k) const {
     if (Rule == kSoft) return Real_(1);
-    const bool inside = i >= 0 && i < nx && j >= 0 && j < ny && k >= 0 && k < nz;
-    return inside ? of(offset(i, j, k)) : Real_(0);
+    return of(offset(clamp(i, 0, nx - 1), clamp(j, 0, ny - 1), clamp(k, 0, nz - 1)));
   }
   template <class Real>
   HD Real single(IndexType n) const { return at<Real>(n); }

@@ -287,6 +287,11 @@ struct Deposit {
   HD static bool inside(const Grid& g, int i, int j, int k) {
     return i >= 0 && i < g.nx && j >= 0 && j < g.ny && k >= 0 && k < g.nz;
   }
+  // Of the voxel of the grid nearest to a sample, which may lie up to a voxel outside.
+  template <class Grid>
+  HD static typename Grid::IndexType offset_of(const Grid& g, const Nearest& at) {
+    return g.offset(clamp(at.i, 0, g.nx - 1), clamp(at.j, 0, g.ny - 1), clamp(at.k, 0, g.nz - 1));
+  }
 };
 
 // Adds factor * cotangent * weight to every voxel of slices [k0, k1): the exact transpose of Integral.
@@ -316,7 +321,7 @@ struct Scatter : Deposit<Scatter<Grid_, Out, Rule, Cell>, Out> {
     const auto n = grid.offset(i, j, k);
     Out g = factor;
     if (Rule == kSoft) g *= of(n);
-    if (Rule == kHard) g *= this->inside(grid, at.i, at.j, at.k) ? of(grid.offset(at.i, at.j, at.k)) : Out(0);
+    if (Rule == kHard) g *= of(this->offset_of(grid, at));
     deposit(out + n, g * w);
   }
 };
@@ -337,12 +342,7 @@ struct LabelSum : Deposit<LabelSum<Grid_, Out, Rule>, Out> {
   HD void add(int i, int j, int k, Out w, const Nearest& at) {
     if (Bounded && !this->inside(grid, i, j, k)) return;
     const auto n = grid.offset(i, j, k);
-    auto m = n;
-    if (Rule == kHard) {
-      if (!this->inside(grid, at.i, at.j, at.k)) return;
-      m = grid.offset(at.i, at.j, at.k);
-    }
-    const int c = label[m];
+    const int c = label[Rule == kHard ? this->offset_of(grid, at) : n];
     if (c >= 0 && c < channels) sum[c * stride] += factor * w * grid.template at<Out>(n);
   }
 };

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
 from xreg.geometry import Camera, Rig, se3
-from xreg.geometry._numbers import as_tensor, tensor64
+from xreg.geometry._numbers import as_tensor, broadcast_shapes, tensor64
 from xreg.ops.project import INTEGRATORS, metric_of, project, project_labels, push_forward
 from xreg.volume import Volume
 
 DEFAULT_SAMPLES = 500
+ALIKE = 1.25  # views of a batch whose numbers of samples differ by less take the greatest of them
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Beam:
             raise GeometryError(
                 f"integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}"
             )
-        if not isinstance(self.samples, int) or self.samples < 2:
+        if not isinstance(self.samples, Integral) or self.samples < 2:
             raise GeometryError(f"samples must be a whole number of at least 2, got {self.samples!r}")
+        object.__setattr__(self, "samples", int(self.samples))
         if self.storage not in ("int16", "float"):
             raise GeometryError(f"storage must be 'int16' or 'float', got {self.storage!r}")
 
@@ -118,6 +121,8 @@ def drr(
     beam = Beam(integrator, samples, storage)
     as_numpy = isinstance(world_from_body, np.ndarray)
     if not isinstance(volume, Volume):
+        if not isinstance(volume, (tuple, list)) or len(volume) != 2:
+            raise VolumeError(f"drr takes a Volume, or (mu, affine), got {type(volume).__name__}")
         as_numpy = as_numpy or isinstance(volume[0], np.ndarray)
         volume = Volume(mu=as_tensor(volume[0]), affine=volume[1])
     if energy_kev is not None:
@@ -149,6 +154,7 @@ def drr_with_jacobian(
         pose = pose_of(world_from_body, camera)
         if center is None:
             center = se3.apply(pose, volume.center.to(pose)[None])[..., 0, :]
+        center = tensor64(center, "center", device=pose.device)
         rays, basis, linear = _into_volume(volume, camera, pose)
         _require_some(rays)
         rays_dot = rays_dot_of(basis, linear, center)
@@ -157,10 +163,11 @@ def drr_with_jacobian(
         batch, count = rays.shape[:-2], rays_dot.shape[-3]
         mu, scale = _voxels(volume, beam)
         flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
-        image, moments = project(
-            mu, flat, metric_of(volume.affine[:3, :3]), camera.size, scale=scale,
-            integrator=beam.integrator, steps=_steps(_depth_range(volume, rays), beam), moments=True,
-        )  # fmt: skip
+        known = {"scale": scale, "integrator": beam.integrator, "moments": True}
+        metric, groups = metric_of(volume.affine[:3, :3]), _groups(*_depth_range(volume, rays), beam)
+        image, moments = _launched(
+            lambda some, steps: project(mu, some, metric, camera.size, steps=steps, **known), flat, groups
+        )
         jacobian = push_forward(moments, rays_dot.expand(*batch, count, 6, 3).reshape(-1, count, 6, 3))
     return image.reshape(*batch, *camera.size), jacobian.reshape(*batch, count, *camera.size)
 
@@ -184,13 +191,28 @@ def pose_of(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]
         return torch.eye(4, dtype=torch.float64, device=camera.device)
     pose = tensor64(world_from_body, "world_from_body", device=camera.device, rows=True)
     se3.require_rigid(pose, "world_from_body")
+    try:
+        broadcast_shapes(pose.shape[:-2], camera.batch_shape)
+    except RuntimeError as error:
+        raise GeometryError(
+            f"poses of the batch {tuple(pose.shape[:-2])} do not broadcast with cameras of the batch "
+            f"{tuple(camera.batch_shape)}"
+        ) from error
     return pose
 
 
 def _depth_behind(volume: Volume, camera: Camera, pose: Tensor) -> Tensor:
-    """A source-to-detector distance (mm) that ends behind the whole volume."""
-    corners = se3.apply(camera.camera_from_world @ pose, volume.box_corners.to(pose))
-    return corners[..., 2].amax(-1).clamp_min(1.0).detach()
+    """A source-to-detector distance (mm) that ends behind the whole volume.
+
+    Rounded up by at most a part in 64, so that small moves change neither it nor where samples lie.
+    """
+    body_from_index = volume.affine.to(pose)
+    corners = se3.apply(
+        camera.camera_from_world @ pose @ body_from_index, _field_corners(volume, pose.device)
+    )
+    depth = corners[..., 2].amax(-1).clamp_min(1.0).detach()
+    unit = torch.exp2(torch.floor(torch.log2(depth)) - 6)
+    return torch.ceil(depth / unit) * unit
 
 
 def _voxels(volume: Volume, beam: Beam) -> tuple[Tensor, float]:
@@ -214,12 +236,36 @@ def _depth_range(volume: Volume, rays: Float[Tensor, "*batch 6 3"]) -> tuple[Ten
     return t.amin(-1).clamp(0.0, 1.0), t.amax(-1).clamp(0.0, 1.0)
 
 
-def _steps(depths: tuple[Tensor, Tensor], beam: Beam) -> int:
+def _groups(near: Tensor, far: Tensor, beam: Beam) -> list[tuple[int, list[int]]]:
+    """How many samples lie between source and detector, and of which views (of a flattened batch).
+
+    Each view gets at least the beam's samples where it sees the volume; views that need about as many share
+    a number.
+    """
+    depths = (far - near).flatten()
     if beam.integrator != "trilinear":
-        return 1
-    near, far = depths
-    depth = float((far - near).max())
-    return max(2, int(np.ceil(beam.samples / max(depth, 1e-3))))
+        return [(1, list(range(len(depths))))]
+    needed = torch.ceil(beam.samples / depths.clamp_min(1e-3)).clamp_min(2)
+    needed = torch.where(depths > 0, needed, 2).to(torch.int64).tolist()  # what sees nothing may join any
+    groups: list[tuple[int, list[int]]] = []
+    for view in sorted(range(len(needed)), key=needed.__getitem__, reverse=True):
+        if not groups or (needed[view] > 2 and needed[view] * ALIKE < groups[-1][0]):
+            groups.append((needed[view], []))
+        groups[-1][1].append(view)
+    return groups
+
+
+def _launched(
+    launch: Callable[[Tensor, int], Sequence[Tensor]],
+    rays: Float[Tensor, "B 6 3"],
+    groups: Sequence[tuple[int, list[int]]],
+) -> Sequence[Tensor]:
+    """What `launch(rays, steps)` gives for each group of views, in the order of the rays."""
+    if len(groups) == 1:
+        return launch(rays, groups[0][0])
+    parts = [launch(rays[views], steps) for steps, views in groups]
+    order = torch.tensor([view for _, views in groups for view in views]).argsort()
+    return [torch.cat(each)[order.to(each[0].device)] for each in zip(*parts, strict=True)]
 
 
 def require_in_beam(volume: Volume, camera: Camera | Sequence[Camera], world_from_body: Any = None) -> None:
@@ -230,6 +276,10 @@ def require_in_beam(volume: Volume, camera: Camera | Sequence[Camera], world_fro
 def _views(volume: Volume, camera: Camera | Rig | Sequence[Camera], world_from_body: Any) -> list[_View]:
     """What the check and the render of a view have in common, once."""
     views = []
+    if not isinstance(camera, (Camera, Rig)) and not (
+        isinstance(camera, Sequence) and all(isinstance(one, Camera) for one in camera)
+    ):
+        raise GeometryError(f"camera must be a Camera, a Rig or a list of cameras, got {camera!r:.80}")
     for one in [camera] if isinstance(camera, Camera) else camera:
         pose = pose_of(world_from_body, one)
         rays = _into_volume(volume, one, pose)[0]
@@ -290,18 +340,25 @@ def _range(low: Tensor, high: Tensor, axis: int) -> str:
 
 def _render(volume: Volume, view: _View, beam: Beam, labels: str | None) -> Tensor:
     rays, size = view.rays, view.camera.size
-    batch, steps = rays.shape[:-2], _steps((view.near, view.far), beam)
+    batch, groups = rays.shape[:-2], _groups(view.near, view.far, beam)
     mu, scale = _voxels(volume, beam)
     flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
-    known = {"scale": scale, "integrator": beam.integrator, "steps": steps}
+    known: dict[str, Any] = {"scale": scale, "integrator": beam.integrator}
     metric = metric_of(volume.affine[:3, :3])
     if labels is None:
-        image, _ = project(mu, flat, metric, size, **known)
+        (image,) = _launched(
+            lambda some, steps: project(mu, some, metric, size, steps=steps, **known)[:1], flat, groups
+        )
         return image.reshape(*batch, *size)
     if labels not in ("hard", "soft"):
         raise VolumeError(f"labels must be None, 'hard' or 'soft', got {labels!r}")
     if volume.labels is None:
         raise VolumeError(f"labels={labels!r} needs a volume with labels; load it with mask=...")
     numbers, channels = volume.label_channels()
-    image = project_labels(mu, numbers, flat, metric, size, channels=channels, soft=labels == "soft", **known)
+    known |= {"channels": channels, "soft": labels == "soft"}
+    (image,) = _launched(
+        lambda some, steps: (project_labels(mu, numbers, some, metric, size, steps=steps, **known),),
+        flat,
+        groups,
+    )
     return image.reshape(*batch, channels, *size)

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -161,7 +162,7 @@ class Volume(Lattice):
         grid stays; the box of voxels agrees to half a new voxel.  Samples beyond the outermost centres repeat
         them.  Gradients flow to mu.  Raises VolumeError.
         """
-        target = (spacing,) * 3 if isinstance(spacing, (int, float)) else tuple(spacing)
+        target = (spacing,) * 3 if isinstance(spacing, Real) else tuple(spacing)
         if len(target) != 3 or not all(math.isfinite(s) and s > 0 for s in target):
             raise VolumeError(
                 f"spacing must be one or three positive numbers of mm along i, j, k, got {spacing}"
@@ -260,8 +261,9 @@ class Volume(Lattice):
     def quantised(self) -> tuple[Int16[Tensor, "D H W"], float]:
         """Voxels as int16 and their scale in 1/mm: mu ≈ q · scale, scale = max|mu| / 32767.
 
-        Off by at most half a scale.  Computed once and kept, again after mu was changed in place, and each
-        time for a mu that requires grad.  Carries no gradient.
+        Off by at most half a scale.  Computed once and kept, again after torch changed mu in place, and each
+        time for a mu that requires grad.  Torch is not told of changes through NumPy or ``.data``: make a new
+        Volume after these.  Carries no gradient.
         """
         mu = self.mu.detach()
         return quantise(mu) if self.mu.requires_grad else self._kept("quantised", mu, quantise)
@@ -269,7 +271,7 @@ class Volume(Lattice):
     def label_channels(self) -> tuple[Int16[Tensor, "D H W"], int]:
         """Labels as int16, and how many channels they fill: the largest label and one more.
 
-        Computed once and kept, again after labels were changed in place.  Raises VolumeError without labels,
+        Computed once and kept, again after torch changed labels in place.  Raises VolumeError without labels,
         and for labels above 32767.
         """
         return self._kept("labels", self._some_labels(), channels_of)

@@ -311,3 +311,15 @@ def test_opencv_knows_no_parallel_beam():
     with pytest.raises(RegistrationError, match="no parallel beam"):
         pose_from_landmarks(body, pixels, camera, backend="opencv")
     assert pose_from_landmarks(body, pixels, camera).rms_px < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "own"])
+@pytest.mark.parametrize("primaries", [(0.0,), (0.0, 90.0)], ids=["one view", "two views"])
+def test_of_the_two_poses_of_a_plane_the_better_is_the_answer(backend, primaries):
+    cameras = [c_arm(primary) for primary in primaries]
+    for seed in range(12):
+        body, truth = points(8, seed, flat=True), turned(seed)
+        pixels = [shown(camera, body, truth)[0] for camera in cameras]
+        found = pose_from_landmarks(body, pixels, cameras, backend=backend)
+        assert mtre(found.world_from_body, truth, body) < 1e-3
+        assert found.inliers.all()

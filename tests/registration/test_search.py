@@ -200,3 +200,11 @@ def test_tracker_distrusts_a_jump(body, camera, sequence):
     poses, films = sequence
     tracker = Tracker(body, camera, poses[0], jump=(0.1, 0.1), search=SMALL)
     assert tracker.update(films[2]).recovered
+
+
+@pytest.mark.parametrize(
+    "words", [{"samples": 0}, {"heat": 0}, {"finalists": 1.5}, {"evolution": -1}, {"grid_mm": 0.0}]
+)
+def test_settings_of_a_search_are_counts(words):
+    with pytest.raises(RegistrationError, match=f"{next(iter(words))} of a search must be"):
+        SearchSettings(**words)

@@ -7,7 +7,7 @@ from poses_of_body import moved, target_error
 
 import xreg
 from xreg import Camera, Rig
-from xreg.errors import RegistrationError
+from xreg.errors import ImageError, RegistrationError
 from xreg.registration import Body, Settings, ViewFreedom, register_bodies
 from xreg.registration.settings import Level
 from xreg.registration.unknowns import Unknowns
@@ -198,3 +198,15 @@ def test_a_long_and_narrow_film_is_registered(body, truth):
     start = moved(body, (3, -3, 3), (9, -9, 9), truth)
     out = xreg.register(body, film, camera, start)
     assert target_error(body, out.world_from_body, truth) < 0.3 * target_error(body, start, truth)
+
+
+def test_what_is_no_film_or_mask_is_refused(camera, film):
+    mask = torch.ones(film.shape)
+    mask[0, 0] = torch.nan
+    for words, message in (
+        (("film.tif", None), "film must be an image of numbers"),
+        ((film.to(torch.complex64), None), "film must hold real numbers"),
+        ((film, mask), "mask holds NaN"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            check_view(*words, camera)

@@ -8,7 +8,7 @@ import torch
 from small_body import EXACT, INTEGRATORS, SIZE, close, make_volume, small_pose, view
 from torch import Tensor
 
-from xreg import Camera, Rig, Volume, drr, renderer
+from xreg import Beam, Camera, Rig, Volume, drr, drr_with_jacobian, renderer
 from xreg.errors import VolumeError
 
 
@@ -31,7 +31,7 @@ def test_a_batch_of_cameras_is_the_single_views(volume: Volume, integrator: str)
     for i in range(2):
         for j in range(3):
             close(images[i, j], drr(volume, view(volume, primary=angles[i, j]), integrator=integrator), 2e-3)
-            if integrator != "trilinear":  # whose step is one for all views of a batch
+            if integrator != "trilinear":  # whose step is one for views alike in depth
                 assert torch.equal(images[i, j], drr(volume, cameras[i, j], integrator=integrator))
 
 
@@ -139,6 +139,41 @@ def test_energy(volume: Volume) -> None:
     assert torch.equal(drr(volume, camera, energy_kev=70.0), drr(volume, camera))
     with pytest.raises(VolumeError, match="energy"):
         drr(make_volume(energy_kev=None), camera, energy_kev=40.0)
+
+
+def test_a_view_is_as_good_in_a_batch_as_alone() -> None:
+    """Across a plate the beam has far to go, along it little: neither costs the other samples."""
+    mu = 0.04 * torch.rand(10, 60, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plate = Volume(mu, torch.diag(torch.tensor([5.0, 5.0, 1.0, 1.0], dtype=torch.float64)), labels=mu > 0.02)
+    words = {"sdd": 1200, "sod": 700, "size": (16, 16), "spacing": 8, "isocenter": plate.center}
+    cameras = [Camera.c_arm(**words, primary=45), Camera.c_arm(**words, secondary=88)]
+    together, known = Camera.stack(cameras), {"samples": 100, "storage": "float"}
+    for labels in (None, "soft"):
+        images = drr(plate, together, labels=labels, **known)
+        for image, camera in zip(images, cameras, strict=True):
+            assert torch.equal(image, drr(plate, camera, labels=labels, **known))
+    pose, beam = torch.eye(4, dtype=torch.float64), Beam(**known)
+    both = drr_with_jacobian(plate, together, pose, beam=beam)
+    for n, camera in enumerate(cameras):
+        alone = drr_with_jacobian(plate, camera, pose, beam=beam)
+        assert all(torch.equal(x[n], y) for x, y in zip(both, alone, strict=True))
+    leaf = plate.mu.clone().requires_grad_()
+    weights = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (drr(Volume(leaf, plate.affine), together, **known) * weights).sum().backward()
+    inner = sum((drr(plate, c, **known) * w).sum() for c, w in zip(cameras, weights, strict=True))
+    torch.testing.assert_close((leaf.grad * plate.mu).sum(), inner, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_labels_at_the_edge_of_the_grid_add_up(labels: str, integrator: str) -> None:
+    """The field reaches half a voxel and more beyond the outermost centres: that part has a label too."""
+    numbers = torch.randint(0, 3, (4, 5, 6), generator=torch.Generator().manual_seed(0))
+    mu = torch.full((4, 5, 6), 0.02, dtype=torch.float64)
+    full = Volume(mu, torch.diag(torch.tensor([10.0, 9.0, 8.0, 1.0], dtype=torch.float64)), labels=numbers)
+    camera = view(full, spacing=5.0)
+    words = {"integrator": integrator, "storage": "float"}
+    close(drr(full, camera, labels=labels, **words).sum(0), drr(full, camera, **words), 1e-12)
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)

@@ -1,9 +1,10 @@
 """`drr` puts things where poses, affines and cameras say that they are."""
 
+import pytest
 import torch
 from small_body import EXACT, SIZE, close, small_pose, view
 
-from xreg import Volume, drr, se3
+from xreg import Camera, Volume, drr, se3
 
 
 def test_moving_camera_and_body_together_changes_nothing(volume: Volume) -> None:
@@ -51,6 +52,20 @@ def test_a_camera_without_a_distance_sees_everything(volume: Volume) -> None:
     close(drr(volume, unknown), drr(volume, camera), 2e-3)
     batch = unknown.replace(camera_from_world=unknown.camera_from_world.expand(2, 4, 4))
     assert drr(volume, batch).shape == (2, *SIZE)
+
+
+def test_a_ray_without_an_end_leaves_the_whole_field() -> None:
+    """The field of a plate falls to zero a voxel behind its last centres; the ray must not end before."""
+    mu = torch.full((3, 8, 8), 0.02, dtype=torch.float64)
+    plate = Volume(mu, torch.diag(torch.tensor([10.0, 10.0, 10.0, 1.0], dtype=torch.float64)))
+    words = {"sdd": 1000, "sod": 600, "size": (3, 3), "spacing": 5, "isocenter": plate.center}
+    camera = Camera.c_arm(**words, secondary=90).replace(sdd=None)
+    pose = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    for integrator in ("trilinear", "joseph", "siddon", "exact"):
+        image = drr(plate, camera, pose, integrator=integrator, storage="float")
+        assert float(image[1, 1].detach()) == pytest.approx(0.6, abs=1e-7)
+        (slope,) = torch.autograd.grad(image[1, 1], pose)
+        assert float(slope[:3, 3].abs().max()) < 1e-6  # moving the plate changes nothing
 
 
 def test_the_detector_cuts_the_volume(volume: Volume) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_body import EXACT, make_volume, view
 
-from xreg import Beam, Volume, drr, drr_with_jacobian, se3
+from xreg import Beam, Camera, Volume, drr, drr_with_jacobian, se3
 from xreg.errors import GeometryError, VolumeError
 from xreg.ops.project import metric_of, project
 from xreg.renderer import rays_in_volume
@@ -129,3 +129,20 @@ def test_numpy_views_give_the_image_of_their_values(volume: Volume) -> None:
     turned = np.ascontiguousarray(pose[::-1])[::-1]
     for values, grid, place in ((backwards, affine, turned), (big, affine.astype(">f8"), pose.astype(">f8"))):
         np.testing.assert_array_equal(drr((values, grid), view(volume), place), expected)
+
+
+def test_what_is_no_view_or_volume(volume: Volume) -> None:
+    camera = view(volume)
+    for wrong in (None, "camera.json", [camera, None]):
+        with pytest.raises(GeometryError, match="a Camera, a Rig or a list of cameras"):
+            drr(volume, wrong)
+    for wrong in (None, (volume.mu,), volume.mu):
+        with pytest.raises(VolumeError, match=r"drr takes a Volume, or \(mu, affine\)"):
+            drr(wrong, camera)
+    poses, two = torch.eye(4, dtype=torch.float64).expand(3, 4, 4), Camera.stack([camera, camera])
+    for render in (drr, drr_with_jacobian):
+        with pytest.raises(GeometryError, match=r"the batch \(3,\) do not broadcast .* batch \(2,\)"):
+            render(volume, two, poses)
+    image, _ = drr_with_jacobian(volume, camera, poses[0], center=[0.0, 0.0, 0.0])
+    assert image.shape == camera.size
+    assert Beam(samples=np.int64(100)).samples == 100

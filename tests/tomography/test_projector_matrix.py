@@ -6,7 +6,7 @@ from scipy import ndimage
 from tomography_scene import GRID, body, circle
 
 from xreg import Volume, drr
-from xreg.errors import GeometryError, VolumeError
+from xreg.errors import GeometryError, ImageError, VolumeError
 from xreg.geometry import Camera, Rig
 from xreg.io import VoxelGrid
 from xreg.tomography import Projector, usual_binning
@@ -72,6 +72,18 @@ def test_the_fast_adjoint_is_close_for_smooth_images(mirrored):
     assert float((a - b)[inside].norm() / a[inside].norm()) < 0.03
 
 
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (2, 40)])
+def test_a_detector_of_one_row_is_a_row(size):
+    """Voxels that it does not see get nothing."""
+    grid = VoxelGrid.box((5, 8, 8), (64.0, 64.0, 64.0))
+    thin = [
+        Camera.c_arm(sdd=800, sod=500, size=size, spacing=3.0, primary=float(a)) for a in range(0, 360, 30)
+    ]
+    found = Projector(thin, grid, adjoint="voxel").adjoint(torch.ones(12, *size, dtype=torch.float64))
+    assert float(found[[0, -1]].abs().max() if size[0] < 3 else found[:, [0, -1]].abs().max()) == 0.0
+    assert float(found[2].max()) > 0
+
+
 def test_norm_is_the_largest_singular_value():
     projector = Projector(views(), SMALL)
     found = projector.norm(torch.zeros(1, dtype=torch.float64))
@@ -84,6 +96,18 @@ def test_a_subset_is_some_of_the_rows():
     whole = projector.forward(body())
     torch.testing.assert_close(part.forward(body()), whole[[4, 1]], rtol=0, atol=0)
     assert part.shape == (2, *whole.shape[1:])
+
+
+def test_only_single_and_double_precision():
+    projector = Projector(views(), SMALL)
+    for kind in (torch.float16, torch.bfloat16, torch.int32):
+        with pytest.raises(VolumeError, match="float32 or float64"):
+            projector.forward(torch.ones(SMALL.shape, dtype=kind))
+        for rule in ("exact", "voxel"):
+            with pytest.raises(ImageError, match="float32 or float64"):
+                Projector(views(), SMALL, adjoint=rule).adjoint(torch.ones(projector.shape, dtype=kind))
+    with pytest.raises(VolumeError, match="got ndarray"):
+        projector.forward(torch.ones(SMALL.shape).numpy())
 
 
 def test_what_cannot_be_is_refused():

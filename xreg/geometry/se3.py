@@ -76,6 +76,8 @@ def from_euler(
 
     if not isinstance(angles, Tensor):
         angles = tensor64(angles, "angles")
+    if not order or not (set(order) <= set("XYZ") or set(order) <= set("xyz")):
+        raise GeometryError(f"order must name axes, as 'ZXY' (intrinsic) or 'zxy' (extrinsic), got {order!r}")
     if angles.shape[-1:] != (len(order),):
         raise GeometryError(
             f"angles must have shape [..., {len(order)}] for order {order!r}, got {tuple(angles.shape)}"

@@ -232,11 +232,11 @@ def _check_images(images: Tensor) -> None:
     if (
         not isinstance(images, Tensor)
         or images.ndim != 3
-        or not images.is_floating_point()
+        or images.dtype not in (torch.float32, torch.float64)
         or not images.numel()
     ):
         kind = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ImageError(f"projections must be a floating tensor [V, H, W], got {kind}")
+        raise ImageError(f"projections must be a floating tensor [V, H, W], float32 or float64, got {kind}")
     bad = ~torch.isfinite(images).flatten(1).all(1)
     if bool(bad.any()):
         raise ImageError(

@@ -114,7 +114,7 @@ def _integrate(mu: Tensor, s: Tensor, d: Tensor, integrator: int, steps: int, so
     total = torch.zeros(len(s), columns, dtype=dtype, device=s.device)
     for rows, x, w in _samples(s, d, size, integrator, steps):
         value = torch.zeros_like(w, dtype=dtype)
-        at = next(_corners(x, size, True))
+        at, _ = next(_corners(x, size, True))  # of the grid: for a sample outside, at its border
         for index, share in _corners(x, size, integrator == SIDDON):
             part = (share * w).to(dtype) * flat[index].to(dtype)
             if sort and sort[2]:
@@ -122,8 +122,7 @@ def _integrate(mu: Tensor, s: Tensor, d: Tensor, integrator: int, steps: int, so
             else:
                 value = value + part
         if sort and not sort[2]:
-            label = torch.where(at[1] > 0, sort[0].reshape(-1)[at[0]].long(), -1)
-            total = _sort(total, rows, label, value, columns)
+            total = _sort(total, rows, sort[0].reshape(-1)[at], value, columns)
         elif not sort:
             total = total.index_add(0, rows, value.sum(1, keepdim=True))
     return total if sort else total[:, 0]

@@ -20,6 +20,7 @@ from xreg.registration.reprojection import Sights, minimise, normal_matrix, sigh
 TOLERANCE_MM = 4.0  # at the detector: how far a careful hand misses a landmark at most
 TOLERANCE_SHARE = 0.01  # of the image's diagonal, where the detector's size is not known
 LEAST_SHARE = 0.5  # of the sights must agree
+CONVINCING = 0.8  # of the sights: where OpenCV's pose explains as many, no other consensus is sought
 HUBER = 0.5  # tolerances
 SUBSETS, SUBSET, ROTATIONS, CANDIDATES = 128, 4, 12, 6
 AT_ONCE = 24  # subsets that are fitted together
@@ -70,8 +71,9 @@ def pose_from_landmarks(
     ransac_px: reprojection error beyond which a point is taken as wrong; by default 4 mm at the detector (1 %
     of the diagonal where the camera has no sdd).  min_points: that must agree, and half of what is seen must
     in any case.  backend: "opencv" draws the consensus by OpenCV's RANSAC (the extra ``landmarks``; pinholes
-    only), "own" by ours, "auto" by OpenCV where it is installed and finds one.  All are deterministic.
-    Whatever drew it, the consensus is then refined over all views at once with Huber's loss.
+    only; of points in a plane it may find none), "own" by ours, "auto" by OpenCV where it is installed, and by
+    ours too unless most sights agree with that.  All are deterministic.  Whatever drew it, the consensus is
+    then refined over all views at once with Huber's loss, and gives way to a better one of the same sights.
 
     RegistrationError, which says what to do, where points are too few, on one line, not finite, or do not
     agree with any pose before the sources.
@@ -82,9 +84,9 @@ def pose_from_landmarks(
     found = None
     if backend == "opencv" or (backend == "auto" and _cv2() is not None):
         found = problem.consensus(problem.opencv_candidates(required=backend == "opencv"))
-    if backend == "own" or (backend == "auto" and not problem.enough(found)):
+    if backend == "own" or (backend == "auto" and not problem.convinced(found)):
         found = problem.own_consensus(found)
-    return problem.answer(found)
+    return problem.answer(problem.better(found))
 
 
 class _Problem:
@@ -103,6 +105,18 @@ class _Problem:
             raise RegistrationError(
                 f"{len(self.sights)} sights of landmarks do not fix a pose: at least {SUBSET} are needed"
             )
+
+    def convinced(self, pose: Tensor | None) -> bool:
+        """Whether so many sights agree with a pose that others need not be drawn."""
+        return self.enough(pose) and float(self._within(pose).double().mean()) >= CONVINCING
+
+    def better(self, pose: Tensor | None) -> Float[Tensor, "4 4"] | None:
+        """The pose, or a better one that explains all that it explains: points of a plane have two."""
+        if not self.enough(pose):
+            return pose
+        return self.consensus(
+            self._fitted(self.sights.take(self._within(pose).nonzero()[:, 0]), 4, HUBER), pose
+        )
 
     def own_consensus(self, rival: Tensor | None) -> Float[Tensor, "4 4"] | None:
         """The best of poses that fit four sights each, and of one that fits all in the mean."""

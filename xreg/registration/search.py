@@ -75,6 +75,17 @@ class SearchSettings:
     convincing: float = 0.6
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        least = {"samples": 1, "heat": 1, "finalists": 1, "evolution": 0, "population": 2}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if int(value) != value or value < low:
+                raise RegistrationError(
+                    f"{name} of a search must be a whole number, at least {low}, got {value!r}"
+                )
+        if not 0 < self.grid_mm < math.inf:
+            raise RegistrationError(f"grid_mm of a search must be a length in mm, got {self.grid_mm}")
+
 
 def locate(
     volume: Volume,

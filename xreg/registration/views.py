@@ -83,13 +83,16 @@ def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
         raise RegistrationError(
             f"register takes one camera a film, got a batch of shape {tuple(camera.batch_shape)}"
         )
-    film = as_tensor(film).detach().double().cpu()
+    film = _numbers_of(film, "film").double()
     if tuple(film.shape) != tuple(camera.size):
         raise ImageError(
             f"film must have the camera's size {tuple(camera.size)} (H, W), got {tuple(film.shape)}; crop or "
             "bin the camera along with the film (camera.crop, camera.bin)"
         )
-    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else as_tensor(mask).bool().cpu()
+    valid = torch.ones(film.shape, dtype=torch.bool) if mask is None else _numbers_of(mask, "mask")
+    if valid.is_floating_point() and not bool(torch.isfinite(valid).all()):
+        raise ImageError("mask holds NaN or infinite pixels; make it true where a pixel counts")
+    valid = valid.bool()
     if valid.shape != film.shape:
         raise ImageError(f"mask must have the film's shape {tuple(film.shape)}, got {tuple(valid.shape)}")
     if not bool(torch.isfinite(film[valid]).all()):
@@ -99,6 +102,17 @@ def check_view(film: Any, mask: Any, camera: Camera | None) -> View:
         raise ImageError("film has no contrast inside the mask: every valid pixel is the same")
     # poses and cameras stay on the host; a level's `Target` goes where its images are made
     return View(torch.where(valid, film - level, 0.0).float(), valid, camera.to("cpu"), float(level))
+
+
+def _numbers_of(value: Any, name: str) -> Tensor:
+    """A film or mask as a tensor of real numbers on the host."""
+    try:
+        found = as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ImageError(f"{name} must be an image of numbers [H, W], got {value!r:.80}") from error
+    if found.is_complex():
+        raise ImageError(f"{name} must hold real numbers, got {found.dtype}")
+    return found
 
 
 def check_views(film: Any, mask: Any, camera: Any) -> list[View]:

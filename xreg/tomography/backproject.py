@@ -52,12 +52,10 @@ def _one_view(image: Tensor, matrix: list[list[float]], i: Tensor, j: Tensor, k:
     )
     near = 1.0 / z.clamp_min(1e-6)
     height, width = image.shape
-    # grid_sample counts from -1 to 1 between the outermost pixel centres
-    at = torch.stack(
-        [u * near * (2.0 / max(width - 1, 1)) - 1, v * near * (2.0 / max(height - 1, 1)) - 1], -1
-    )
+    # grid_sample counts from -1 to 1 between the outer edges of the outermost pixels
+    at = torch.stack([(2 * u * near + 1) / width - 1, (2 * v * near + 1) / height - 1], -1)
     found = functional.grid_sample(
-        image[None, None], at.reshape(1, -1, at.shape[2], 2), align_corners=True, padding_mode="zeros"
+        image[None, None], at.reshape(1, -1, at.shape[2], 2), align_corners=False, padding_mode="zeros"
     )
     return torch.where(z > 0, found.reshape(z.shape) * near * near, 0.0)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError, VolumeError
+from xreg.geometry._numbers import as_tensor
 from xreg.tomography.progress import OnIteration, Watch, relative
 from xreg.tomography.projector import Projector, check_projections
 
@@ -139,6 +140,7 @@ def start_volume(projector: Projector, images: Tensor, start: Tensor | None) -> 
     """A copy of ``start`` with the dtype and device of the images, or zeros."""
     if start is None:
         return images.new_zeros(projector.grid.shape)
+    start = as_tensor(start)
     if tuple(start.shape) != projector.grid.shape or not bool(torch.isfinite(start).all()):
         raise VolumeError(
             f"start must be finite, of the grid's shape {projector.grid.shape}, got {tuple(start.shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,10 +81,10 @@ class Projector:
 
         Gradients flow to mu, by the exact transpose.
         """
-        if tuple(mu.shape) != self.grid.shape or not mu.is_floating_point():
+        if not _is_real(mu, self.grid.shape):
             raise VolumeError(
-                f"mu must be floating, of the grid's shape {self.grid.shape}, got {mu.dtype} "
-                f"{tuple(mu.shape)}"
+                f"mu must be a tensor of float32 or float64 of the grid's shape {self.grid.shape}, got "
+                f"{_kind(mu)}"
             )
         rays = self.rays.to(mu.device)
         return project(mu.contiguous(), rays, self._metric, self.size, integrator=self.integrator)[0]
@@ -151,12 +152,21 @@ def list_of(cameras: Rig | Camera | Sequence[Camera]) -> list[Camera]:
 
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
-    """ImageError unless ``images`` are floating, of this shape [V, H, W]."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or tuple(images.shape) != shape:
-        kind = (
-            f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    """ImageError unless ``images`` are float32 or float64, of this shape [V, H, W]."""
+    if not _is_real(images, shape):
+        raise ImageError(
+            f"projections must be a floating tensor [V, H, W] = {list(shape)}, float32 or float64, got "
+            f"{_kind(images)}"
         )
-        raise ImageError(f"projections must be a floating tensor [V, H, W] = {list(shape)}, got {kind}")
+
+
+def _is_real(value: Any, shape: tuple[int, int, int]) -> bool:
+    known = (torch.float32, torch.float64)
+    return isinstance(value, Tensor) and value.dtype in known and tuple(value.shape) == shape
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_projections(images: Tensor, shape: tuple[int, int, int]) -> None:

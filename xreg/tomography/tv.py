@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xreg.errors import GeometryError
+from xreg.geometry._numbers import as_tensor
 from xreg.tomography.backproject import pixels_across
 from xreg.tomography.iterative import deal, start_volume
 from xreg.tomography.noise import noise_of
@@ -145,6 +146,7 @@ def _split(
 
 
 def _checked(rays: Tensor, images: Tensor) -> Tensor:
+    rays = as_tensor(rays)
     good = rays.shape == images.shape and bool(torch.isfinite(rays).all()) and float(rays.min()) >= 0
     if not (good and float(rays.max()) > 0):
         raise GeometryError(
