@@ -71,9 +71,10 @@ def pose_from_landmarks(
     ransac_px: reprojection error beyond which a point is taken as wrong; by default 4 mm at the detector (1 %
     of the diagonal where the camera has no sdd).  min_points: that must agree, and half of what is seen must
     in any case.  backend: "opencv" draws the consensus by OpenCV's RANSAC (the extra ``landmarks``; pinholes
-    only; of points in a plane it may find none), "own" by ours, "auto" by OpenCV where it is installed, and by
-    ours too unless most sights agree with that.  All are deterministic.  Whatever drew it, the consensus is
-    then refined over all views at once with Huber's loss, and gives way to a better one of the same sights.
+    only; of points in a plane it may find none), "own" by ours, "auto" by OpenCV where it is installed, and
+    by ours too unless most sights agree with that.  All are deterministic.  Whatever drew it, the consensus
+    is then refined over all views at once with Huber's loss, and gives way to a better one of the same
+    sights.
 
     RegistrationError, which says what to do, where points are too few, on one line, not finite, or do not
     agree with any pose before the sources.
