@@ -399,18 +399,3 @@ class _Run:
         )  # fmt: skip
         self.seconds["finish"] = self.spent - began
         return voxels
-
-
-def view_psnr(
-    body: Gaussians, images: Float[Tensor, "V H W"], cameras: Any, *, data_range: float | None = None
-) -> float:
-    """PSNR of views, dB, absolute, less than zero drawn as zero; range: the largest pixel unless given."""
-    from xreg.metrics import psnr
-
-    return psnr(draw(body, cameras), images.cpu(), data_range=data_range or float(images.max()))
-
-
-def draw(body: Gaussians, cameras: Any) -> Float[Tensor, "V H W"]:
-    """Views on the host, less than zero drawn as zero."""
-    with torch.no_grad():
-        return torch.stack([body.render(camera) for camera in cameras]).clamp_min(0).cpu()

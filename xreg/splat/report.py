@@ -18,7 +18,8 @@ from xreg.io import save_volume
 from xreg.io.files import write_json
 from xreg.io.projections import ProjectionSet
 from xreg.metrics import psnr, ssim_volume
-from xreg.splat.fitting import FitResult, draw, view_psnr
+from xreg.splat.drawn import draw, view_psnr
+from xreg.splat.fitting import FitResult
 from xreg.splat.gaussians import Gaussians
 from xreg.splat.views import corrected
 from xreg.volume import Volume
