@@ -164,7 +164,10 @@ def drr_with_jacobian(
         mu, scale = _voxels(volume, beam)
         flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
         known = {"scale": scale, "integrator": beam.integrator, "moments": True}
-        metric, groups = metric_of(volume.affine[:3, :3]), _groups(*_depth_range(volume, rays), beam)
+        metric, groups = (
+            metric_of(volume.affine[:3, :3]),
+            _groups(beam, len(flat), lambda: _depth_range(volume, rays)),
+        )
         image, moments = _launched(
             lambda some, steps: project(mu, some, metric, camera.size, steps=steps, **known), flat, groups
         )
@@ -236,15 +239,18 @@ def _depth_range(volume: Volume, rays: Float[Tensor, "*batch 6 3"]) -> tuple[Ten
     return t.amin(-1).clamp(0.0, 1.0), t.amax(-1).clamp(0.0, 1.0)
 
 
-def _groups(near: Tensor, far: Tensor, beam: Beam) -> list[tuple[int, list[int]]]:
-    """How many samples lie between source and detector, and of which views (of a flattened batch).
+def _groups(
+    beam: Beam, count: int, range_of: Callable[[], tuple[Tensor, Tensor]]
+) -> list[tuple[int, list[int]]]:
+    """How many samples lie between source and detector, and of which of `count` views.
 
     Each view gets at least the beam's samples where it sees the volume; views that need about as many share
     a number.
     """
-    depths = (far - near).flatten()
     if beam.integrator != "trilinear":
-        return [(1, list(range(len(depths))))]
+        return [(1, list(range(count)))]
+    near, far = range_of()
+    depths = (far - near).flatten()
     needed = torch.ceil(beam.samples / depths.clamp_min(1e-3)).clamp_min(2)
     needed = torch.where(depths > 0, needed, 2).to(torch.int64).tolist()  # what sees nothing may join any
     groups: list[tuple[int, list[int]]] = []
@@ -340,7 +346,8 @@ def _range(low: Tensor, high: Tensor, axis: int) -> str:
 
 def _render(volume: Volume, view: _View, beam: Beam, labels: str | None) -> Tensor:
     rays, size = view.rays, view.camera.size
-    batch, groups = rays.shape[:-2], _groups(view.near, view.far, beam)
+    batch = rays.shape[:-2]
+    groups = _groups(beam, batch.numel(), lambda: (view.near, view.far))
     mu, scale = _voxels(volume, beam)
     flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
     known: dict[str, Any] = {"scale": scale, "integrator": beam.integrator}
