@@ -33,7 +33,7 @@ from xreg.renderer import drr
 from xreg.volume import Volume
 
 BOX = PoseRange((-30, 30), (-15, 15), (-10, 10), (-60, 60), (-60, 60), (-60, 60), SDD, SOD, FIELD_MM)
-SAMPLES = (32, 64, 125, 250, 500)  # of nanodrr; 500 is what it takes if not told
+SAMPLES = (32, 64, 100, 125, 150, 175, 200, 250, 500)  # of nanodrr; 500 is what it takes if not told
 JUDGED = 8  # films whose error is measured
 BEHIND = SOD + 1000.0  # mm: a detector behind the body, as nanodrr needs one and a training has none
 GOAL = 3.0  # films a second, in parts of nanodrr's

@@ -88,7 +88,10 @@ WRONG = [
     ([{**CASE, "landmarks": []}], r"landmarks must be a list of points"),
     ([{**CASE, "starts": []}], r"starts must be one start or more"),
     ([{**CASE, "starts": {"around": {}}}], r"unknown field 'around' of cases\[0\].starts"),
-    ([{**CASE, "starts": {"random": {"mm": -1}}}], r"starts.random.mm must be zero or more \(mm\), got -1"),
+    (
+        [{**CASE, "starts": {"random": {"mm": -1}}}],
+        r"starts.random.mm must be from 0 to 10000 \(mm\), got -1",
+    ),
     ([{**CASE, "starts": {"random": {"count": 0}}}], r"random.count must be a whole number, 1 or more"),
     ([{**CASE, "film": []}], r"unknown field 'film' of cases\[0\]; the fields are name, ct, films"),
     (

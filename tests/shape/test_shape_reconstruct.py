@@ -104,6 +104,11 @@ def test_old_meshes_do_not_stay(found, tmp_path) -> None:
     (tmp_path / "meshes").mkdir()
     (tmp_path / "meshes" / "sacrum.stl").write_bytes(b"old")
     (tmp_path / "meshes" / "my_implant.stl").write_bytes(b"mine")
+    (tmp_path / "labels.json").write_text('{"names": {"25": "sacrum"}}')  # of something else
+    save_reconstruction(tmp_path, found)
+    assert (
+        tmp_path / "meshes" / "sacrum.stl"
+    ).read_bytes() == b"old"  # no earlier run is known to have made it
     save_reconstruction(tmp_path, found)
     assert sorted(f.stem for f in (tmp_path / "meshes").iterdir()) == ["L1", "L2", "L3", "L4", "my_implant"]
     with pytest.raises(FileError, match="mesh_suffix"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,33 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | 
         if other := taken.get(path.resolve()):
             raise click.UsageError(f"{name} would write over {path}, which {other}; choose another name.")
         taken[path.resolve()] = f"{name} writes"
+
+
+def inputs_of(options: Mapping[str, Any], **named: Path | Sequence[Path]) -> dict[str, Path]:
+    """The paths that a verb reads, by the words that gave them; named: its arguments, as FILM=films."""
+    values = {**named, **{"--" + name.replace("_", "-"): value for name, value in options.items()}}
+    found = {}
+    for word, value in values.items():
+        for path in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(path, Path):
+                found[f"{word} {path}" if word in found else word] = path
+    return found
+
+
+def check_unread(folder: Path, names: Iterable[str], inputs: Mapping[str, Path]) -> None:
+    """UsageError where files of these names in a folder would be written over what is read."""
+    outputs = {(folder / name).resolve(): name for name in names}
+    for word, path in inputs.items():
+        if name := outputs.get(path.resolve()):
+            raise click.UsageError(
+                f"-o {folder} would write its {name} over {path}, which {word} reads; choose another folder."
+            )
+
+
+def check_beside(output: Path, folders: Iterable[Path]) -> None:
+    """UsageError where a folder to write into is one that is read."""
+    if output.resolve() in {folder.resolve() for folder in folders}:
+        raise click.UsageError(f"-o {output} is read too, and would be mixed up; choose another folder.")
 
 
 def check_budget(options: Mapping[str, Any]) -> None:

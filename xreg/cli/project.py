@@ -81,7 +81,7 @@ def _picked(names: str | None, volume: Any) -> list[int] | None:
     if names is None:
         return None
     words = [word.strip() for word in names.split(",") if word.strip()]
-    return volume.label_numbers([int(word) if word.isdigit() else word for word in words])
+    return volume.label_numbers([int(word) if word.isdecimal() else word for word in words])
 
 
 def _report(

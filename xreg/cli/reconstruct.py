@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import NUMBER, PATH, POSITIVE, Number, check_folder, shared
+from xreg.cli.options import NUMBER, PATH, POSITIVE, Number, check_folder, check_unread, inputs_of, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 from xreg.cli.view import read_cameras
@@ -74,6 +74,7 @@ def command(
     if options["like"] and (options["voxel"] or options["center"]):
         raise click.UsageError("--like gives the whole grid: leave out --voxel and --center.")
     check_folder(output)
+    _check_unread(output, films, options)
     if options["reference"] is not None and options["reference"].resolve() == (output / "meshes").resolve():
         raise click.UsageError("--reference is where the new surfaces would go; choose another -o.")
     clock = Clock()
@@ -106,6 +107,12 @@ def command(
         files = save_reconstruction(output, found, mesh_suffix=f".{options['meshes']}", facts=facts)
     terminal.lines(_lines(found, output, files))
     return _result(found, output, files, clock)
+
+
+def _check_unread(output: Path, films: tuple[Path, ...], options: dict[str, Any]) -> None:
+    from xreg.shape.report import FILES
+
+    check_unread(output, FILES.values(), inputs_of(options, FILMS=films))
 
 
 def _read_films(paths: tuple[Path, ...], options: dict[str, Any]) -> tuple[list[Any], list[Camera]]:

@@ -13,8 +13,10 @@ from xreg.cli.options import (
     CT_NAMES,
     PATH,
     check_folder,
+    check_unread,
     ct_options,
     ct_text,
+    inputs_of,
     load_ct,
     per_film,
     shared,
@@ -113,6 +115,8 @@ def command(
     options["film_mask"] = per_film(options["film_mask"], len(film), "--film-mask")
     options["frame"] = per_film(options["frame"], len(film), "--frame", spread=True)
     check_folder(output)
+    names = ["pose.json", "pose.tfm", "rig.json", "result.json", *_overlays(len(film))]
+    check_unread(output, names, inputs_of({**known, **options}, CT=ct, FILM=film))
     clock = Clock()
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
@@ -301,7 +305,8 @@ def _write(
     output.mkdir(parents=True, exist_ok=True)
     one, names = len(films) == 1, _overlays(len(films))
     files = ["pose.json", "pose.tfm", *([] if one else ["rig.json"]), *names, "result.json"]
-    for name in _earlier_files(output) - set(files):
+    earlier = _earlier_files(output) - set(files)
+    for name in ("result.json", *earlier):  # the record first: it never tells of other files than its own
         (output / name).unlink(missing_ok=True)
     save_result_pose(output, found, films[0].camera if one else None, made)
     if not one:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from xreg.cli.options import PATH, SEED, Number, check_folder, shared
+from xreg.cli.options import PATH, SEED, Number, check_beside, check_folder, shared
 from xreg.cli.terminal import Clock, Terminal
 from xreg.cli.verb import verb
 
@@ -43,6 +43,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     that was stopped goes on. Networks that must not know a patient need a pool that was drawn without it.
     """
     check_folder(output)
+    check_beside(output, samples)
     clock = Clock()
     from xreg.shape.patients import counted
     from xreg.shape.population import Exposure

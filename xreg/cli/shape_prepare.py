@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import NUMBER, PATH, Number, check_folder, shared
+from xreg.cli.options import NUMBER, PATH, Number, check_beside, check_folder, shared
 from xreg.cli.terminal import Terminal
 from xreg.cli.verb import verb
 
@@ -107,6 +107,7 @@ def command(terminal: Terminal, folder: Path, output: Path, **options: Any) -> d
     if options["dataset"] != "plain" and (options["scheme"] or options["names"]):
         raise click.UsageError("--scheme and --names are for --dataset plain; the others have their own.")
     check_folder(output)
+    check_beside(output, [folder])
     cases = _cases(folder, options)
     made, failed = _run(terminal, cases, output)
     terminal.lines([(case["patient"], _line(case)) for case in made])

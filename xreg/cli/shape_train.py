@@ -13,6 +13,7 @@ from xreg.cli.options import (
     SEED,
     Number,
     check_beginning,
+    check_beside,
     check_budget,
     check_folder,
     check_training,
@@ -94,6 +95,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     check_budget(options)
     check_beginning(options)
     check_folder(output)
+    check_beside(output, samples)
     check_training(output, options)
     clock = Clock()
     from xreg.shape.atlas import keep_atlas

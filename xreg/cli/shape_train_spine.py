@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xreg.cli.options import PATH, POSITIVE, SEED, check_budget, check_folder, check_training, shared
+from xreg.cli.options import (
+    PATH,
+    POSITIVE,
+    SEED,
+    check_beside,
+    check_budget,
+    check_folder,
+    check_training,
+    shared,
+)
 from xreg.cli.terminal import Clock, Tell, Terminal
 from xreg.cli.verb import verb
 
@@ -41,6 +50,7 @@ def command(terminal: Terminal, samples: tuple[Path, ...], output: Path, **optio
     """
     check_budget(options)
     check_folder(output)
+    check_beside(output, samples)
     clock = Clock()
     from xreg.shape.patients import counted
     from xreg.shape.sources import read_prepared, require_apart, split_patients

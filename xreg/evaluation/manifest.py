@@ -6,7 +6,7 @@ missing film costs one case.  Paths are relative to the manifest's folder.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -213,7 +213,9 @@ class Field:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def _with_defaults(entry: Field, shared: dict[str, Field]) -> dict[str, Field]:
@@ -324,11 +326,10 @@ def _starts(entry: Field) -> tuple[PoseSource, ...] | RandomStarts:
             raise entry.wrong('a list of poses, or {"random": {…}}')
         known = table["random"].table(_RANDOM)
         values: dict[str, Any] = {}
-        for name, unit in (("mm", "mm"), ("degrees", "degrees")):
+        for name, most in (("mm", 1e4), ("degrees", 180.0)):
             if name in known:
-                values[name] = float(
-                    known[name].number(f"zero or more ({unit})", lambda v: 0 <= v < math.inf)
-                )
+                within = f"from 0 to {most:g} ({name})"
+                values[name] = float(known[name].number(within, lambda v, most=most: 0 <= v <= most))
         values |= {n: known[n].count(least) for n, least in (("count", 1), ("seed", 0)) if n in known}
         return RandomStarts(**values)
     poses = tuple(_pose(start) for start in entry.items())

@@ -100,9 +100,11 @@ def read_json(path: str | PathLike, what: str = "a JSON file") -> Any:
     """Read JSON (UTF-8).  FileError where it is missing, cut off, not JSON, or not finite."""
     file = require_file(path, what)
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
+        return json.loads(file.read_text(encoding="utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise FileError(f"{file}: is not text; expected {what}") from error
+    except RecursionError as error:
+        raise FileError(f"{file}: is nested too deeply for {what}") from error
     except ValueError as error:
         raise FileError(f"{file}: is not valid JSON ({error}); expected {what}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,8 @@ class PoseRecord:
                     "covariance needs center, the point (world RAS mm) that its tangent turns about; the "
                     "centre of the body is a good one"
                 )
-        if self.score is not None and not math.isfinite(self.score):
-            raise GeometryError(f"score must be a finite number or None, got {self.score}")
+        if self.score is not None and not (isinstance(self.score, Real) and math.isfinite(self.score)):
+            raise GeometryError(f"score must be a finite number or None, got {self.score!r}")
 
 
 def save_pose(path: str | PathLike, pose: PoseRecord | Float64[Tensor, "4 4"], **known: Any) -> None:
@@ -131,6 +132,8 @@ def load_pose(path: str | PathLike) -> PoseRecord:
         if not isinstance(frame, dict) or frame.get("convention") != _FRAME:
             raise GeometryError(f'{path}: "{end}" must be a frame with convention "{_FRAME}", got {frame!r}')
     tangent = data.get("tangent") or {}
+    if not isinstance(tangent, dict):
+        raise FileError(f'{path}: "tangent" of a pose must be an object, got {tangent!r:.80}')
     if tangent.get("order", _ORDER) != _ORDER:
         raise GeometryError(f"{path}: the tangent must be ordered {_ORDER}, got {tangent['order']}")
     camera = data.get("camera")

@@ -163,7 +163,7 @@ def save_annotated(folder: Path, found: Annotated, *, facts: dict[str, Any] | No
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
-    for old in _masks_before(folder):
+    for old in (*_masks_before(folder), folder / "annotation.json"):  # which tells of what lies there
         old.unlink(missing_ok=True)
     film = found.film.detach().cpu().numpy()
     for suffix in ("png", "npy"):

@@ -106,6 +106,10 @@ class Patient:
 
     def binned(self, n: int) -> Patient:
         """Blocks of n³ voxels: the mean of the CT numbers, the commonest label (the smaller on a tie)."""
+        if n > min(self.hu.shape):
+            raise ShapeError(
+                f"{self.name}: has {min(self.hu.shape)} voxels along an axis, too few for blocks of {n}"
+            )
         hu = F.avg_pool3d(self.hu[None, None], n)[0, 0]
         return replace(self, hu=hu, labels=commonest(self.labels, n), grid=self.grid.binned(n))
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from xreg.errors import FileError
-from xreg.io import atomic_write, write_json, write_nifti
+from xreg.io import atomic_write, read_json, write_json, write_nifti
 from xreg.io.grid import closest_axes
 from xreg.io.labels import header_table
 from xreg.pictures import PAPER, UNLIT, colour, enlarge, grey, panels, save_picture
@@ -40,6 +40,13 @@ border-bottom: 1px solid #d8dde4; vertical-align: top } .warn { background: #fff
 """
 
 
+FILES = {
+    "labels": "labels.nii.gz", "names": "labels.json", "uncertainty": "uncertainty.nii.gz",
+    "meshes": "meshes", "films": "films.png", "bones": "bones.png", "measures": "measures.json",
+    "report": "report.html",
+}  # fmt: skip
+
+
 def save_reconstruction(
     folder: str | PathLike,
     found: Reconstruction,
@@ -60,9 +67,10 @@ def save_reconstruction(
         (place / "meshes").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{place}: cannot be made a folder: {error.strerror or error}") from error
-    bones = dict.fromkeys((*SCHEMES["all"].names, *found.prediction.scheme.names))
-    for name, suffix in itertools.product(bones, SUFFIXES):
-        (place / "meshes" / f"{name}{suffix}").unlink(missing_ok=True)  # of an earlier run
+    for name, suffix in itertools.product(_bones_before(place), SUFFIXES):
+        (place / "meshes" / f"{name}{suffix}").unlink(missing_ok=True)
+    for name in ("measures.json", "report.html"):  # which tell of what lies there
+        (place / name).unlink(missing_ok=True)
     prediction, affine = found.prediction, found.prediction.grid.affine
     names = {n: prediction.scheme.names[n] for n in prediction.scheme.numbers}
     labels = prediction.labels.cpu().numpy()
@@ -81,11 +89,21 @@ def save_reconstruction(
     page = report_page(found, pictures, facts)
     with atomic_write(place / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return {
-        "labels": "labels.nii.gz", "names": "labels.json", "uncertainty": "uncertainty.nii.gz",
-        "meshes": "meshes", "films": "films.png", "bones": "bones.png", "measures": "measures.json",
-        "report": "report.html",
-    }  # fmt: skip
+    return dict(FILES)
+
+
+def _bones_before(place: Path) -> list[str]:
+    """The bones of an earlier run into a folder, as its labels.json tells; none where there was none."""
+    try:
+        before = read_json(place / "labels.json")
+    except FileError:
+        return []
+    if not isinstance(before, dict) or before.get("schema") != SCHEMA:
+        return []
+    known = dict.fromkeys(
+        (*SCHEMES["all"].names, *(str(n) for n in dict(before.get("names") or {}).values()))
+    )
+    return [name for name in known if Path(name).name == name]
 
 
 def record(found: Reconstruction, facts: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -219,6 +219,11 @@ def _parse(value: Any, kind: str, name: str) -> Any:
     return _tupled(array.tolist())
 
 
+def vector(value: Any, name: str) -> Array:
+    """Three finite numbers as an array, or GeometryError naming it."""
+    return np.array(_parse(value, "Vector", name))
+
+
 def _tupled(value: Any) -> Any:
     return tuple(_tupled(v) for v in value) if isinstance(value, list) else value
 

@@ -26,6 +26,7 @@ from xreg.geometry.conventions._common import (
     View,
     camera_from_view,
     choice,
+    vector,
     view_of,
     zxy_angles,
 )
@@ -101,7 +102,7 @@ def from_camera(
     offset = view.center - np.array([(width - 1) / 2, (height - 1) / 2])
     return DiffDRR(
         rotation=zxy_angles(rotation),
-        translation=rotation.T @ (view.source - np.asarray(isocenter, dtype=np.float64)),
+        translation=rotation.T @ (view.source - vector(isocenter, "isocenter of diffdrr")),
         sdd=view.sdd,
         height=height,
         width=width,

@@ -23,6 +23,7 @@ from xreg.geometry.conventions._common import (
     View,
     camera_from_view,
     choice,
+    vector,
     view_of,
     zxy,
     zxy_angles,
@@ -93,7 +94,7 @@ def from_camera(
     x0, y0 = (view.center - np.array([(width - 1) / 2, (height - 1) / 2])) * pitch
     return NanoDRR(
         rotation=np.degrees(zxy_angles(rotation)),
-        translation=rotation.T @ (view.source - np.asarray(isocenter, dtype=np.float64)),
+        translation=rotation.T @ (view.source - vector(isocenter, "isocenter of nanodrr")),
         sdd=view.sdd,
         height=height,
         width=width,

@@ -26,6 +26,7 @@ from xreg.geometry.conventions._common import (
     Positive,
     Vector,
     require_mirrored,
+    vector,
     view_of,
 )
 from xreg.geometry.conventions.lps import camera_from_ras, flip_points
@@ -118,7 +119,7 @@ def from_camera(camera: Camera, *, isocenter: Vector = (0.0, 0.0, 0.0)) -> Plast
     return Plastimatch(
         image_center=view.center,
         matrix=intrinsic @ extrinsic,
-        sad=np.linalg.norm(view.source - np.asarray(isocenter, dtype=np.float64)),
+        sad=np.linalg.norm(view.source - vector(isocenter, "isocenter of plastimatch")),
         sid=view.sdd,
         nrm=flip_points(view.beam),
         extrinsic=extrinsic,
