@@ -108,7 +108,8 @@ def success_rate(errors: Any, threshold: float) -> float:
 
 def gross_failure_rate(errors: Any, threshold: float = GROSS_MM) -> float:
     """Share of registrations with an mTRE above the threshold (mm), or with no finite one (no answer)."""
-    return 1.0 - success_rate(errors, threshold)
+    errors = np.asarray(errors, dtype=np.float64)
+    return float((~(errors <= threshold)).mean()) if errors.size else float("nan")
 
 
 # ---- capture range ----

@@ -253,7 +253,9 @@ def require(facts: Mapping[str, Any], names: tuple[str, ...], file: str | PathLi
 def write_log(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """The curve of a training, a JSON object a line, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text(
+            "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8"
+        )
 
 
 def read_log(folder: str | PathLike) -> list[dict[str, Any]]:

@@ -167,6 +167,7 @@ def test_rates_count_what_gave_no_answer_as_failed():
     errors = [0.5, 2.0, 11.0, math.inf, math.nan]
     assert metrics.success_rate(errors, 2.0) == pytest.approx(0.4)
     assert metrics.gross_failure_rate(errors) == pytest.approx(0.6)
+    assert metrics.gross_failure_rate([0.1] * 7 + [20.0] * 3) == 0.3  # to the bit: gates compare it
     assert math.isnan(metrics.success_rate([], 1.0))
 
 

@@ -278,3 +278,18 @@ def test_wrist_films(shared_data):
     film = load_radiograph(shared_data / "wrist" / "radius.tif", frame=60, mask=None)
     assert film.size == (86, 68)
     assert read_image(shared_data / "wrist" / "radius.tif").frames == 128
+
+
+def test_whole_numbers_beyond_two_billion_stay_positive(tmp_path):
+    pixels = np.arange(600, dtype=np.uint32).reshape(20, 30) + np.uint32(3_000_000_000)
+    image = Image.fromarray(pixels.view(np.int32))
+    image.save(tmp_path / "a.tif", tiffinfo={339: 1})  # sample format: not negative
+    with Image.open(tmp_path / "a.tif") as stored:
+        format_of = stored.tag_v2[339][0]
+    found = read_image(tmp_path / "a.tif").pixels
+    np.testing.assert_array_equal(found, pixels if format_of == 1 else pixels.view(np.int32))
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "b.tif", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif").pixels, pixels)
+    tifffile.imwrite(tmp_path / "c.tif", pixels.view(np.int32))
+    np.testing.assert_array_equal(read_image(tmp_path / "c.tif").pixels, pixels.view(np.int32))

@@ -246,3 +246,12 @@ def test_a_name_that_the_body_lacks_is_an_error_that_lists_what_is_left():
     body = Landmarks(("ASIS-l", "ASIS-r"), torch.eye(3)[:2])
     with pytest.raises(FileError, match=r"'ASIS_l'.*without a pixel there: 'ASIS-l'"):
         match_landmarks(body, PixelLandmarks(("ASIS_l", "ASIS-r"), [[0, 0], [1, 1]]))
+
+
+def test_points_of_a_table_that_are_not_placed_are_skipped(tmp_path):
+    """As 3D Slicer writes the table of a template."""
+    head = "label,l,p,s,defined,selected,visible,locked,description\n"
+    path = written(tmp_path, "a.csv", head + "F-1,10,20,30,1,1,1,0,\nF-2,0,0,0,0,1,1,0,\n")
+    found = load_landmarks(path)
+    assert found.names == ("F-1",)
+    assert found.points.tolist() == [[-10.0, -20.0, 30.0]]

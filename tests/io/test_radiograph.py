@@ -180,9 +180,11 @@ def test_frames_and_angle_increments(tmp_path):
     for bad in (3, -1, 1.0, True):
         with pytest.raises(ImageError, match="frame must be"):
             load_radiograph(path, frame=bad)
-    write_xa(path, frames, PositionerPrimaryAngleIncrement=[0.0, 1.5])
-    with pytest.warns(InputWarning, match="none for frame 2"):
-        assert load_radiograph(path, frame=2).primary == 30.0
+    for steps in ([0.0, 1.5], 10.0):
+        write_xa(path, frames, PositionerPrimaryAngleIncrement=steps)
+        for frame in (0, 2):
+            with pytest.warns(InputWarning, match="for 3 frames, and is not used"):
+                assert load_radiograph(path, frame=frame).primary == 30.0
 
 
 def enhanced_xa(path, pixels, *, origin, turn, flip, position, element=0.154):

@@ -372,3 +372,25 @@ def test_two_processes_train_one_network(tmp_path) -> None:
         trainer.optimiser.step()
     for name, tensor in trainer.net.state_dict().items():
         assert torch.allclose(found[f"net.{name}"], tensor, atol=2e-5), name
+
+
+def test_a_training_that_diverges_says_so(tmp_path) -> None:
+    with pytest.raises(RegistrationError, match=r"diverged at step \d+: take a rate below 1e\+08"):
+        train([body()], BOX, settings(steps=16, rate=1e8, validations=4), tmp_path / "net")
+    assert not (tmp_path / "net").exists() or not any((tmp_path / "net").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clip": -5.0},
+        {"clip": math.nan},
+        {"rate": math.inf},
+        {"cut": -1.0},
+        {"warm_up": 2.0},
+        {"decay": -1.0},
+    ],
+)
+def test_numbers_of_a_training_are_within_bounds(wrong) -> None:
+    with pytest.raises(RegistrationError, match=next(iter(wrong))):
+        TrainSettings(steps=1, **wrong)

@@ -201,3 +201,16 @@ def test_the_published_films_are_those_of_the_published_ct(shared_data, patient:
 
 def _r(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(np.corrcoef(a.flatten(), b.flatten())[0, 1])
+
+
+def test_a_large_film_is_a_film(monkeypatch) -> None:
+    """Beyond the 16 million values that torch.quantile takes; and in strips as in one go."""
+    from xreg.shape import films as module
+
+    values = torch.rand(3, 1001, generator=torch.Generator().manual_seed(0))
+    wanted = torch.quantile(values, values.new_tensor([0.005, 0.995]), dim=1)
+    torch.testing.assert_close(module._quantiles(values), wanted, rtol=0, atol=0)
+    images = torch.rand(2, 40, 50, generator=torch.Generator().manual_seed(1))
+    whole = module.despeckle(images)
+    monkeypatch.setattr(module, "_AT_ONCE", 300)
+    assert torch.equal(module.despeckle(images), whole)

@@ -18,6 +18,7 @@ from .files import atomic_write, require_file
 _WHAT = "a radiograph (DICOM, PNG, TIFF, NPY or NIfTI)"
 _CHANNELS = (1, 2, 3, 4)  # as a last axis: no film is so narrow
 _PHOTOMETRIC = 262  # TIFF's tag: 0 where white is zero
+_SAMPLES, _UNSIGNED = 339, 1  # TIFF's tag of how numbers are stored: whole and not negative if not said
 _GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -181,6 +182,8 @@ def _read_pillow(file: Path, frame: int) -> ImageFile:
                 picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
             mode, kind = picture.mode, picture.format or "image"
             pixels = np.array(picture)
+            if kind == "TIFF" and mode == "I" and picture.tag_v2.get(_SAMPLES, (1,))[0] == _UNSIGNED:
+                pixels = pixels.astype(np.int32).view(np.uint32)
             if kind == "TIFF" and mode in ("1", "L") and picture.tag_v2.get(_PHOTOMETRIC) == 0:
                 pixels = ~pixels  # Pillow inverted these, and no deeper ones, where white is zero
     except UnidentifiedImageError as error:

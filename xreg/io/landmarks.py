@@ -81,7 +81,8 @@ def load_landmarks(path: str | PathLike) -> Landmarks:
     ``.mrk.json`` (or any JSON with "markups"): 3D Slicer's markups, LPS or RAS as each list says (LPS where
     it does not), mm or µm; points that are not placed yet are skipped.  ``.fcsv``: Slicer's list with its
     header lines.  ``.csv``: name, x, y, z in RAS mm, with a header line or without; a header r, a, s or
-    l, p, s (as Slicer's table of control points has) is understood.  Other ``.json``: RAS mm, as
+    l, p, s (as Slicer's table of control points has) is understood, and rows that it calls not defined are
+    skipped.  Other ``.json``: RAS mm, as
     {"name": [x, y, z], ...} or a list of {"name", "x", "y", "z"}.  Raises FileError, which names the entry.
     """
     file = require_file(path, "landmarks (.mrk.json, .fcsv, .csv or .json)")
@@ -216,8 +217,10 @@ def _read_table(file: Path, headers: Sequence[Sequence[str]]) -> list[Row]:
             f"these; got {','.join(lines[0][1])!r}"
         )
     signs = SIGNS["LPS" if tuple(axes) == ("l", "p", "s") else "RAS"]
-    rows = []
+    rows, placed = [], first.index("defined") if "defined" in first else None
     for number, cells in lines:
+        if placed is not None and cells[placed : placed + 1] == ["0"]:  # of a template, not placed yet
+            continue
         if len(cells) <= max(*at, place):
             raise FileError(f"{file}: line {number} has {len(cells)} entries and needs {max(*at, place) + 1}")
         values = floats([cells[k] for k in at], count, f"{file}: line {number}")

@@ -151,11 +151,10 @@ def _angle(header: Header, keyword: str, increments: str) -> Provenance:
         return Provenance(0.0, "default", f"the header states no {keyword}; 0 degrees is assumed{ignored}")
     if steps is None:
         return Provenance(start, "header", note, tag)
-    if header.frame >= len(steps):
-        if len(steps) > 1:
-            _warn(
-                header, f"{increments} {step_tag} has {len(steps)} values and none for frame {header.frame}"
-            )
+    frames = int(header.number("NumberOfFrames")[0] or 1)
+    if len(steps) < frames:  # which frames they are for is not said
+        _warn(header, f"{increments} {step_tag} has {len(steps)} values for {frames} frames, and is not used")
+    if len(steps) < frames or header.frame >= len(steps):
         return Provenance(start, "header", note, tag)
     text = f"{keyword} + increment of frame {header.frame}, {note}"
     return Provenance(start + steps[header.frame], "header", text, f"{tag}{step_tag}")

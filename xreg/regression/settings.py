@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -85,6 +86,14 @@ class TrainSettings:
                 raise RegistrationError(f"{name} must be a positive whole number, got {value!r}")
         if self.size < 32 or self.size % 32:
             raise RegistrationError(f"size must be a multiple of 32 px, at least 32, got {self.size}")
+        real = {"clip": self.clip, "rate": self.rate, "grid_mm": self.grid_mm}
+        for name, value in real.items():
+            if not 0 < value < math.inf:
+                raise RegistrationError(f"{name} must be a positive number, got {value!r}")
+        shares = {"cut": self.cut, "warm_up": self.warm_up, "decay": self.decay}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise RegistrationError(f"{name} must be a number from 0 to 1, got {value!r}")
         low, high = self.contrast
         if not (0 < low <= high and self.rate > 0 and self.grid_mm > 0 and 0 <= self.average < 1):
             raise RegistrationError(

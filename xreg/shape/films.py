@@ -31,6 +31,7 @@ AP = (0.0, -1.0, 0.0)  # beam directions, RAS: image columns then grow to the pa
 LATERAL = (-1.0, 0.0, 0.0)  # … and to the front, as in Swin-X2S; rows to the feet in both
 CEILING = 32767.0  # HU·mm, the largest 16-bit number
 _QUANTILES = (0.005, 0.995)
+_AT_ONCE = 1 << 20  # pixels whose neighbours are looked at together
 _SPECKLE = 0.4  # of the film's range, from which a pixel is no neighbour of those about it
 _AIR = -1000.0
 _PLAIN = FilmSettings(photons=math.inf, scatter=0.0, blur=0.0)
@@ -109,7 +110,7 @@ def normalise(films: Float[Tensor, "*views H W"]) -> Float[Tensor, "*views H W"]
     if not bool(values.isfinite().all()):
         raise ImageError("films must be finite; mask or fill pixels that are not")
     flat = despeckle(values.reshape(-1, *values.shape[-2:]))
-    low, high = torch.quantile(flat.flatten(1), flat.new_tensor(_QUANTILES), dim=1)
+    low, high = _quantiles(flat.flatten(1))
     wide = low >= high  # so dark, or so small an object, that quantiles meet: its whole range then
     low = torch.where(wide, flat.amin((1, 2)), low)
     high = torch.where(wide, flat.amax((1, 2)), high)
@@ -119,10 +120,27 @@ def normalise(films: Float[Tensor, "*views H W"]) -> Float[Tensor, "*views H W"]
     return scaled.clamp(0.0, 1.0).reshape(values.shape)
 
 
+def _quantiles(values: Float[Tensor, "V N"]) -> Float[Tensor, "2 V"]:
+    """As `torch.quantile`, which takes no more than 16 million values."""
+    ranked = values.sort(dim=1).values
+    at = values.new_tensor(_QUANTILES, dtype=torch.float64) * (values.shape[1] - 1)
+    low = at.long()
+    share = (at - low).to(values)[:, None]
+    return torch.lerp(ranked[:, low].T, ranked[:, (low + 1).clamp_max(values.shape[1] - 1)].T, share)
+
+
 def despeckle(films: Float[Tensor, "V H W"]) -> Float[Tensor, "V H W"]:
     """Replace pixels further than 0.4 of a film's range from the median of the 5 × 5 about them."""
     padded = F.pad(films[:, None], (2, 2, 2, 2), mode="reflect")
-    around = F.unfold(padded, 5).median(dim=1).values.reshape(films.shape)
+    count, height, width = films.shape
+    rows = max(1, _AT_ONCE // (count * width))  # 25 numbers a pixel are held
+    around = torch.cat(
+        [
+            F.unfold(padded[:, :, top : top + rows + 4], 5).median(dim=1).values.reshape(count, -1, width)
+            for top in range(0, height, rows)
+        ],
+        dim=1,
+    )
     extent = films.amax((1, 2), keepdim=True) - films.amin((1, 2), keepdim=True)
     return torch.where((films - around).abs() > _SPECKLE * extent, around, films)
 
