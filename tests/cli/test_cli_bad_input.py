@@ -157,8 +157,8 @@ def write_json(path, data):
         (["--isocenter", "9000", "0", "0"], "outside the beam"),
         (["--energy", "500"], "keV"),
         (["--camera", "none.json"], "no such file"),
-        (["--mask", "mask.nii"], "grid"),
-        (["--mask", "float.nii"], "whole numbers"),
+        (["--mask", "mask.nii", "--labels", "hard"], "grid"),
+        (["--mask", "float.nii", "--labels", "hard"], "whole numbers"),
         (["--pose", "mirror.json"], "det"),
         (["--pose", "mirror.tfm"], "det"),
         (["--pose", "film.png"], "JSON|text"),
@@ -177,7 +177,7 @@ def test_bad_words_and_files_beside_a_good_ct(words, hints, bench, chest, monkey
     lines += ["Parameters: -1 0 0 0 1 0 0 0 1 0 0 0", "FixedParameters: 0 0 0", ""]
     (folder / "mirror.tfm").write_text("\n".join(lines))
     view = [] if "--camera" in words else VIEW
-    message = refused("drr", chest / "ct.nii.gz", *view, *words, "-o", bench / "out" / "a.png", "--sidecar")
+    message = refused("drr", chest / "ct.nii.gz", *view, *words, "-o", bench / "out" / "a.npy", "--sidecar")
     assert_matches(hints, message)
     assert not list((bench / "out").iterdir())
 
@@ -208,7 +208,7 @@ def test_a_seed_has_a_range(words):
 
 def test_names_of_labels_need_a_label_map(bench, chest):
     named = ["--label-names", bench / "in" / "film.png"]
-    result = xreg("drr", chest / "ct.nii.gz", *VIEW, *named, "-o", bench / "out" / "a.png")
+    result = xreg("info", chest / "ct.nii.gz", *named)
     assert result.exit_code == 2
     assert "give that as --mask" in result.stderr
     assert xreg("register", "ct", "film", "--mask", "m", "-o", "x").exit_code == 2  # nothing is done with one

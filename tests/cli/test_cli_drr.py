@@ -122,7 +122,7 @@ def test_options_that_do_not_go_together(words, hint, tmp_path, monkeypatch):
         (["-o", "ct.nii.gz"], "which CT reads"),
         (["-o", "sub/../ct.nii.gz"], "which CT reads"),
         (["-o", "film.png", "--save-camera", "film.png"], "which -o writes"),
-        (["-o", "mask.nii.gz", "--mask", "mask.nii.gz"], "which --mask reads"),
+        (["-o", "mask.nii.gz", "--mask", "mask.nii.gz", "--labels", "hard"], "which --mask reads"),
         (["-o", "truth.png", "--pose", "truth.json", "--sidecar"], "which --pose reads"),
     ],
 )

@@ -182,7 +182,7 @@ def test_nothing_is_written_over_other_files_that_are_read(scan, tmp_path):
     done = run("recon", scan[0], "-o", stack, "--projections", stack)
     assert done.exit_code == 2
     assert "which --projections reads" in done.output
-    done = run("splat", "fit", scan[0], "-o", prior.parent, "--prior", prior, "--overwrite", *FAST)
+    done = run("splat", "fit", scan[0], "-o", prior.parent, "--prior", prior, "--overwrite")
     assert done.exit_code == 2
     assert "which --prior reads" in " ".join(done.output.split())
     done = run("splat", "render", stack, "-o", tmp_path / "camera.tif", "--camera", tmp_path / "camera.tif")
@@ -263,7 +263,7 @@ def test_a_fit_that_is_there_is_not_overwritten_without_a_word(scan, tmp_path):
         assert "--overwrite" in again.output
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     (out / "notes.txt").write_text("mine")
-    again = run(*words, "--overwrite", "--seed", 1, "--prior", tmp_path / "none.nii")
+    again = run(*words[:5], "--overwrite", "--size", 10, "--prior", tmp_path / "none.nii")
     assert again.exit_code == 1  # nothing is lost where the options are wrong
     again = run(*words, "--overwrite", "--seed", 1, "--center", 100, 0, 5000)
     assert again.exit_code == 1

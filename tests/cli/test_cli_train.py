@@ -127,7 +127,7 @@ def test_bad_input_leaves_nothing(chest: Path, network: Path, tmp_path: Path) ->
     start = ["train", chest / "ct.nii.gz", "-o", tmp_path / "net", *QUICK, "--steps", 1]
     assert "never sees the anatomy" in refused(*start, "--range", "lateral=4000:4001")
     assert "tilt" in refused(*start, "--range", "tilt=1:2")
-    assert "label map" in refused(*start, "--label", "spine")
+    assert "label map" in refused(*start, "--label", "spine", "--dice", 0.1)
     assert "is not there" in refused(*start, "--resume")
     assert "other layers" in refused(*start[:4], *QUICK[2:], "--size", "64", "--steps", 1, "--from", network)
     assert "backbone" in refused(*start, "--backbone", "large")

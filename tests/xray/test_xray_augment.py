@@ -245,6 +245,7 @@ def test_inversion_exchanges_bright_and_dark() -> None:
         ({"clahe_clips": ()}, "clahe_clips"),
         ({"clahe_tiles": 0}, "clahe_tiles"),
         ({"tool_bend": -1.0}, "tool_bend"),
+        ({"clahe_clips": (float("inf"),)}, "clahe_clips"),
         ({"blade_degrees": 360.0}, "blade_degrees"),
     ],
 )

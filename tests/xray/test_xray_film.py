@@ -210,6 +210,8 @@ def test_the_own_range_of_a_film_is_kept() -> None:
         ({"blur": -1.0}, "blur"),
         ({"gamma": 0.0}, "gamma"),
         ({"bits": 10}, "bits"),
+        ({"window": (0.0, float("inf"))}, "window"),
+        ({"window": 5.0}, "window"),
         ({"window": (2.0, 1.0)}, "window"),
     ],
 )

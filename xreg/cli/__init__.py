@@ -1,7 +1,8 @@
 """The command `xreg`: one file a verb, loaded when it is asked for.
 
 Only click is imported here, so that `xreg --help` answers at once; each verb imports what it needs when it
-runs.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but rejected by its own quality check.
+runs.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but rejected by its own quality check,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but rejected by its own quality check.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but rejected by its own quality check, "
+    "130 interrupted.",
 )
 @click.version_option(__version__, prog_name="xreg")
 def main() -> None:

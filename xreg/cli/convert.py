@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class View:
     required=True,
     help="What to make of it.",
 )
-@shared("output", "File to write.  [default: print it]")
+@shared("output", "File to write.  [default: print its text]")
 @shared("camera", "Camera in the world: what turns a pose into a view, and a view into a pose.")
 @click.option(
     "--flip",
@@ -311,6 +312,8 @@ def _make_tool(camera: Camera, target: str, options: dict[str, Any]) -> dict[str
 
     allowed, words = _words(target), _extra(options["extra"])
     if options["isocenter"] is not None and "isocenter" in allowed:
+        if "isocenter" in words:
+            raise click.UsageError("--isocenter and --set isocenter=... exclude each other: give one.")
         words["isocenter"] = options["isocenter"]
     if unknown := [name for name in words if name not in allowed]:
         raise click.UsageError(
@@ -331,6 +334,8 @@ def _extra(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--set takes NAME=VALUE, got {pair!r}.")
+        if name in words:
+            raise click.UsageError(f"--set gives {name} twice: give it once.")
         try:
             words[name] = json.loads(value)
         except ValueError:
@@ -378,10 +383,14 @@ def _write(made: dict[str, Any], target: str, output: Path | None) -> str:
 
     if target in POSES:
         pose = torch.tensor(made["matrix"], dtype=torch.float64)
-        if output is None:
-            return "\n".join("  ".join(f"{v:17.12g}" for v in row) for row in made["matrix"])
-        (save_pose if target == "pose" else save_tfm)(output, pose)
-        return ""
+        save = save_pose if target == "pose" else save_tfm
+        if output is not None:
+            save(output, pose)
+            return ""
+        with tempfile.TemporaryDirectory() as folder:  # the text is that of the file
+            file = Path(folder) / ("pose.json" if target == "pose" else "pose.tfm")
+            save(file, pose)
+            return file.read_text(encoding="utf-8").rstrip("\n")
     if output is not None and (output.suffix.lower() == ".json" or target not in TEXT_TOOLS):
         write_json(output, made)
         return ""

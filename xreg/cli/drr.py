@@ -23,7 +23,7 @@ from xreg.cli.options import (
     split,
 )
 from xreg.cli.terminal import Clock, Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 from xreg.cli.view import aimed, check_view, read_view, view_text
 
 if TYPE_CHECKING:
@@ -109,12 +109,24 @@ def _check_names(output: Path, options: dict[str, Any], ct: dict[str, Any]) -> s
         )
     if options["labels"] and "mask" not in ct:
         raise click.UsageError("--labels needs --mask, the label map of the CT.")
+    _check_used(options, ct)
     if options["window"] and suffix != ".png":
         raise click.UsageError("--window is for .png; the other files keep the values as they are.")
     if options["window"] and not -math.inf < options["window"][0] < options["window"][1] < math.inf:
         low, high = options["window"]
         raise click.UsageError(f"--window is LOW HIGH with LOW below HIGH, got {low:g} {high:g}.")
     return suffix
+
+
+def _check_used(options: dict[str, Any], ct: dict[str, Any]) -> None:
+    """UsageError for an option that is without effect beside the others."""
+    idle = [f"--{name.replace('_', '-')}" for name in ("mask", "label_names") if name in ct]
+    if idle and not options["labels"]:
+        raise click.UsageError(f"{' and '.join(idle)} is for --labels, hard or soft: give that as well.")
+    if options["integrator"] != "trilinear" and given("samples"):
+        raise click.UsageError(
+            f"--samples is for --integrator trilinear, and not for {options['integrator']}; leave it out."
+        )
 
 
 def _check_paths(ct: Path, output: Path, suffix: str, options: dict[str, Any], known: dict[str, Any]) -> None:

@@ -9,9 +9,17 @@ import click
 
 from xreg.cli.options import CT_NAMES, PATH, labelled_ct_options, load_ct, shared, split
 from xreg.cli.terminal import Fact, Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 
 KINDS = ("auto", "ct", "labels", "film", "pose", "camera")
+# What each is called, and the options that say how it is read.
+_USES = {
+    "ct": ("a CT", CT_NAMES),
+    "labels": ("a label map", ("label_names",)),
+    "film": ("a radiograph", ("frame",)),
+    "pose": ("a pose", ()),
+    "camera": ("a camera", ()),
+}
 _FILMS = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".bmp")
 _FEW_LABELS = 0.05  # of the numbers up to the largest must occur in a label map that nothing else gives away
 
@@ -35,11 +43,21 @@ def command(terminal: Terminal, file: Path, kind: str, frame: int, **options: An
 
     ct, _ = split(options, CT_NAMES)
     kind = _tell(file) if kind == "auto" else kind
+    _check_used(file, kind)
     with terminal.working(f"reading {file}"):
         title, facts = _explain(file, kind, frame, ct)
     facts = [*file_facts(file), *facts]
     terminal.facts(f"{title}: {file}", facts)
     return {"file": str(file), "kind": kind, "facts": {fact.name: fact.to_json() for fact in facts}}
+
+
+def _check_used(file: Path, kind: str) -> None:
+    """UsageError for an option that says nothing about a file of this kind."""
+    what, used = _USES[kind]
+    if wrong := given(*(name for name in ("frame", *CT_NAMES) if name not in used)):
+        raise click.UsageError(
+            f"{', '.join(wrong)}: not for {what}, as which {file} is read; leave that out, or give --as."
+        )
 
 
 def _tell(file: Path) -> str:

@@ -10,7 +10,7 @@ import click
 
 from xreg.cli.options import PATH, POSITIVE, check_apart, check_file, shared
 from xreg.cli.terminal import Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 
 if TYPE_CHECKING:
     from xreg.shape.schemes import Scheme
@@ -120,8 +120,8 @@ def _schemes(options: dict[str, Any]) -> tuple[Scheme, Scheme]:
     if options["names"] is not None:
         from xreg.io.labels import label_names
 
-        if options["prediction_scheme"] is not None:
-            raise click.UsageError("--names speaks of both label maps; leave out --prediction-scheme.")
+        if wrong := given("scheme", "prediction_scheme"):
+            raise click.UsageError(f"--names speaks of both label maps; leave out {' and '.join(wrong)}.")
         known = Scheme.of_table(options["names"].name, label_names(options["names"]))
         return known, known
     theirs = scheme(options["scheme"])

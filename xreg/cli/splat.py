@@ -22,10 +22,11 @@ from xreg.cli.options import (
 from xreg.cli.scans import ONE_OR_MORE, SIZE
 from xreg.cli.splat_fit import fit, render
 from xreg.cli.terminal import Clock, Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 
 if TYPE_CHECKING:
     from xreg.tomography import Simulation
+    from xreg.volume import Volume
 
 
 @click.group("splat", short_help="X-ray Gaussians: simulate scans, fit, render.")
@@ -93,6 +94,7 @@ def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict
             f"--size {options['size']} times --finer {options['finer']} is {fine} voxels along the cube; at "
             f"most {SIZE.max} can be."
         )
+    _check_used(options)
     check_folder(output)
     if output.exists():
         raise FileError(f"{output}: exists already; choose another name")
@@ -102,7 +104,7 @@ def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict
     protocol = Protocol(**options, angles=tuple(angles) or None)
     clock = Clock()
     with terminal.working(f"reading {ct}"), clock.part("read"):
-        volume = load_ct(ct, known)
+        volume = _read(ct, known)
     with terminal.working(f"marching {len(protocol.degrees)} views"), clock.part("project"):
         found = run(volume, protocol, side_mm=side)
     with clock.part("write"):
@@ -119,6 +121,31 @@ def simulate(terminal: Terminal, ct: Path, output: Path, **options: Any) -> dict
         ]
     )
     return result
+
+
+def _check_used(options: dict[str, Any]) -> None:
+    """UsageError for an option that is without effect beside the others."""
+    random = () if options["held_out"] else ("seed",)  # it draws the views held out as well
+    if options["noise"] == "none" and (wrong := given("photons", "electronic", *random)):
+        raise click.UsageError(f"{', '.join(wrong)}: for noise, and --noise is none; leave that out.")
+    first = () if options["held_out"] else ("start",)
+    if options["angles"] and (wrong := given("views", "arc", *first)):
+        raise click.UsageError(f"--angle says where each view is; leave out {', '.join(wrong)}.")
+
+
+def _read(path: Path, known: dict[str, Any]) -> Volume:
+    """The CT, as stated at its own energy: densities follow its CT numbers, and so does their truth.
+
+    UsageError for an energy that those numbers do not depend on.
+    """
+    volume = load_ct(path, known)
+    if volume.provenance["units"] == "mu":
+        idle, why = "ct_energy", "holds attenuation in 1/mm, whose energy is --energy"
+    else:
+        idle, why = "energy", "holds CT numbers, of which densities are made at any energy"
+    if wrong := given(idle):
+        raise click.UsageError(f"{wrong[0]} changes nothing: {path} {why}; leave it out.")
+    return volume.at_energy(volume.ct_energy_kev)
 
 
 def _result(ct: Path, output: Path, found: Simulation, clock: Clock) -> dict[str, Any]:

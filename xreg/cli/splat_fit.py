@@ -23,7 +23,7 @@ from xreg.cli.options import (
 )
 from xreg.cli.scans import check_outside, read_scan, scan_options
 from xreg.cli.terminal import Clock, Tell, Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 from xreg.cli.view import read_camera, read_pose
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def _check_options(projections: Path, output: Path, files: tuple[str, ...], opti
         raise click.UsageError("--intrinsics goes with --poses.")
     if options["units"] and not options["prior"]:
         raise click.UsageError("--units goes with --prior.")
+    if options["prior"] and given("init"):
+        raise click.UsageError("--prior takes the place of --init: give one.")
     check_outside(output, projections, options["stack"])
     check_apart(
         {"-o": output} | {f"-o ({name})": output / name for name in files},

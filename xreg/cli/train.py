@@ -133,6 +133,8 @@ def command(terminal: Terminal, ct: tuple[Path, ...], output: Path, **options: A
     check_beginning(options)
     if known.get("mask") and len(ct) > 1:
         raise click.UsageError("--mask is for one CT; train on several without it.")
+    if known.get("mask") and not settings.labels:
+        raise click.UsageError("--mask holds structures for --dice: give --label and --dice as well.")
     check_folder(output)
     check_training(output, options)
     clock = Clock()
@@ -174,6 +176,8 @@ def _check_files(output: Path, box: PoseRange, settings: TrainSettings, options:
 def make_settings(options: dict[str, Any]) -> TrainSettings:
     """The settings that `training_options` ask for; UsageError where both kinds of budget are given."""
     check_budget(options)
+    if options["labels"] and not options["dice"]:
+        raise click.UsageError("--label names structures for the overlap: give --dice, its weight, as well.")
     from xreg.regression import NetworkSettings, TrainSettings, Weights
 
     minutes = None if options["steps"] else options["minutes"] or 5.0

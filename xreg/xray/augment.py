@@ -86,7 +86,7 @@ class AugmentSettings:
             given = values[name]
             if len(given) != 2 or not low <= given[0] <= given[1] <= high:
                 raise ImageError(f"{name} must be (low, high) within {low:g} to {high:g}, got {given}")
-        if not self.clahe_clips or not all(clip > 0 for clip in self.clahe_clips):
+        if not self.clahe_clips or not all(0 < clip < math.inf for clip in self.clahe_clips):
             raise ImageError(f"clahe_clips must hold positive numbers, got {self.clahe_clips}")
         if not isinstance(self.clahe_tiles, int) or self.clahe_tiles < 1:
             raise ImageError(f"clahe_tiles must be a whole number of at least 1, got {self.clahe_tiles!r}")

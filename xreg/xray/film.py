@@ -28,8 +28,11 @@ _MOST = 60.0  # a line integral beyond this transmits nothing that float32 could
 def _check_storage(bits: int | None, window: tuple[float, float] | None) -> None:
     if bits is not None and bits not in BITS:
         raise ImageError(f"bits must be 8, 12 or 16, or None to store no whole numbers, got {bits!r}")
-    if window is not None and not (len(window) == 2 and window[0] < window[1]):
-        raise ImageError(f"window must be (low, high) with low < high, in the film's values, got {window}")
+    pair = window is None or (isinstance(window, (tuple, list)) and len(window) == 2)
+    if not pair or (window is not None and not -math.inf < window[0] < window[1] < math.inf):
+        raise ImageError(
+            f"window must be (low, high), finite and low < high, in the film's values, got {window}"
+        )
 
 
 @dataclass(frozen=True)
