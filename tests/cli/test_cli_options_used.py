@@ -33,9 +33,16 @@ def misused(*words: object) -> str:
     return message
 
 
+# A shell's background job ignores Ctrl-C, and so would a process that is started from one.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from xreg.cli import main; main(prog_name='xreg')"
+)
+
+
 def process(*words: object, **known: object) -> subprocess.Popen:
     """The command line as a process of its own."""
-    command = [sys.executable, "-m", "xreg.cli", *map(str, words)]
+    command = [sys.executable, "-c", START, *map(str, words)]
     known = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **known}
     return subprocess.Popen(command, **known)
 
