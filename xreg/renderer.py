@@ -164,10 +164,8 @@ def drr_with_jacobian(
         mu, scale = _voxels(volume, beam)
         flat = rays.reshape(-1, 6, 3).to(mu.device, non_blocking=True)
         known = {"scale": scale, "integrator": beam.integrator, "moments": True}
-        metric, groups = (
-            metric_of(volume.affine[:3, :3]),
-            _groups(beam, len(flat), lambda: _depth_range(volume, rays)),
-        )
+        metric = metric_of(volume.affine[:3, :3])
+        groups = _groups(beam, len(flat), lambda: _depth_range(volume, rays))
         image, moments = _launched(
             lambda some, steps: project(mu, some, metric, camera.size, steps=steps, **known), flat, groups
         )
@@ -195,7 +193,8 @@ def pose_of(world_from_body: Any, camera: Camera) -> Float[Tensor, "*batch 4 4"]
     pose = tensor64(world_from_body, "world_from_body", device=camera.device, rows=True)
     se3.require_rigid(pose, "world_from_body")
     try:
-        broadcast_shapes(pose.shape[:-2], camera.batch_shape)
+        if pose.ndim > 2 and camera.batch_shape:
+            broadcast_shapes(pose.shape[:-2], camera.batch_shape)
     except RuntimeError as error:
         raise GeometryError(
             f"poses of the batch {tuple(pose.shape[:-2])} do not broadcast with cameras of the batch "

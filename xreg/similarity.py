@@ -167,6 +167,11 @@ def _patch_ssd(gram: Float[Tensor, "*batch P C C"], scale: Float[Tensor, "*batch
     return score, gradient, hessian, gram[..., 0, 0].sqrt()
 
 
+def _compared(gram: Float[Tensor, "*batch P C C"], usable: Bool[Tensor, "*batch P"], kind: str):
+    """Score, its derivatives and the film's contrast of each patch, as its kind of term has them."""
+    return _patch_ssd(gram, _film_scale(gram, usable)) if kind == "ssd" else _patch_ncc(gram)
+
+
 def weigh_patches(
     gram: Float[Tensor, "M P C C"],
     needed: Float[Tensor, "*M 1"] | float,
@@ -180,10 +185,7 @@ def weigh_patches(
     card.
     """
     usable = _usable(gram, needed)
-    if kind == "ssd":
-        score, gradient, hessian, contrast = _patch_ssd(gram, _film_scale(gram, usable))
-    else:
-        score, gradient, hessian, contrast = _patch_ncc(gram)
+    score, gradient, hessian, contrast = _compared(gram, usable, kind)
     weight = _patch_weights(contrast, usable)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
     score = torch.where(usable, score, 0.0)
@@ -227,13 +229,14 @@ def evaluate(
         patches = weigh_patches(gram, needed[:, None], kind=kind, robust=robust)
         sums.append(_sums(patches, robust, each_pixel=window is None))
         of += [n for n in numbers for _ in range(_PARTS[terms[n].filter])]
-    found = [
-        _evidence(row, len(jacobian)) for row in torch.cat(sums).cpu().double()
-    ]  # a card is waited for here
+    rows = torch.cat(sums).cpu().double()  # a card is waited for here, and nowhere else
+    found = [_evidence(row, len(jacobian)) for row in rows]
     total = sum(t.weight for t in terms)
     shares = [terms[n].weight / total / _PARTS[terms[n].filter] for n in of]
-    each = [sum(p.score for p, m in zip(found, of, strict=True) if m == n) for n in range(len(terms))]
-    each = tuple(score / _PARTS[t.filter] for score, t in zip(each, terms, strict=True))
+    each = tuple(
+        sum(p.score for p, m in zip(found, of, strict=True) if m == n) / _PARTS[term.filter]
+        for n, term in enumerate(terms)
+    )
     return combine(found, shares, terms=each)
 
 
@@ -310,10 +313,7 @@ def scores(
 def _batch_score(stack: Float[Tensor, "B 2 H W"], valid: Tensor, term: Term) -> Float[Tensor, " B"]:
     gram = _grams(stack, valid, term.window)
     usable = _usable(gram, _needed(valid, term.window))
-    if term.kind == "ssd":
-        score, _, _, contrast = _patch_ssd(gram, _film_scale(gram, usable))
-    else:
-        score, _, _, contrast = _patch_ncc(gram)
+    score, _, _, contrast = _compared(gram, usable, term.kind)
     weight, score = _patch_weights(contrast, usable), torch.nan_to_num(score, nan=-1.0)
     whole = weight.sum(-1)
     return torch.where(whole > 0, (weight * score).sum(-1) / whole.clamp_min(1e-12), -1.0)

@@ -109,7 +109,7 @@ def _check_names(output: Path, options: dict[str, Any], ct: dict[str, Any]) -> s
         )
     if options["labels"] and "mask" not in ct:
         raise click.UsageError("--labels needs --mask, the label map of the CT.")
-    _check_used(options, ct)
+    _check_used(options)
     if options["window"] and suffix != ".png":
         raise click.UsageError("--window is for .png; the other files keep the values as they are.")
     if options["window"] and not -math.inf < options["window"][0] < options["window"][1] < math.inf:
@@ -118,10 +118,9 @@ def _check_names(output: Path, options: dict[str, Any], ct: dict[str, Any]) -> s
     return suffix
 
 
-def _check_used(options: dict[str, Any], ct: dict[str, Any]) -> None:
+def _check_used(options: dict[str, Any]) -> None:
     """UsageError for an option that is without effect beside the others."""
-    idle = [f"--{name.replace('_', '-')}" for name in ("mask", "label_names") if name in ct]
-    if idle and not options["labels"]:
+    if not options["labels"] and (idle := given("mask", "label_names")):
         raise click.UsageError(f"{' and '.join(idle)} is for --labels, hard or soft: give that as well.")
     if options["integrator"] != "trilinear" and given("samples"):
         raise click.UsageError(

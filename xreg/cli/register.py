@@ -115,8 +115,7 @@ def command(
     options["film_mask"] = per_film(options["film_mask"], len(film), "--film-mask")
     options["frame"] = per_film(options["frame"], len(film), "--frame", spread=True)
     check_folder(output)
-    names = ["pose.json", "pose.tfm", "rig.json", "result.json", *_overlays(len(film))]
-    check_unread(output, names, inputs_of({**known, **options}, CT=ct, FILM=film))
+    check_unread(output, [*_files(len(film)), "rig.json"], inputs_of({**known, **options}, CT=ct, FILM=film))
     clock = Clock()
     with terminal.working(f"reading {ct}"), clock.part("read"):
         volume = load_ct(ct, known)
@@ -304,7 +303,7 @@ def _write(
 
     output.mkdir(parents=True, exist_ok=True)
     one, names = len(films) == 1, _overlays(len(films))
-    files = ["pose.json", "pose.tfm", *([] if one else ["rig.json"]), *names, "result.json"]
+    files = _files(len(films))
     earlier = _earlier_files(output) - set(files)
     for name in ("result.json", *earlier):  # the record first: it never tells of other files than its own
         (output / name).unlink(missing_ok=True)
@@ -315,6 +314,11 @@ def _write(
         save_picture(output / name, picture)
     write_json(output / "result.json", {"schema": "xreg.result/1", "xreg": __version__, **result})
     result["files"] = [str(output / name) for name in files]
+
+
+def _files(films: int) -> list[str]:
+    """What is written, in this order."""
+    return ["pose.json", "pose.tfm", *(["rig.json"] if films > 1 else []), *_overlays(films), "result.json"]
 
 
 def _overlays(films: int) -> list[str]:

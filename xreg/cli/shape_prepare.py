@@ -10,7 +10,7 @@ import click
 
 from xreg.cli.options import NUMBER, PATH, Number, check_beside, check_folder, shared
 from xreg.cli.terminal import Terminal
-from xreg.cli.verb import verb
+from xreg.cli.verb import given, verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,12 +125,9 @@ def command(terminal: Terminal, folder: Path, output: Path, **options: Any) -> d
 
 def _check_shipped() -> None:
     """UsageError for options that say how films are made, or CTs read: those of swinx2s are as they are."""
-    known = click.get_current_context()
-    default = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
-    given = [f"--{name}" for name in _NOT_SHIPPED if known.get_parameter_source(name) not in default]
-    if given:
+    if wrong := given(*_NOT_SHIPPED):
         raise click.UsageError(
-            f"{', '.join(given)}: not for --dataset swinx2s, whose patients have films and CTs of their own; "
+            f"{', '.join(wrong)}: not for --dataset swinx2s, whose patients have films and CTs of their own; "
             "leave that out."
         )
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 Tell = Callable[..., None]
 
 
@@ -171,9 +173,13 @@ def plain(value: Any) -> Any:
 
 
 def json_text(data: Mapping[str, Any]) -> str:
-    """A JSON object as text, indented, with lists of plain numbers on one line."""
+    """A JSON object as text, indented, with lists of plain numbers on one line.
+
+    A file's name may hold bytes that are no UTF-8; Python has them as surrogates, which JSON must not.
+    """
     text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\s*((?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+)\s*\]", _on_one_line, text)
+    text = re.sub(r"\[\s*((?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+)\s*\]", _on_one_line, text)
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -15,14 +14,13 @@ from typing import Any
 import click
 
 from xreg import __version__
-from xreg.cli.terminal import Terminal, json_text, print_json
+from xreg.cli.terminal import Terminal, print_json
 from xreg.errors import InputWarning, XregError
 
 _FLAGS = {"energy_kev": "energy", "ct_energy_kev": "ct-energy", "series_uid": "series"}
 # How torch says that memory ran out: on the host, on a card, and in a kernel that asks it for a new tensor.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "aten::new_empty")
 EXIT_CODES = {"done": 0, "failed": 1, "rejected": 3, "interrupted": 130}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Verb(click.Command):
@@ -150,8 +148,7 @@ def _print_failure(words: str, error: BaseException, message: str, status: str =
 def _printed(data: dict[str, Any]) -> bool:
     """Print the one JSON object; False, and a line on stderr, where stdout does not take it."""
     try:
-        # A file's name may hold bytes that are no UTF-8; Python has them as surrogates, JSON must not.
-        print_json(json.loads(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", json_text(data))))
+        print_json(data)
     except BrokenPipeError:
         raise
     except OSError as error:

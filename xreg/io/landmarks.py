@@ -82,8 +82,8 @@ def load_landmarks(path: str | PathLike) -> Landmarks:
     it does not), mm or µm; points that are not placed yet are skipped.  ``.fcsv``: Slicer's list with its
     header lines.  ``.csv``: name, x, y, z in RAS mm, with a header line or without; a header r, a, s or
     l, p, s (as Slicer's table of control points has) is understood, and rows that it calls not defined are
-    skipped.  Other ``.json``: RAS mm, as
-    {"name": [x, y, z], ...} or a list of {"name", "x", "y", "z"}.  Raises FileError, which names the entry.
+    skipped.  Other ``.json``: RAS mm, as {"name": [x, y, z], ...} or a list of {"name", "x", "y", "z"}.
+    Raises FileError, which names the entry.
     """
     file = require_file(path, "landmarks (.mrk.json, .fcsv, .csv or .json)")
     kind = file.suffix.lower()

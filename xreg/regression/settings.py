@@ -86,19 +86,16 @@ class TrainSettings:
                 raise RegistrationError(f"{name} must be a positive whole number, got {value!r}")
         if self.size < 32 or self.size % 32:
             raise RegistrationError(f"size must be a multiple of 32 px, at least 32, got {self.size}")
-        real = {"clip": self.clip, "rate": self.rate, "grid_mm": self.grid_mm}
-        for name, value in real.items():
-            if not 0 < value < math.inf:
-                raise RegistrationError(f"{name} must be a positive number, got {value!r}")
-        shares = {"cut": self.cut, "warm_up": self.warm_up, "decay": self.decay}
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise RegistrationError(f"{name} must be a number from 0 to 1, got {value!r}")
+        for name in ("clip", "rate", "grid_mm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RegistrationError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        for name in ("cut", "warm_up", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RegistrationError(f"{name} must be a number from 0 to 1, got {getattr(self, name)!r}")
         low, high = self.contrast
-        if not (0 < low <= high and self.rate > 0 and self.grid_mm > 0 and 0 <= self.average < 1):
+        if not (0 < low <= high and 0 <= self.average < 1):
             raise RegistrationError(
-                f"contrast needs two positive factors, low first; rate and grid_mm must be positive and "
-                f"average in [0, 1), got {self}"
+                f"contrast needs two positive factors, low first, and average must lie in [0, 1), got {self}"
             )
         if self.weights.dice > 0 and not self.labels:
             raise RegistrationError("a Dice term needs labels: name the structures that it shall compare")

@@ -281,9 +281,9 @@ class Trainer:
         if due and self.held_out is not None:
             validation = self.held_out.judge(self.average)
             if not math.isfinite(validation.score + found["loss"]):
-                rate = self.settings.rate
+                most = self.settings.rate
                 raise RegistrationError(
-                    f"the training diverged at step {self.step}: take a rate below {rate:g}"
+                    f"the training diverged at step {self.step}: take a rate below {most:g}"
                 )
             rate = self.optimiser.param_groups[0]["lr"]
             line = {"step": self.step, "seconds": round(self.budget.seconds, 3), "rate": rate}
